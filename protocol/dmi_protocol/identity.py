@@ -1,0 +1,29 @@
+"""Names for the things that DMI speaks of. A node is known by its public key; people call it by its name."""
+
+import hashlib
+from typing import NewType
+
+NodeId = NewType("NodeId", str)
+"""Sixteen hexadecimal digits made of the node's public key; see :func:`node_id`."""
+
+PublicKey = NewType("PublicKey", str)
+"""A CURVE public key in z85, 40 characters."""
+
+JobId = NewType("JobId", str)
+"""What a user types to speak of a job: its name and six hexadecimal digits, ``digits-3f2a91``."""
+
+RequestId = NewType("RequestId", str)
+"""Made by the client, so that asking twice does a thing once."""
+
+BlobHash = NewType("BlobHash", str)
+"""The SHA-256 of a file's bytes, 64 hexadecimal digits."""
+
+
+def node_id(public_key: PublicKey) -> NodeId:
+    """The node whose CURVE key is ``public_key``."""
+    return NodeId(hashlib.sha256(public_key.encode("ascii")).hexdigest()[:16])
+
+
+def job_id(name: str, request: RequestId) -> JobId:
+    """The job that ``request`` submitted: a function of the request, so that a repeated request names the same job."""
+    return JobId(f"{name}-{hashlib.sha256(request.encode()).hexdigest()[:6]}")

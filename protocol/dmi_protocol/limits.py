@@ -1,0 +1,65 @@
+"""Every bound of DMI, in one place, checked against each other. Units come last in the names."""
+
+# The mesh: what one message may weigh, and how much may wait.
+MESSAGE_BYTES = 4 * 1024 * 1024
+"""The largest envelope: a snapshot chunk or a blob chunk with room to spare."""
+CHUNK_BYTES = 1024 * 1024
+"""Blobs and snapshots travel in pieces of this size."""
+COLLECTION_ITEMS = 65_536
+"""The longest array or map that an envelope may claim."""
+STRING_BYTES = 1024 * 1024
+MESH_QUEUE_MESSAGES = 1_000
+"""ZeroMQ's high-water mark of one mesh link; beyond it messages are dropped, which consensus and gossip survive."""
+EVENT_QUEUE_ITEMS = 10_000
+"""Events that wait for the driver; beyond it network events are dropped first."""
+EVENTS_PER_WRITE = 256
+"""How many events the driver steps before it makes one durable write."""
+
+# The data plane.
+BUCKET_BYTES = 4 * 1024 * 1024
+"""The size at which a bucket is closed. 1 to 16 MiB are about equally fast; smaller is slower."""
+TENSOR_FRAME_BYTES = 1 << 30
+"""The largest tensor frame: a whole tensor that its optimizer must see in one piece."""
+ALIGNMENT_BYTES = 64
+"""Tensors start on this boundary inside a bucket."""
+
+# Jobs.
+BUNDLE_BYTES = 64 * 1024 * 1024
+BUNDLE_FILES = 4_096
+ARGUMENTS = 256
+LEAVES = 1_024
+LOG_BYTES = 64 * 1024 * 1024
+"""What one role process may write to its log before the middle is left out."""
+TRACEBACK_BYTES = 16 * 1024
+JOBS_REMEMBERED = 1_000
+REQUESTS_REMEMBERED = 4_096
+
+# People and members.
+MEMBERS = 10_000
+VOTERS = 5
+NAME_CHARACTERS = 63
+INVITATIONS = 256
+RUMORS = 1_024
+RUMOR_BYTES = 512
+
+# Time.
+ROLE_BEAT_MS = 500
+ROLE_STALLED_MS = 5_000
+PROGRESS_MS = 200
+ROLE_START_MS = 120_000
+"""From the start of a role process to its ``Bound``: importing torch on a busy host takes long."""
+
+
+def check() -> None:
+    """Assert the relations between the bounds."""
+    assert CHUNK_BYTES + 64 * 1024 <= MESSAGE_BYTES
+    assert STRING_BYTES <= MESSAGE_BYTES
+    assert BUCKET_BYTES <= TENSOR_FRAME_BYTES
+    assert VOTERS % 2 == 1
+    assert VOTERS <= MEMBERS
+    assert ROLE_BEAT_MS * 4 <= ROLE_STALLED_MS
+    assert ALIGNMENT_BYTES & (ALIGNMENT_BYTES - 1) == 0
+    assert LEAVES & (LEAVES - 1) == 0
+
+
+check()

@@ -1,0 +1,139 @@
+"""Daemon and role process talk over a socket pair that the child inherits: one daemon, its own children, one host.
+
+The channel carries length-prefixed msgpack; these are its messages. A role process never sees the node's keys.
+"""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
+
+Role = Literal["server", "worker"]
+
+
+class RoleKey(Struct, frozen=True, order=True):
+    """Which process this is: the ``index``-th holder of a role in one generation of a job's placement."""
+
+    job: JobId
+    generation: int
+    role: Role
+    index: int
+
+
+class Assignment(Struct, frozen=True, tag="assignment"):
+    """The first message to a child: all it needs to begin. Paths are absolute and on this host.
+
+    ``leaves`` is None when the command line did not say; the script's ``dmi.init`` decides then.
+    ``ports`` is the range (first, last) in which the data socket may be bound, ``host`` the address to bind.
+    """
+
+    key: RoleKey
+    node: NodeId
+    node_name: str
+    script: str
+    args: tuple[str, ...]
+    bundle: str
+    directory: str
+    leaves: int | None
+    threads: int
+    workers: int
+    shards: int
+    host: str
+    ports: tuple[int, int]
+
+
+class Seat(Struct, frozen=True):
+    """One role process as its peers see it. ``address`` is ``host:port`` of its data socket."""
+
+    key: RoleKey
+    node: NodeId
+    node_name: str
+    address: str
+    public_key: PublicKey
+
+
+class Roster(Struct, frozen=True, tag="roster"):
+    """Who takes part: complete, committed, and the same everywhere.
+
+    ``shards[s]`` is the index of the server that is shard ``s``'s primary; ``speeds[w]`` weighs worker ``w``'s share of
+    the leaves (equal at first); ``lead`` is the index of the worker that prints and evaluates.
+    """
+
+    generation: int
+    servers: tuple[Seat, ...]
+    workers: tuple[Seat, ...]
+    shards: tuple[int, ...]
+    speeds: tuple[float, ...]
+    lead: int
+
+
+class Stop(Struct, frozen=True, tag="stop"):
+    """End at once; a TERM follows."""
+
+
+class Bound(Struct, frozen=True, tag="bound"):
+    """The child listens: tell the others."""
+
+    address: str
+    public_key: PublicKey
+    pid: int
+
+
+class Moving(Struct, frozen=True, tag="moving"):
+    """Sent every ``limits.ROLE_BEAT_MS``: the process is scheduled and not stopped."""
+
+
+class Progressed(Struct, frozen=True, tag="progressed"):
+    """From the lead worker, at most every ``limits.PROGRESS_MS`` and at the last step."""
+
+    step: int
+    steps: int | None
+    samples_per_second: float
+    loss: float | None
+
+
+class PartWritten(Struct, frozen=True, tag="part-written"):
+    """A server's part of a checkpoint is durable at ``path`` (in its directory); the daemon takes it into the blobs.
+
+    ``step`` counts finished steps. ``final`` marks the part that ``export`` reads.
+    """
+
+    step: int
+    shard: int
+    blob: BlobHash
+    path: str
+    size_bytes: int
+    final: bool
+
+
+class Completed(Struct, frozen=True, tag="completed"):
+    """The role has done all its work: a worker's script returned 0, a server's final part is durable."""
+
+
+class Failed(Struct, frozen=True, tag="failed"):
+    """The role cannot go on and knows why. ``kind`` is a ``reasons.RoleFailure`` value; ``text`` may have many lines
+    (a traceback). ``starting`` is true when it never began its work."""
+
+    kind: str
+    text: str
+    starting: bool = False
+
+
+class Exited(Struct, frozen=True, tag="exited"):
+    """Made by the supervisor, never by a child: the process is gone. ``signal`` is 0 when it returned ``code``."""
+
+    code: int
+    signal: int
+    stalled: bool = False
+
+
+class Started(Struct, frozen=True, tag="started"):
+    """Made by the supervisor, never by a child: the process exists."""
+
+    pid: int
+
+
+ToRole = Assignment | Roster | Stop
+FromRole = Bound | Moving | Progressed | PartWritten | Completed | Failed
+RoleEvent = Started | Bound | Progressed | PartWritten | Completed | Failed | Exited
