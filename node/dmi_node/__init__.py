@@ -1,0 +1,1 @@
+"""What DMI does: the daemon, its adapters, the role processes and the command."""

@@ -1,0 +1,1 @@
+"""What DMI computes: buckets, leaf sums, optimizer steps and checkpoints, without sockets."""

@@ -1,0 +1,47 @@
+# Every verb sets itself up: `make test` and `make demo` work as the first command on a fresh machine.
+PYTHON ?= python3
+SEEDS ?= 1000
+JOBS ?= 2
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup check test demo sim planted bench format clean
+
+help:            ## this list
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY)  ## a virtual environment in .venv with everything that the other verbs need
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+check: $(READY)  ## format, lint, types, architecture, generated documents
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/architecture
+
+test: check      ## check, then every test; the timed ones alone, so that they do not disturb one another
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not mesh and not hosts" tests
+	$(BIN)/python -m pytest -q -m "mesh or hosts" tests
+
+demo: $(READY)   ## three nodes on this machine train a real model; the weights are those of a plain run
+	@$(BIN)/python -m examples.demo
+
+sim: $(READY)    ## make sim SEEDS=1000: that many seeded universes
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --jobs $(JOBS)
+
+planted: $(READY) ## six planted bugs: at which seed, and by which checker, each is caught
+	$(BIN)/python -m tests.simulation.planted
+
+bench: $(READY)  ## a step that is only its exchange, beside gloo in the same run
+	$(BIN)/python -m bench.exchange
+
+format: $(READY) ## let ruff put the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:           ## what the other verbs made
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo build *.egg-info

@@ -1,0 +1,1 @@
+"""Is the house still the house that was drawn?"""
