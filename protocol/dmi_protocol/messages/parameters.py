@@ -1,0 +1,159 @@
+"""What workers and parameter servers of one job say to each other, role process to role process, never through a daemon.
+
+Each message is one envelope; those that carry tensors are followed by one raw frame for each spec in ``tensors``, in
+order, unless ``region`` says that the bytes lie in memory that both processes have mapped. A message names the
+placement's generation it was sent under, and the step it belongs to: step ``t`` turns version ``t`` of the parameters
+into version ``t + 1``.
+"""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from dmi_protocol.tensor_spec import TensorSpec
+
+Refusal = Literal["generation", "fingerprint", "definition", "step", "version", "peer"]
+
+
+class Region(Struct, frozen=True):
+    """Bytes in shared memory: ``segment`` was offered in ``Hello`` or ``Welcome``, and both ends have it mapped."""
+
+    segment: str
+    offset: int
+
+
+class Fingerprint(Struct, frozen=True):
+    """What may change the bits of a result: ``(field, value)`` pairs, the same fields on every worker."""
+
+    fields: tuple[tuple[str, str], ...]
+
+
+class Hello(Struct, frozen=True, tag="exchange-hello"):
+    """A worker opens the conversation, once per server. ``definition`` describes layout, optimizer and clipping.
+
+    ``shared`` names a shared memory segment of ``shared_bytes`` that this worker writes its sums into, when server and
+    worker are of one node; the worker removes the name as soon as it is welcomed.
+    """
+
+    generation: int
+    worker: int
+    fingerprint: Fingerprint
+    definition: bytes
+    shared: str | None = None
+    shared_bytes: int = 0
+
+
+class Initial(Struct, frozen=True, tag="exchange-initial"):
+    """From the lead worker: ``bucket`` at version 0."""
+
+    generation: int
+    bucket: int
+    tensors: tuple[TensorSpec, ...]
+
+
+class Welcome(Struct, frozen=True, tag="exchange-welcome"):
+    """The server stands at ``step`` and has all that it needs. ``shared`` as in ``Hello``, written by the server."""
+
+    generation: int
+    shard: int
+    step: int
+    shared: str | None = None
+    shared_bytes: int = 0
+
+
+class Declined(Struct, frozen=True, tag="exchange-declined"):
+    """Legal, but impossible now. ``text`` is one line for people, made from the reason's fields by the server."""
+
+    generation: int
+    kind: Refusal
+    text: str
+
+
+class Begin(Struct, frozen=True, tag="exchange-begin"):
+    """The worker has installed version ``step`` and starts on it. ``hyper`` are the groups' hyperparameters, encoded;
+    equal on all workers, as ``leaf_sizes`` are."""
+
+    generation: int
+    step: int
+    leaf_sizes: tuple[int, ...]
+    hyper: bytes
+
+
+class Contribution(Struct, frozen=True, tag="exchange-contribution"):
+    """The weighted sum of one aligned subtree of leaves, for one bucket.
+
+    ``tensors`` is empty when no leaf of the subtree has anything for this bucket: an explicit *absent*.
+    ``detail`` says which segments of the bucket are present; the format is the tensor package's.
+    """
+
+    generation: int
+    step: int
+    bucket: int
+    first_leaf: int
+    leaves: int
+    tensors: tuple[TensorSpec, ...]
+    detail: bytes = b""
+    region: Region | None = None
+
+
+class Show(Struct, frozen=True, tag="exchange-show"):
+    """``bucket`` at ``version``. It is whole, and may be installed once all buckets of that version are shown."""
+
+    generation: int
+    version: int
+    bucket: int
+    tensors: tuple[TensorSpec, ...]
+    detail: bytes = b""
+    region: Region | None = None
+
+
+class Pull(Struct, frozen=True, tag="exchange-pull"):
+    """Show me ``buckets`` at ``version``, if it is still readable; a worker that came in mid-step asks this."""
+
+    generation: int
+    version: int
+    buckets: tuple[int, ...]
+
+
+class Norms(Struct, frozen=True, tag="exchange-norms"):
+    """Server to server: the squared norms of the step's sums, as ``(bucket, square)`` in bucket order."""
+
+    generation: int
+    step: int
+    shard: int
+    squares: tuple[tuple[int, float], ...]
+
+
+class Checkpoint(Struct, frozen=True, tag="exchange-checkpoint"):
+    """Write version ``step`` with its optimizer state. ``extra`` is what the run itself keeps (loader, scheduler)."""
+
+    generation: int
+    step: int
+    extra: bytes
+
+
+class Finish(Struct, frozen=True, tag="exchange-finish"):
+    """The worker's script is over after ``step`` steps: write the final part."""
+
+    generation: int
+    step: int
+    extra: bytes
+
+
+class Finished(Struct, frozen=True, tag="exchange-finished"):
+    """The shard's final part is durable: the worker may return."""
+
+    generation: int
+    shard: int
+
+
+class Beat(Struct, frozen=True, tag="exchange-beat"):
+    """I am here; answered by the same. A worker's thread sends it while its script computes."""
+
+    generation: int
+
+
+ParameterMessage = (
+    Hello | Initial | Welcome | Declined | Begin | Contribution | Show | Pull | Norms | Checkpoint | Finish | Finished
+    | Beat
+)
