@@ -28,7 +28,7 @@ test: check      ## check, then every test; the timed ones alone, so that they d
 	$(BIN)/python -m pytest -q -m "mesh or hosts" tests
 
 demo: $(READY)   ## three nodes on this machine train a real model; the weights are those of a plain run
-	@$(BIN)/python -m examples.demo
+	@$(BIN)/python examples/demo.py
 
 sim: $(READY)    ## make sim SEEDS=1000: that many seeded universes
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --jobs $(JOBS)

@@ -1,0 +1,131 @@
+"""A mesh of real daemons under one directory, driven through the command as a user would."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).resolve().parents[2]
+Seen = TypeVar("Seen")
+
+
+def until(look: Callable[[], Seen], seconds: float, what: str) -> Seen:
+    """The first true thing that ``look`` gives. Fails with ``what`` once ``seconds`` are over."""
+    end = time.monotonic() + seconds
+    pause = threading.Event()
+    while True:
+        seen = look()
+        if seen:
+            return seen
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds} s: {what}; last seen {seen!r}")
+        pause.wait(0.01)
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    """This process's environment without any setting of DMI, and with ``extra``."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("DMI_")} | extra
+
+
+def command(
+    *arguments: object, home: Path, seconds: float = 120, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run ``dmi-node`` with ``arguments`` against the node at ``home``."""
+    done = subprocess.run(
+        [BIN / "dmi-node", *map(str, arguments)],
+        env=clean_environment(DMI_HOME=str(home)),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    assert not check or done.returncode == 0, f"dmi-node {arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+class LocalMesh:
+    """``size`` nodes, each with its home, key, address and port. ``close`` leaves no process behind."""
+
+    def __init__(self, home: Path, size: int) -> None:
+        self.home = home
+        self.size = size
+        self._children: list[subprocess.Popen[bytes]] = []
+        self.pids: set[int] = set()
+
+    def up(self) -> None:
+        """Start all nodes and wait until they are ready."""
+        command("up", "--nodes", self.size, "--home", self.home, "--detach", home=self.home, seconds=60)
+        self.pids |= {self.pid(index) for index in range(self.size)}
+
+    def node(self, index: int) -> Path:
+        """The home of the ``index``-th node."""
+        return self.home / f"n{index}"
+
+    def pid(self, index: int) -> int:
+        """The process of the ``index``-th node, as its home says."""
+        return int((self.node(index) / "pid").read_text().split()[0])
+
+    def status(self, index: int = 0) -> dict[str, Any]:
+        """What the ``index``-th node says of the mesh, through the command."""
+        said: dict[str, Any] = json.loads(command("status", "--json", home=self.node(index)).stdout)
+        return said
+
+    def kill(self, index: int) -> None:
+        """End the daemon as a power cut would."""
+        os.kill(self.pid(index), signal.SIGKILL)
+
+    def start(self, index: int) -> None:
+        """Bring a killed node back, as it was."""
+        child = subprocess.Popen(
+            [BIN / "dmi-node", "run", "--home", self.node(index)],
+            env=clean_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self._children.append(child)
+        self.pids.add(child.pid)
+
+    def processes(self) -> list[psutil.Process]:
+        """The daemons and all that descends from them."""
+        found = []
+        for pid in self.pids:
+            try:
+                daemon = psutil.Process(pid)
+                found += [daemon, *daemon.children(recursive=True)]
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+    def close(self) -> None:
+        """``down``, and a refusal to leave anything running."""
+        before = self.processes()
+        command("down", "--home", self.home, home=self.home, seconds=60, check=False)
+        for child in self._children:
+            child.wait(timeout=30)
+        _, alive = psutil.wait_procs(before, timeout=10)
+        for process in alive:
+            process.kill()
+        assert not alive, f"outlived `down`: {alive}"
+
+
+def submit(mesh: LocalMesh, *arguments: object, via: int = 0) -> str:
+    """Submit a script and give the job's id."""
+    said = command("submit", "--json", *arguments, home=mesh.node(via)).stdout
+    return str(json.loads(said.strip().splitlines()[-1])["id"])
+
+
+def job(mesh: LocalMesh, identity: str, via: int = 0) -> dict[str, Any]:
+    """The job's object in ``status --json``."""
+    found: dict[str, Any] = next(j for j in mesh.status(via)["jobs"] if j["id"] == identity)
+    return found
