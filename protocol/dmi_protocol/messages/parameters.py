@@ -154,6 +154,17 @@ class Beat(Struct, frozen=True, tag="exchange-beat"):
 
 
 ParameterMessage = (
-    Hello | Initial | Welcome | Declined | Begin | Contribution | Show | Pull | Norms | Checkpoint | Finish | Finished
+    Hello
+    | Initial
+    | Welcome
+    | Declined
+    | Begin
+    | Contribution
+    | Show
+    | Pull
+    | Norms
+    | Checkpoint
+    | Finish
+    | Finished
     | Beat
 )
