@@ -23,6 +23,16 @@ TENSOR_FRAME_BYTES = 1 << 30
 ALIGNMENT_BYTES = 64
 """Tensors start on this boundary inside a bucket."""
 
+BUCKETS = 16_384
+"""The most buckets of one model: 64 GiB of parameters at the usual size of a bucket."""
+DATA_QUEUE_MESSAGES = 65_536
+"""ZeroMQ's high-water mark on data sockets. It is never reached: at most two versions of each bucket are under way."""
+PEER_BEAT_MS = 1_000
+PEER_SILENT_MS = 60_000
+"""A role that has not heard a peer's beat for so long gives up and names it."""
+ROSTERS = 16
+"""Rosters that wait in a role process to be read."""
+
 # Jobs.
 BUNDLE_BYTES = 64 * 1024 * 1024
 BUNDLE_FILES = 4_096
@@ -55,6 +65,8 @@ def check() -> None:
     assert CHUNK_BYTES + 64 * 1024 <= MESSAGE_BYTES
     assert STRING_BYTES <= MESSAGE_BYTES
     assert BUCKET_BYTES <= TENSOR_FRAME_BYTES
+    assert 4 * BUCKETS <= DATA_QUEUE_MESSAGES
+    assert PEER_BEAT_MS * 4 <= PEER_SILENT_MS
     assert VOTERS % 2 == 1
     assert VOTERS <= MEMBERS
     assert ROLE_BEAT_MS * 4 <= ROLE_STALLED_MS
