@@ -1,0 +1,118 @@
+"""A role process's end of the channel to its daemon; see ``dmi_protocol/messages/roles.py`` for what is said there.
+
+A background thread listens and beats while the process computes. When the daemon is gone the process ends at once.
+"""
+
+import ctypes
+import os
+import queue
+import select
+import signal
+import socket
+import sys
+import threading
+from typing import NoReturn
+
+from dmi_protocol import limits
+from dmi_protocol.codec import decode_struct, encode_struct
+from dmi_protocol.errors import RemoteProtocolError
+from dmi_protocol.messages.roles import Assignment, Failed, FromRole, Moving, Roster, Stop, ToRole
+
+DESCRIPTOR = "DMI_ROLE_FD"
+"""The environment variable that names the inherited descriptor."""
+
+_LENGTH_BYTES = 4
+_SET_PARENT_DEATH_SIGNAL = 1
+_ORPHANED = 113
+"""The exit code of a child whose daemon has died."""
+
+
+class DaemonGoneError(Exception):
+    """The other end of the channel is closed."""
+
+
+class Child:
+    """This process as its daemon knows it. ``tell`` may be called from any thread."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._sending = threading.Lock()
+        self._beats = False
+        self._told: queue.Queue[Roster] = queue.Queue(maxsize=limits.ROSTERS)
+
+    @classmethod
+    def inherit(cls) -> "Child":
+        """The channel that the daemon left open for us. From here on the kernel ends us when the daemon dies."""
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+        descriptor = int(os.environ.pop(DESCRIPTOR))
+        os.set_inheritable(descriptor, False)  # noqa: FBT003
+        return cls(socket.socket(fileno=descriptor))
+
+    def assignment(self) -> Assignment:
+        """The first message; waits for it."""
+        first = self._receive()
+        if not isinstance(first, Assignment):
+            raise RemoteProtocolError(f"the daemon begins with {type(first).__name__} and not with an assignment")
+        return first
+
+    def start(self) -> None:
+        """Listen and beat from now on."""
+        threading.Thread(target=self._live, name="role-channel", daemon=True).start()
+
+    def roster(self, within_ms: int) -> Roster:
+        """The next roster; ``TimeoutError`` when none comes in time."""
+        try:
+            return self._told.get(timeout=within_ms / 1000)
+        except queue.Empty:
+            raise TimeoutError(f"no roster within {within_ms / 1000:g} s") from None
+
+    def tell(self, message: FromRole) -> None:
+        """Send one message to the daemon."""
+        body = encode_struct(message)
+        with self._sending:
+            self._channel.sendall(len(body).to_bytes(_LENGTH_BYTES, "big") + body)
+
+    def fail(self, kind: str, text: str, *, starting: bool) -> NoReturn:
+        """Say why, and end."""
+        text = text.encode()[-limits.TRACEBACK_BYTES :].decode(errors="replace")
+        self.tell(Failed(kind, text, starting))
+        self.end(1)
+
+    def end(self, code: int) -> NoReturn:
+        """Let the daemon read what was said, and end without waiting for any thread."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._channel.shutdown(socket.SHUT_WR)
+        os._exit(code)
+
+    def _live(self) -> None:
+        self._beats = True
+        try:
+            while True:
+                self._take(self._receive())
+        except (DaemonGoneError, ConnectionError):
+            os._exit(_ORPHANED)
+
+    def _take(self, message: ToRole) -> None:
+        if isinstance(message, Stop):
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif isinstance(message, Roster):
+            self._told.put_nowait(message)
+
+    def _receive(self) -> ToRole:
+        length = int.from_bytes(self._exactly(_LENGTH_BYTES), "big")
+        if length > limits.MESSAGE_BYTES:
+            raise RemoteProtocolError(f"the daemon claims a message of {length} bytes")
+        return decode_struct(self._exactly(length), ToRole)
+
+    def _exactly(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            if self._beats and not select.select([self._channel], [], [], limits.ROLE_BEAT_MS / 1000)[0]:
+                self.tell(Moving())
+                continue
+            piece = self._channel.recv(size - len(data))
+            if not piece:
+                raise DaemonGoneError
+            data += piece
+        return bytes(data)

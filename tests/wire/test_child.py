@@ -1,0 +1,111 @@
+"""A role process and its channel, with the test as its daemon."""
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from dmi_protocol.codec import decode_struct, encode_struct
+from dmi_protocol.identity import JobId, NodeId
+from dmi_protocol.messages.roles import Assignment, Completed, Failed, FromRole, Moving, RoleKey, Roster, Stop, ToRole
+
+PATIENCE_S = 20.0
+ASSIGNMENT = Assignment(
+    key=RoleKey(JobId("job-000000"), 1, "worker", 0),
+    node=NodeId("0" * 16),
+    node_name="n0",
+    script="train.py",
+    args=(),
+    bundle="/bundle",
+    directory="/directory",
+    leaves=None,
+    threads=1,
+    workers=1,
+    shards=1,
+    host="127.0.0.1",
+    ports=(1, 2),
+)
+CHILD = """
+import time
+from dmi_protocol.messages.roles import Completed
+from dmi_wire.child import Child
+child = Child.inherit()
+assert child.assignment().script == "train.py"
+child.start()
+try:
+    child.roster(%d)
+except TimeoutError as error:
+    child.fail("late", str(error), starting=True)
+child.tell(Completed())
+time.sleep(%d)
+child.end(0)
+"""
+
+
+class Daemon:
+    """Our end, and the process at the other."""
+
+    def __init__(self, patience_ms: int, then_s: int) -> None:
+        self.channel, theirs = socket.socketpair()
+        self.channel.settimeout(PATIENCE_S)
+        with theirs:
+            self.child = subprocess.Popen(
+                [sys.executable, "-c", CHILD % (patience_ms, then_s)],
+                env={"DMI_ROLE_FD": str(theirs.fileno())},
+                pass_fds=[theirs.fileno()],
+            )
+        self.tell(ASSIGNMENT)
+
+    def tell(self, message: ToRole) -> None:
+        body = encode_struct(message)
+        self.channel.sendall(len(body).to_bytes(4, "big") + body)
+
+    def hear(self) -> FromRole:
+        """The next message, beats included."""
+        length = int.from_bytes(self.channel.recv(4, socket.MSG_WAITALL), "big")
+        message: FromRole = decode_struct(self.channel.recv(length, socket.MSG_WAITALL), FromRole)
+        return message
+
+    def news(self) -> FromRole:
+        """The next message that is not a beat."""
+        deadline = time.monotonic() + PATIENCE_S
+        while isinstance(message := self.hear(), Moving):
+            assert time.monotonic() < deadline, "nothing but beats"
+        return message
+
+
+@pytest.fixture
+def daemon() -> Iterator[Daemon]:
+    made = Daemon(60_000, 60)
+    yield made
+    made.channel.close()
+    made.child.kill()
+    made.child.wait(PATIENCE_S)
+
+
+def test_a_child_beats_and_hears_its_roster(daemon: Daemon) -> None:
+    assert daemon.hear() == Moving()
+    assert daemon.hear() == Moving()
+    daemon.tell(Roster(1, (), (), (), (), 0))
+    assert daemon.news() == Completed()
+
+
+def test_a_child_ends_with_its_daemon(daemon: Daemon) -> None:
+    assert daemon.hear() == Moving()
+    daemon.channel.close()
+    assert daemon.child.wait(PATIENCE_S) == 113
+
+
+def test_a_child_stops_when_it_is_told_to(daemon: Daemon) -> None:
+    daemon.tell(Stop())
+    assert daemon.child.wait(PATIENCE_S) == -15
+
+
+def test_a_child_that_gives_up_says_why_before_it_ends() -> None:
+    daemon = Daemon(100, 60)
+    assert daemon.news() == Failed("late", "no roster within 0.1 s", starting=True)
+    assert daemon.child.wait(PATIENCE_S) == 1
+    daemon.channel.close()
