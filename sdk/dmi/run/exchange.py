@@ -1,0 +1,91 @@
+"""The seam between a ``Run`` and what computes with it: one process (``plain.py``) or a mesh (``mesh_exchange.py``).
+
+Whoever runs the script inside a job provides its exchange before the script starts; otherwise a run is plain.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from dmi_protocol.training.layout import Definition
+from dmi_tensor.buckets import Buckets
+from dmi_tensor.tree_sum import Share
+
+
+class Exchange(Protocol):
+    """What a run needs of the others. Every call that waits has a deadline, and raises ``dmi.errors.DmiError`` then."""
+
+    @property
+    def worker(self) -> int:
+        """This worker's number."""
+        ...
+
+    @property
+    def is_lead(self) -> bool:
+        """Does this worker print and evaluate?"""
+        ...
+
+    @property
+    def leaves(self) -> int | None:
+        """The leaves that the submission fixed; None when it left that to the script."""
+        ...
+
+    @property
+    def threads(self) -> int | None:
+        """The torch threads that the job fixed; None when it left that to the script."""
+        ...
+
+    def open(self, definition: Definition, buckets: Buckets, fingerprint: Sequence[tuple[str, str]]) -> int:
+        """Meet the others, once, before the first step. ``buckets`` hold version 0 and are the run's own: ``install``
+        writes them. Gives the step at which the job stands (0), whose version is then in ``buckets``."""
+        ...
+
+    def begin(self, step: int, leaf_sizes: Sequence[int], hyper: bytes) -> None:
+        """The run has version ``step`` in place. ``hyper`` are the groups' hyperparameters for this step."""
+        ...
+
+    def next_leaf(self) -> int | None:
+        """A further leaf of this step for this worker; None once the step is complete everywhere. May wait."""
+        ...
+
+    def contribute(self, leaf: int, shares: Mapping[int, Share]) -> None:
+        """What ``leaf`` gives to each live bucket, already weighted; a bucket that is not there is absent.
+
+        The shares belong to the exchange from now on."""
+        ...
+
+    def metrics(self) -> Mapping[str, float]:
+        """The means of what the leaves of the step reported. Only after ``next_leaf`` gave None."""
+        ...
+
+    def install(self) -> None:
+        """Write the next version into the run's buckets. Only after ``next_leaf`` gave None."""
+        ...
+
+    def progress(self, steps: int | None, samples: int, loss: float | None) -> None:
+        """For people: a step of ``samples`` samples is done, of ``steps`` steps if that is known."""
+        ...
+
+    def checkpoint(self, step: int, extra: bytes) -> None:
+        """Keep version ``step`` with its optimizer state; ``extra`` is what the run itself must remember."""
+        ...
+
+    def optimizer_state(self) -> dict[str, object]:
+        """torch's ``state_dict`` of the optimizer at the version in place."""
+        ...
+
+    def close(self, step: int, extra: bytes) -> None:
+        """The script is over after ``step`` steps. Returns when the final state is safe."""
+        ...
+
+
+_provider: list[Callable[[], Exchange]] = []
+
+
+def provide(provider: Callable[[], Exchange]) -> None:
+    """From now on ``dmi.init`` in this process takes part in a job, through what ``provider`` makes."""
+    _provider[:] = [provider]
+
+
+def provided() -> Exchange | None:
+    """The job's exchange, None in a plain run."""
+    return _provider[0]() if _provider else None
