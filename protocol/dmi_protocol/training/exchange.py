@@ -30,10 +30,14 @@ class Greeted(Struct, frozen=True):
 
 
 class Opened(Struct, frozen=True):
-    """The shell has understood the definition: the buckets of this shard, the job's leaves, is there a ``clip_norm``,
-    and which shards hold any buckets (a small model may have fewer buckets than servers)."""
+    """The shell has understood the definition.
+
+    ``buckets`` are those of this shard that change, ``frozen`` those that it only keeps; ``clips`` says that there is a
+    ``clip_norm``; ``shards`` hold buckets that change (a small model may have fewer buckets than servers).
+    """
 
     buckets: tuple[int, ...]
+    frozen: tuple[int, ...]
     leaves: int
     clips: bool
     shards: tuple[int, ...]

@@ -172,13 +172,15 @@ class Shard:
         return self._welcome()
 
     def _initialized(self, event: Initialized) -> list[ShardEffect]:
-        self._own(event.bucket)
+        opened = self._defined()
+        if event.bucket not in opened.buckets and event.bucket not in opened.frozen:
+            raise RemoteProtocolError(f"bucket {event.bucket} is not of shard {self._shard}")
         self._initial.add(event.bucket)
         return self._welcome()
 
     def _welcome(self) -> list[ShardEffect]:
         """Nobody is welcome before all have said the same and the lead has brought the initial weights."""
-        if self._opened is None or self._initial != set(self._opened.buckets):
+        if self._opened is None or self._initial != {*self._opened.buckets, *self._opened.frozen}:
             return []
         if not set(self._roster.workers) <= self._greetings.keys():
             return []

@@ -49,7 +49,7 @@ def ready(workers: int = 2, buckets: tuple[int, ...] = (0,), leaves: int = 2, cl
     shard = Shard(x.Rostered(3, tuple(range(workers)), 0), 0)
     for worker in range(workers):
         shard.step(NOW, x.Greeted(worker, 3, (("torch", "2"),), b"model"))
-    shard.step(NOW, x.Opened(buckets, leaves, clips, (0,)))
+    shard.step(NOW, x.Opened(buckets, (), leaves, clips, (0,)))
     for bucket in buckets:
         shard.step(NOW, x.Initialized(0, 3, bucket))
     return shard
@@ -67,9 +67,19 @@ def whole(shard: Shard, step: int, bucket: int, handle: int, worker: int = 0) ->
 def test_nobody_is_welcome_before_everybody_said_the_same_and_the_weights_are_there() -> None:
     shard = Shard(x.Rostered(3, (0, 1), 0), 0)
     assert shard.step(NOW, x.Greeted(1, 3, (), b"model")) == [x.Open(b"model")]
-    assert shard.step(NOW, x.Opened((0,), 2, clips=False, shards=(0,))) == []
+    assert shard.step(NOW, x.Opened((0,), (), 2, clips=False, shards=(0,))) == []
     assert shard.step(NOW, x.Initialized(0, 3, 0)) == []
     assert shard.step(NOW, x.Greeted(0, 3, (), b"model")) == [x.Welcome(0, 0), x.Welcome(1, 0)]
+
+
+def test_frozen_buckets_are_kept_and_never_stepped() -> None:
+    shard = Shard(x.Rostered(3, (0,), 0), 0)
+    shard.step(NOW, x.Greeted(0, 3, (), b"model"))
+    shard.step(NOW, x.Opened((0,), (4,), 2, clips=False, shards=(0,)))
+    assert shard.step(NOW, x.Initialized(0, 3, 0)) == []
+    assert shard.step(NOW, x.Initialized(0, 3, 4)) == [x.Welcome(0, 0)]
+    with pytest.raises(RemoteProtocolError):
+        whole(shard, 0, 4, 1)
 
 
 def test_a_mismatch_names_both_workers_and_the_field() -> None:
@@ -154,7 +164,7 @@ def test_a_repeated_contribution_to_a_finished_step_is_dropped() -> None:
 def test_clipping_waits_for_the_norms_of_all_shards() -> None:
     shard = Shard(x.Rostered(3, (0,), 0), 1)
     shard.step(NOW, x.Greeted(0, 3, (), b"model"))
-    shard.step(NOW, x.Opened((1, 3), 2, clips=True, shards=(0, 1)))
+    shard.step(NOW, x.Opened((1, 3), (), 2, clips=True, shards=(0, 1)))
     shard.step(NOW, x.Initialized(0, 3, 1))
     shard.step(NOW, x.Initialized(0, 3, 3))
     begin(shard, 0, 0)

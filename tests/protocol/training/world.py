@@ -145,7 +145,7 @@ class World:
     def answer(self, shard: int, effect: x.ShardEffect) -> None:
         match effect:
             case x.Open():
-                self.tell(shard, x.Opened(self.owned[shard], self.leaves, self.clips, self.holders))
+                self.tell(shard, x.Opened(self.owned[shard], (), self.leaves, self.clips, self.holders))
             case x.Welcome():
                 if shard == len(self.shards) - 1:
                     self.begin(effect.worker)
