@@ -4,7 +4,7 @@ A plain run is one shard that holds everything; a parameter server holds some bu
 by bucket, so both get the same bits. Which call is due when is decided elsewhere (``dmi_protocol/training/shard.py``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ from dmi_tensor.tree_sum import Share, means
 Norms = Sequence[tuple[int, float]]
 """(bucket, squared norm of its gradient), in bucket order, over all shards."""
 
+Memory = Callable[[int, torch.dtype], torch.Tensor]
+"""Makes a flat tensor of so many elements on a 64-byte boundary; a server lays it where its neighbours can read."""
+
 _EPSILON = 1e-6
 """Keeps the clipping factor finite, as ``torch.nn.utils.clip_grad_norm_`` does."""
 
@@ -26,10 +29,10 @@ _EPSILON = 1e-6
 class _Held:
     """One bucket: the memory of two versions, and its optimizer."""
 
-    def __init__(self, bucket: Bucket, optimizer: str) -> None:
+    def __init__(self, bucket: Bucket, optimizer: str, memory: Memory) -> None:
         self.bucket = bucket
         versions = 2 if bucket.kind in {"parameter", "average", "agree"} else 1
-        self.memory = [aligned_empty(bucket.length, DTYPES[bucket.dtype]).zero_() for _ in range(versions)]
+        self.memory = [memory(bucket.length, DTYPES[bucket.dtype]).zero_() for _ in range(versions)]
         self.views = [[view_of(memory, segment) for segment in bucket.segments] for memory in self.memory]
         self.detail = b""
         self.parameters = [view.detach() for view in self.views[0]]
@@ -57,15 +60,17 @@ class _Held:
 class Shard:
     """The buckets of ``definition`` that fall to ``shard`` of ``shards``. Not safe to call from two threads."""
 
-    def __init__(self, definition: Definition, shard: int = 0, shards: int = 1) -> None:
+    def __init__(
+        self, definition: Definition, shard: int = 0, shards: int = 1, memory: Memory = aligned_empty
+    ) -> None:
         self.definition = definition
         self.layout = lay_out(definition)
-        owners = assign_buckets(self.layout, shards)
-        mine = [bucket for bucket in self.layout.buckets if owners[bucket.index] == shard]
+        self.owners = assign_buckets(self.layout, shards)
+        mine = [bucket for bucket in self.layout.buckets if self.owners[bucket.index] == shard]
         self.buckets = tuple(bucket.index for bucket in mine if bucket.index < self.layout.live)
         self.frozen = tuple(bucket.index for bucket in mine if bucket.index >= self.layout.live)
         self.hyper = b""
-        self._held = {bucket.index: _Held(bucket, definition.optimizer) for bucket in mine}
+        self._held = {bucket.index: _Held(bucket, definition.optimizer, memory) for bucket in mine}
 
     def initialize(self, bucket: int, values: torch.Tensor) -> None:
         """Version 0 of a bucket, flat and of its dtype; ``ValueError`` when it is not."""
