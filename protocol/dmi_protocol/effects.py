@@ -128,6 +128,20 @@ class Changed(Struct, frozen=True):
 
 
 Effect = (
-    Send | PersistVote | PersistEntries | PersistSnapshot | Answer | Link | Unlink | AllowInvitations | StartRole
-    | TellRole | StopRole | FetchBlob | DropBlob | ForgetJob | Explain | Changed
+    Send
+    | PersistVote
+    | PersistEntries
+    | PersistSnapshot
+    | Answer
+    | Link
+    | Unlink
+    | AllowInvitations
+    | StartRole
+    | TellRole
+    | StopRole
+    | FetchBlob
+    | DropBlob
+    | ForgetJob
+    | Explain
+    | Changed
 )

@@ -77,5 +77,14 @@ class Stopping(Struct, frozen=True):
 
 
 Event = (
-    Received | Ticked | Connected | Disconnected | Asked | JoinAsked | RoleHappened | BlobArrived | BlobFailed | Stopping
+    Received
+    | Ticked
+    | Connected
+    | Disconnected
+    | Asked
+    | JoinAsked
+    | RoleHappened
+    | BlobArrived
+    | BlobFailed
+    | Stopping
 )

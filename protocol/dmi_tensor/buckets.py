@@ -69,8 +69,11 @@ class Pool:
     def __init__(self) -> None:
         self._free: dict[tuple[torch.dtype, int], list[torch.Tensor]] = {}
 
-    def take(self, bucket: Bucket) -> torch.Tensor:
-        """A tensor for a sum of ``bucket``, with old contents, and zeros between the segments."""
+    def take(self, bucket: Bucket) -> torch.Tensor | None:
+        """A tensor for a sum of ``bucket``, with old contents, and zeros between the segments. The metrics bucket has
+        none."""
+        if bucket.kind == "metrics":
+            return None
         dtype = sum_dtype(bucket.dtype)
         free = self._free.get((dtype, bucket.length))
         tensor = free.pop() if free else aligned_empty(bucket.length, dtype)

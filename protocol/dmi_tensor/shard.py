@@ -60,9 +60,7 @@ class _Held:
 class Shard:
     """The buckets of ``definition`` that fall to ``shard`` of ``shards``. Not safe to call from two threads."""
 
-    def __init__(
-        self, definition: Definition, shard: int = 0, shards: int = 1, memory: Memory = aligned_empty
-    ) -> None:
+    def __init__(self, definition: Definition, shard: int = 0, shards: int = 1, memory: Memory = aligned_empty) -> None:
         self.definition = definition
         self.layout = lay_out(definition)
         self.owners = assign_buckets(self.layout, shards)

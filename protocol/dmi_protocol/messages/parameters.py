@@ -1,5 +1,6 @@
-"""What workers and parameter servers of one job say to each other, role process to role process, never through a daemon.
+"""What workers and parameter servers of one job say to each other, from role process to role process.
 
+None of it passes through a daemon.
 Each message is one envelope; those that carry tensors are followed by one raw frame for each spec in ``tensors``, in
 order, unless ``region`` says that the bytes lie in memory that both processes have mapped. A message names the
 placement's generation it was sent under, and the step it belongs to: step ``t`` turns version ``t`` of the parameters
@@ -132,6 +133,21 @@ class Checkpoint(Struct, frozen=True, tag="exchange-checkpoint"):
     extra: bytes
 
 
+class AskState(Struct, frozen=True, tag="exchange-ask-state"):
+    """The lead wants the shard's part of version ``step`` itself, to write the optimizer's state into a file."""
+
+    generation: int
+    step: int
+
+
+class State(Struct, frozen=True, tag="exchange-state"):
+    """The part as a checkpoint would hold it, in one frame of bytes."""
+
+    generation: int
+    step: int
+    tensors: tuple[TensorSpec, ...]
+
+
 class Finish(Struct, frozen=True, tag="exchange-finish"):
     """The worker's script is over after ``step`` steps: write the final part."""
 
@@ -164,6 +180,8 @@ ParameterMessage = (
     | Pull
     | Norms
     | Checkpoint
+    | AskState
+    | State
     | Finish
     | Finished
     | Beat

@@ -107,6 +107,14 @@ class CheckpointAsked(Struct, frozen=True):
     extra: bytes
 
 
+class StateAsked(Struct, frozen=True):
+    """The lead wants to have version ``step`` with its optimizer state."""
+
+    worker: int
+    generation: int
+    step: int
+
+
 class FinishAsked(Struct, frozen=True):
     """A worker's script is over after ``step`` steps."""
 
@@ -134,6 +142,7 @@ ShardEvent = (
     | NormsHeard
     | Pulled
     | CheckpointAsked
+    | StateAsked
     | FinishAsked
     | PartDurable
 )
@@ -158,7 +167,7 @@ class Decline(Struct, frozen=True):
     """Tell the worker that what it wants is impossible now. ``value`` is what we have instead."""
 
     worker: int
-    kind: Literal["generation", "version", "peer"]
+    kind: Literal["generation", "version", "peer", "step"]
     value: str
 
 
@@ -222,6 +231,13 @@ class WritePart(Struct, frozen=True):
     final: bool
 
 
+class GiveState(Struct, frozen=True):
+    """Send this worker version ``step`` with its optimizer state."""
+
+    worker: int
+    step: int
+
+
 class SayFinished(Struct, frozen=True):
     """Tell these workers that the job's last version is durable here."""
 
@@ -245,6 +261,7 @@ ShardEffect = (
     | Show
     | Forget
     | WritePart
+    | GiveState
     | SayFinished
     | End
 )

@@ -52,6 +52,11 @@ class Definition(Struct, frozen=True):
     leaves: int
     clip_norm: float | None
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter and buffer by its name."""
+        return {p.name: p.shape for p in self.parameters} | {b.name: b.shape for b in self.buffers}
+
 
 class Segment(Struct, frozen=True):
     """A run of one tensor's elements in a bucket: ``length`` elements of the flattened tensor from ``start`` on, which

@@ -21,6 +21,7 @@ from dmi_protocol.training.exchange import (
     End,
     FinishAsked,
     Forget,
+    GiveState,
     Greeted,
     Initialized,
     Measure,
@@ -35,6 +36,7 @@ from dmi_protocol.training.exchange import (
     ShardEffect,
     ShardEvent,
     Show,
+    StateAsked,
     TellNorms,
     Welcome,
     WritePart,
@@ -115,13 +117,15 @@ class Shard:
                 return self._current_generation(event) or self._pulled(event)
             case CheckpointAsked():
                 return self._current_generation(event) or self._checkpoint(event)
+            case StateAsked():
+                return self._current_generation(event) or self._give_state(event)
             case FinishAsked():
                 return self._current_generation(event) or self._finish(event)
             case _:
                 raise LocalProtocolError(f"not an event of a shard: {event!r}")
 
     def _current_generation(
-        self, event: Greeted | Initialized | Began | Contributed | Pulled | CheckpointAsked | FinishAsked
+        self, event: Greeted | Initialized | Began | Contributed | Pulled | CheckpointAsked | StateAsked | FinishAsked
     ) -> list[ShardEffect]:
         """Empty when the worker speaks in the generation of our roster and is in it; else the refusal."""
         if event.generation != self._roster.generation:
@@ -325,6 +329,13 @@ class Shard:
         if event.step > self._step or self._applied:
             raise RemoteProtocolError(f"a checkpoint of step {event.step}, the job is at {self._step}")
         return [WritePart(event.step, event.extra, final=False)]
+
+    def _give_state(self, event: StateAsked) -> list[ShardEffect]:
+        """Optimizer state exists at one version only: while a step is being applied there is none to give."""
+        self._follow(event.step)
+        if event.worker != self._roster.lead or event.step != self._step or self._applied:
+            return [Decline(event.worker, "step", str(self._step))]
+        return [GiveState(event.worker, event.step)]
 
     def _finish(self, event: FinishAsked) -> list[ShardEffect]:
         self._follow(event.step)

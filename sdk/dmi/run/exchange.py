@@ -53,6 +53,11 @@ class Exchange(Protocol):
         The shares belong to the exchange from now on."""
         ...
 
+    def take(self, bucket: int) -> Share:
+        """Room for what a leaf gives to ``bucket``: a tensor with old contents, and zeros between the segments (none in
+        the metrics bucket), and weights of 0.0."""
+        ...
+
     def metrics(self) -> Mapping[str, float]:
         """The means of what the leaves of the step reported. Only after ``next_leaf`` gave None."""
         ...

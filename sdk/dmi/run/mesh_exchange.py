@@ -1,0 +1,295 @@
+"""A worker's part in a mesh: leaves in, partial sums out to the parameter servers, the next version back.
+
+The worker's machine (``dmi_protocol/training/worker.py``) decides; this carries out what it wants.
+"""
+
+import json
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+import zmq
+
+from dmi.errors import ExchangeError, UsageError
+from dmi.run.servers import PATIENCE_S, Heard, Servers
+from dmi.run.shares import Neighbour, Shares
+from dmi_protocol import limits
+from dmi_protocol.codec import encode_struct
+from dmi_protocol.instant import Instant
+from dmi_protocol.messages import parameters as say
+from dmi_protocol.messages.roles import Assignment, Progressed, Roster
+from dmi_protocol.training import exchange as x
+from dmi_protocol.training.layout import Definition, assign_buckets
+from dmi_protocol.training.step import Handle, Release, Sum, cover
+from dmi_protocol.training.tree import shares as shares_of_leaves
+from dmi_protocol.training.worker import Worker
+from dmi_tensor.buckets import Buckets
+from dmi_tensor.checkpoint import read_model
+from dmi_tensor.frames import frame_of, spec_of, tensors_of
+from dmi_tensor.tree_sum import DisagreementError, Share, means, share_of
+from dmi_wire.child import Child
+from dmi_wire.keys import KeyPair
+
+_NOBODY = Instant(0)
+"""The worker's machine has no timer."""
+
+
+class MeshExchange:
+    """The exchange of one worker of a job; see ``dmi.run.exchange.Exchange`` for what each call means."""
+
+    def __init__(self, child: Child, assignment: Assignment, roster: Roster, keys: KeyPair) -> None:
+        self._child, self._assignment, self._roster = child, assignment, roster
+        self.worker = assignment.key.index
+        self.is_lead = roster.lead == self.worker
+        self.leaves = assignment.leaves
+        self.threads: int | None = assignment.threads
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._servers = Servers(self._context, keys, self.worker, assignment.node, roster, self._give_up)
+        self._given: deque[int] = deque()
+        self._step = 0
+        self._leaf = 0
+        self._is_installable = False
+        self.is_open = False
+        """Has the script made itself known to the servers?"""
+        self._shown: dict[tuple[int, int], Heard] = {}
+        self._metrics: dict[str, float] = {}
+        self._sizes: tuple[int, ...] = ()
+        self._finished: set[int] = set()
+        self._progress_at = self._last_at = time.monotonic()
+
+    # The conversation begins
+
+    def open(self, definition: Definition, buckets: Buckets, fingerprint: Sequence[tuple[str, str]]) -> int:
+        """See ``Exchange.open``."""
+        self._definition, self._buckets = definition, buckets
+        layout = buckets.layout
+        self._owner = assign_buckets(layout, len(self._roster.shards))
+        share = tuple(shares_of_leaves(self._roster.speeds, definition.leaves)[self.worker])
+        self._machine = Worker(x.Assigned(self._roster.generation, share), layout.live)
+        neighbours = {shard: self._neighbour(shard, share) for shard in self._servers.local}
+        beside = {shard: found for shard, found in neighbours.items() if found is not None}
+        self._shares = Shares(
+            layout, {b: beside[self._owner[b]] for b in range(layout.live) if self._owner[b] in beside}
+        )
+        for shard in self._servers.shards:
+            self._greet(shard, definition, fingerprint, beside.get(shard))
+        step = self._await_welcomes()
+        for found in beside.values():
+            found.segment.remove_name()
+        self.is_open = True
+        return step
+
+    def _neighbour(self, shard: int, share: Sequence[int]) -> Neighbour | None:
+        mine = [bucket for bucket in range(self._buckets.layout.live) if self._owner[bucket] == shard]
+        try:
+            return Neighbour(self._buckets.layout, mine, cover(share))
+        except OSError:  # a small /dev/shm, as containers have: the socket carries it then
+            return None
+
+    def _greet(
+        self, shard: int, definition: Definition, fingerprint: Sequence[tuple[str, str]], beside: Neighbour | None
+    ) -> None:
+        fields = say.Fingerprint(tuple((name, str(value)) for name, value in fingerprint))
+        name, size = (None, 0) if beside is None else (beside.segment.name, beside.segment.size)
+        generation = self._roster.generation
+        self._servers.send(shard, say.Hello(generation, self.worker, fields, encode_struct(definition), name, size))
+        if not self.is_lead:
+            return
+        for bucket in self._buckets.layout.buckets:
+            if self._owner[bucket.index] == shard:
+                tensor = None if bucket.kind == "metrics" else self._buckets.bucket(bucket.index)
+                specs, frames = ((), []) if tensor is None else ((spec_of(tensor),), [frame_of(tensor)])
+                self._servers.send(shard, say.Initial(generation, bucket.index, specs), frames)
+
+    def _await_welcomes(self) -> int:
+        steps: dict[int, int] = {}
+        while len(steps) < len(self._roster.shards):
+            heard = self._servers.hear(PATIENCE_S, "before the first step")
+            if heard is not None and isinstance(heard.message, say.Welcome):
+                if heard.message.shared is not None:
+                    self._servers.attach(heard.shard, heard.message.shared, heard.message.shared_bytes)
+                steps[heard.shard] = heard.message.step
+            elif heard is not None:
+                self._take(heard)
+        return min(steps.values())
+
+    # A step
+
+    def begin(self, step: int, leaf_sizes: Sequence[int], hyper: bytes) -> None:
+        """See ``Exchange.begin``."""
+        self._step, self._sizes, self._is_installable = step, tuple(leaf_sizes), False
+        self._servers.send_all(say.Begin(self._roster.generation, step, self._sizes, hyper))
+        self._happened(x.StepBegan(step))
+
+    def next_leaf(self) -> int | None:
+        """See ``Exchange.next_leaf``."""
+        while not self._given and not self._is_installable:
+            heard = self._servers.hear(PATIENCE_S, f"in step {self._step}")
+            if heard is None:
+                self._happened(x.Waited())
+            else:
+                self._take(heard)
+        if not self._given:
+            return None
+        self._leaf = self._given.popleft()
+        return self._leaf
+
+    def take(self, bucket: int) -> Share:
+        """See ``Exchange.take``."""
+        return self._shares.take(bucket, self._leaf)
+
+    def contribute(self, leaf: int, shares: Mapping[int, Share]) -> None:
+        """See ``Exchange.contribute``."""
+        self._note(leaf)
+        for bucket in range(self._buckets.layout.live):
+            share = shares.get(bucket)
+            handle = None if share is None else self._shares.put(bucket, share)
+            self._happened(x.Computed(self._step, leaf, bucket, handle))
+
+    def _note(self, leaf: int) -> None:
+        """One line of the ledger: which leaf of which step was computed here, and of how many samples."""
+        with (Path(self._assignment.directory) / "ledger.jsonl").open("a") as ledger:
+            ledger.write(json.dumps({"step": self._step, "leaf": leaf, "samples": self._sizes[leaf]}) + "\n")
+
+    def _happened(self, event: x.WorkerEvent) -> None:
+        for effect in self._machine.step(_NOBODY, event):
+            match effect:
+                case Sum(left, right):
+                    self._sum(left, right)
+                case Release(handle):
+                    self._shares.release(handle)
+                case x.Compute(_, leaf):
+                    self._given.append(leaf)
+                case x.Push():
+                    self._push(effect)
+                case x.Pull(generation, version, buckets):
+                    self._pull(generation, version, buckets)
+                case x.Install():
+                    self._given.clear()
+                    self._is_installable = True
+
+    def _sum(self, left: Handle, right: Handle) -> None:
+        try:
+            self._shares.add(left, right)
+        except DisagreementError as error:
+            raise UsageError(
+                f"the leaves of a step disagree about the buffer {error}: make it a function of the step, "
+                "or keep it out of the module"
+            ) from error
+
+    def _push(self, push: x.Push) -> None:
+        shard = self._owner[push.bucket]
+        share = None if push.handle is None else self._shares.get(push.handle)
+        tensor = None if share is None else share.tensor
+        region = None if share is None else self._shares.region(push.bucket, share)
+        message = say.Contribution(
+            push.generation,
+            push.step,
+            push.bucket,
+            push.subtree.first,
+            push.subtree.leaves,
+            () if tensor is None else (spec_of(tensor),),
+            b"" if share is None else share.detail,
+            region,
+        )
+        frames = [] if tensor is None or region is not None else [frame_of(tensor)]
+        tracker = self._servers.send(shard, message, frames)
+        if push.handle is not None:
+            self._shares.sent(push.handle, tracker)
+
+    def _pull(self, generation: int, version: int, buckets: Sequence[int]) -> None:
+        for shard in self._servers.shards:
+            wanted = tuple(bucket for bucket in buckets if self._owner[bucket] == shard)
+            if wanted:
+                self._servers.send(shard, say.Pull(generation, version, wanted))
+
+    def _take(self, heard: Heard) -> None:
+        """A server's message, at any time."""
+        match heard.message:
+            case say.Show(generation, version, bucket):
+                if self._owner[bucket] != heard.shard:
+                    self._give_up("peer-broken", f"{self._servers.name(heard.shard)} shows a bucket that it has not")
+                self._shown[version, bucket] = heard
+                self._happened(x.Shown(generation, version, bucket))
+            case say.Declined(_, kind, text):
+                self._give_up("declined", f"{self._servers.name(heard.shard)} declines ({kind}): {text}")
+            case say.Finished():
+                self._finished.add(heard.shard)
+            case _:
+                pass
+
+    # Between steps
+
+    def metrics(self) -> Mapping[str, float]:
+        """See ``Exchange.metrics``."""
+        shown = self._shown[self._step + 1, self._buckets.layout.metrics].message
+        assert isinstance(shown, say.Show)
+        return means(share_of(None, shown.detail, 0) if shown.detail else None)
+
+    def install(self) -> None:
+        """See ``Exchange.install``."""
+        version = self._step + 1
+        for bucket in range(self._buckets.layout.metrics):
+            self._buckets.bucket(bucket).copy_(self._tensor(self._shown[version, bucket]))
+        self._shown = {key: heard for key, heard in self._shown.items() if key[0] > version}
+        self._step = version
+
+    def _tensor(self, heard: Heard) -> torch.Tensor:
+        """A shown bucket where it lies: in a frame, or in the memory of the server beside us."""
+        message = heard.message
+        assert isinstance(message, say.Show)
+        if message.region is None:
+            return tensors_of(message.tensors, heard.frames)[0]
+        view = self._servers.shared(heard.shard, message.region, message.tensors[0].length_bytes)
+        return tensors_of(message.tensors, [view])[0]
+
+    def progress(self, steps: int | None, samples: int, loss: float | None) -> None:
+        """See ``Exchange.progress``."""
+        now = time.monotonic()
+        speed = samples / max(now - self._last_at, 1e-9)
+        self._last_at = now
+        is_due = (now - self._progress_at) * 1000 >= limits.PROGRESS_MS or self._step == steps
+        if self.is_lead and is_due:
+            self._progress_at = now
+            self._child.tell(Progressed(self._step, steps, speed, loss))
+
+    def checkpoint(self, step: int, extra: bytes) -> None:
+        """See ``Exchange.checkpoint``; only the lead's wish counts."""
+        if self.is_lead:
+            self._servers.send_all(say.Checkpoint(self._roster.generation, step, extra))
+
+    def optimizer_state(self) -> dict[str, object]:
+        """See ``Exchange.optimizer_state``. Only the lead can have it; raises ``UsageError`` elsewhere."""
+        if not self.is_lead:
+            raise UsageError("only the lead worker can have the optimizer's state; ask run.is_lead first")
+        self._servers.send_all(say.AskState(self._roster.generation, self._step))
+        paths: dict[int, Path] = {}
+        while len(paths) < len(self._roster.shards):
+            heard = self._servers.hear(PATIENCE_S, "while it sends the optimizer's state")
+            if heard is None:
+                raise ExchangeError("the servers do not send the optimizer's state")
+            if isinstance(heard.message, say.State):
+                paths[heard.shard] = Path(self._assignment.directory) / f"state-{heard.shard}.safetensors"
+                paths[heard.shard].write_bytes(heard.frames[0])
+            else:
+                self._take(heard)
+        state = read_model(paths.values()).optimizer_state()
+        for path in paths.values():
+            path.unlink()
+        return state
+
+    def close(self, step: int, extra: bytes) -> None:
+        """See ``Exchange.close``."""
+        self._servers.send_all(say.Finish(self._roster.generation, step, extra))
+        while len(self._finished) < len(self._roster.shards):
+            heard = self._servers.hear(PATIENCE_S, "after the last step")
+            if heard is not None:
+                self._take(heard)
+        self._servers.close()
+        self._context.term()
+
+    def _give_up(self, kind: str, line: str) -> NoReturn:
+        self._child.fail(kind, line, starting=False)

@@ -1,0 +1,153 @@
+"""The script's module, its tensors moved into buckets, and what one leaf makes of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from dmi.errors import UsageError
+from dmi_protocol.training.layout import Bucket, BufferSpec, Definition, ParameterSpec, lay_out
+from dmi_tensor.buckets import Buckets, view_of
+from dmi_tensor.dtypes import NAMES
+from dmi_tensor.optimizers import WHOLE, check_optimizer
+from dmi_tensor.tree_sum import Share
+
+
+def define(module: nn.Module, optimizer: Optimizer, leaves: int, clip_norm: float | None) -> Definition:
+    """What servers must know of this module and optimizer. Raises ``UsageError``; see also ``check_optimizer``."""
+    name = check_optimizer(optimizer)
+    groups = {id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    names = {id(p): n for n, p in module.named_parameters()}
+    strangers = sum(id(p) not in names for group in optimizer.param_groups for p in group["params"])
+    if strangers:
+        raise UsageError(
+            f"{strangers} parameters of the optimizer are not the model's; build it after run.model, from it"
+        )
+    parameters = []
+    for n, p in module.named_parameters():
+        if not p.is_floating_point() or p.is_sparse or p.device.type != "cpu":
+            raise UsageError(f"parameter {n} is {p.dtype} on {p.device}: parameters are dense floats on the CPU")
+        group = groups.get(id(p), -1) if p.requires_grad else -1
+        parameters.append(ParameterSpec(n, tuple(p.shape), NAMES[p.dtype], group))
+    order = tuple(tuple(names[id(p)] for p in group["params"]) for group in optimizer.param_groups)
+    return Definition(
+        tuple(parameters), tuple(_buffers(module)), order, name, name in WHOLE, leaves, clip_norm
+    )  # fmt: skip
+
+
+def _buffers(module: nn.Module) -> list[BufferSpec]:
+    persistent = set(module.state_dict())
+    return [
+        BufferSpec(name, tuple(buffer.shape), NAMES[buffer.dtype], name in persistent)
+        for name, buffer in module.named_buffers()
+        if buffer.numel()
+    ]
+
+
+class Model:
+    """A module whose parameters and buffers are views of buckets."""
+
+    def __init__(self, module: nn.Module, definition: Definition) -> None:
+        """Move the module's tensors; its ``Parameter`` objects stay the same ones."""
+        self.definition = definition
+        self.layout = lay_out(definition)
+        self.buckets = Buckets(self.layout)
+        views = self.buckets.tensors(definition.shapes)
+        self._tensors: dict[str, torch.Tensor] = {
+            name: tensor
+            for name, tensor in [*module.named_parameters(), *module.named_buffers()]
+            if name in views
+        }  # fmt: skip
+        for name, view in views.items():
+            view.copy_(self._tensors[name].detach())
+            self._tensors[name].data = view
+        self._trained = [spec.name for spec in definition.parameters if spec.group >= 0]
+        self._before = {bucket: self.buckets.bucket(bucket.index).clone() for bucket in self._of("average", "agree")}
+        self._marks: list[tuple[torch.Tensor, int, int, str]] = []
+        self.mark()
+
+    def _of(self, *kinds: str) -> list[Bucket]:
+        return [bucket for bucket in self.layout.buckets if bucket.kind in kinds]
+
+    def mark(self) -> None:
+        """Note where the parameters lie and how often they were written, to find out who else writes them."""
+        self._marks = [
+            (t, t.data_ptr(), t._version, name)
+            for name in (spec.name for spec in self.definition.parameters)
+            for t in (self._tensors[name],)
+        ]
+
+    def check_untouched(self) -> None:
+        """Raise ``UsageError`` when somebody but the run wrote or moved a parameter."""
+        for tensor, place, version, name in self._marks:
+            if tensor.data_ptr() != place:
+                raise UsageError(f"parameter {name} was moved (model.to, .half, .data = ...); do that before run.model")
+            if tensor._version != version:
+                raise UsageError(
+                    f"parameter {name} was written in place, by the script or by another optimizer; in a run only "
+                    "optimizer.step() of run.optimizer's optimizer changes parameters"
+                )
+
+    def remember_buffers(self) -> None:
+        """The buffers are at the version of the step now."""
+        for bucket, before in self._before.items():
+            before.copy_(self.buckets.bucket(bucket.index))
+
+    def reset(self) -> None:
+        """Before a leaf, and after the last one: buffers at the step's version, no gradients."""
+        for bucket, before in self._before.items():
+            self.buckets.bucket(bucket.index).copy_(before)
+        for name in self._trained:
+            self._tensors[name].grad = None
+
+    def collect(self, weight: float, take: Callable[[int], Share]) -> dict[int, Share]:
+        """What the leaf that was just computed gives to each bucket, times ``weight``."""
+        shares: dict[int, Share] = {}
+        for bucket in self._of("parameter"):
+            grads = [self._tensors[segment.name].grad for segment in bucket.segments]
+            if any(grad is not None for grad in grads):
+                shares[bucket.index] = self._gradients(bucket, grads, weight, take(bucket.index))
+        for bucket, before in self._before.items():
+            after = self.buckets.bucket(bucket.index)
+            changed = [not torch.equal(view_of(after, s), view_of(before, s)) for s in bucket.segments]
+            if any(changed):
+                shares[bucket.index] = _changed(bucket, after, changed, weight, take(bucket.index))
+        return shares
+
+    @staticmethod
+    def _gradients(bucket: Bucket, grads: Sequence[torch.Tensor | None], weight: float, share: Share) -> Share:
+        assert share.tensor is not None
+        for place, (segment, grad) in enumerate(zip(bucket.segments, grads, strict=True)):
+            out = share.tensor[segment.offset : segment.offset + segment.length]
+            if grad is None:
+                out.zero_()
+                continue
+            if grad.layout != torch.strided:
+                raise UsageError(f"the gradient of {segment.name} is sparse; build its layer with sparse=False")
+            piece = grad.reshape(-1)[segment.start : segment.start + segment.length]
+            if piece.dtype == out.dtype:
+                torch.mul(piece, weight, out=out)
+            else:
+                out.copy_(piece).mul_(weight)
+            share.weights[place] = weight
+        return share
+
+    def named(self) -> Mapping[str, torch.Tensor]:
+        """Every parameter and buffer under its first name."""
+        return self._tensors
+
+
+def _changed(bucket: Bucket, after: torch.Tensor, changed: Sequence[bool], weight: float, share: Share) -> Share:
+    """Buffers that a leaf changed, weighted when they can be averaged."""
+    assert share.tensor is not None
+    for place, segment in enumerate(bucket.segments):
+        out = view_of(share.tensor, segment)
+        if not changed[place]:
+            out.zero_()
+            continue
+        out.copy_(view_of(after, segment))
+        if bucket.kind == "average":
+            out.mul_(weight)
+        share.weights[place] = weight
+    return share

@@ -1,0 +1,347 @@
+"""The run that a training script lives in: what it owns advances with the job, whoever computes what."""
+
+import atexit
+import math
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgpack
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from dmi.errors import NonFiniteLossError, NotYetError, UsageError
+from dmi.run import guards
+from dmi.run.exchange import Exchange, provided
+from dmi.run.model import Model, define
+from dmi.run.optimizer import adopt, has_scheduler
+from dmi.run.plain import PlainExchange
+from dmi.run.steps import Step, batches, check_dataset, count
+from dmi_protocol.training.tree import leaf_sizes
+from dmi_tensor import fingerprint
+from dmi_tensor.checkpoint import export, named_tensors
+from dmi_tensor.optimizers import OptimizerRefusedError, hyperparameters
+from dmi_tensor.random_streams import sow, sow_leaf
+
+Module = TypeVar("Module", bound=nn.Module)
+AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
+Scheduler = TypeVar("Scheduler", LRScheduler, ReduceLROnPlateau)
+
+
+class Run:
+    """One training, in one process or in many. Made by ``dmi.init``."""
+
+    def __init__(self, exchange: Exchange, seed: int, leaves: int) -> None:
+        self._exchange = exchange
+        self.seed = seed
+        self.leaves = leaves
+        self.state: dict[str, Any] = {}
+        """A small dict of plain values that is kept with checkpoints; it must be the same on every worker."""
+        self._module: nn.Module | None = None
+        self._optimizer: Optimizer | None = None
+        self._model: Model | None = None
+        self._schedulers: list[LRScheduler | ReduceLROnPlateau] = []
+        self._clip_norm: float | None = None
+        self._opened = False
+        self._step = 0
+        self._epoch = 0
+        self._epochs: int | None = None
+        self._steps_per_epoch: int | None = None
+        self._phase = "between"
+        self._current: Step | None = None
+        self._samples = 0
+        self._reported: dict[str, float] = {}
+        self._sums: dict[str, tuple[float, int]] = {}
+        self._closed = False
+
+    @property
+    def is_lead(self) -> bool:
+        """True on one worker at a time: the one that prints, evaluates and writes files."""
+        return self._exchange.is_lead
+
+    # What the script hands over
+
+    def model(self, module: Module) -> Module:
+        """Take the model in; its parameters will live in buckets. Gives the same object."""
+        if self._module is not None:
+            raise UsageError("run.model was called twice; a run trains one module (put several into one nn.ModuleList)")
+        if not any(True for _ in module.parameters()):
+            raise UsageError(f"{type(module).__name__} is a model without parameters: there is nothing to train")
+        self._module = module
+        return module
+
+    def optimizer(self, optimizer: AnyOptimizer, clip_norm: float | None = None) -> AnyOptimizer:
+        """Take the optimizer in; its ``step()`` will put the next version in place. Gives the same object.
+
+        ``clip_norm`` bounds the 2-norm of the whole step's gradient.
+        """
+        if self._module is None:
+            raise UsageError("call run.model(...) before run.optimizer(...)")
+        if self._optimizer is not None:
+            raise UsageError("run.optimizer was called twice; use one optimizer with parameter groups")
+        if clip_norm is not None and not clip_norm > 0:
+            raise UsageError(f"clip_norm must be a positive number, not {clip_norm}")
+        try:
+            definition = define(self._module, optimizer, self.leaves, clip_norm)
+        except OptimizerRefusedError as error:
+            raise UsageError(str(error)) from None
+        if optimizer.state:
+            raise UsageError("the optimizer has already made steps; give run.optimizer a fresh one")
+        self._model = Model(self._module, definition)
+        self._optimizer = optimizer
+        adopt(optimizer, self._install)
+        return optimizer
+
+    def scheduler(self, scheduler: Scheduler) -> Scheduler:
+        """Take a learning rate scheduler in; its state advances with the job. Gives the same object."""
+        if getattr(scheduler, "optimizer", None) is not self._optimizer or self._optimizer is None:
+            raise UsageError("run.scheduler takes a scheduler of the optimizer that run.optimizer gave")
+        self._schedulers.append(scheduler)
+        return scheduler
+
+    # The loops
+
+    def epochs(self, epochs: int) -> Iterator[int]:
+        """The numbers of the epochs that are still to be done."""
+        self._epochs = epochs
+        while self._epoch < epochs:
+            self._sums.clear()
+            yield self._epoch
+            self._epoch += 1
+
+    def steps(self, dataset: Any, batch_size: int, *, shuffle: bool = True, drop_last: bool = False) -> Iterator[Step]:
+        """The steps of one pass over ``dataset`` (map-style), in batches of ``batch_size`` samples whoever computes.
+
+        The order is a function of the run's seed and the epoch unless ``shuffle`` is false. The last batch is smaller
+        unless ``drop_last``.
+        """
+        check_dataset(dataset, batch_size, self.leaves)
+        self._open(dataset)
+        self._steps_per_epoch = count(len(dataset), batch_size, drop_last=drop_last)
+        order = (self.seed, self._epoch) if shuffle else None
+        for indices in batches(len(dataset), batch_size, order, drop_last=drop_last):
+            step = Step(self, dataset, indices)
+            self._current = step
+            yield step
+            if self._phase != "between":
+                raise UsageError(
+                    f"step {self._step} was left unfinished: loop over the step to its end, then call optimizer.step() once"
+                )
+
+    def _open(self, dataset: Any) -> None:
+        if self._model is None:
+            raise UsageError("call run.model(...) and run.optimizer(...) before run.steps(...)")
+        if self._opened:
+            return
+        facts = [*fingerprint.machine(), fingerprint.weights(self._model.buckets), *fingerprint.data(dataset)]
+        self._step = self._exchange.open(self._model.definition, self._model.buckets, facts)
+        self._model.mark()
+        self._opened = True
+
+    # The phases of a step, called by Step and by the optimizer
+
+    def begin_step(self, samples: int) -> None:
+        """See ``steps.Leaves``."""
+        assert self._model is not None
+        assert self._optimizer is not None
+        if self._phase != "between":
+            raise UsageError(f"step {self._step} is still open: call optimizer.step() once after its inner loop")
+        if has_scheduler(self._optimizer) and not self._schedulers:
+            raise UsageError(
+                "a scheduler that the run does not know changes the optimizer; wrap it in run.scheduler(...)"
+            )
+        self._model.check_untouched()
+        self._model.remember_buffers()
+        self._hyper = hyperparameters(self._optimizer)
+        self._samples = samples
+        self._phase = "leaves"
+        self._exchange.begin(self._step, leaf_sizes(samples, self.leaves), self._hyper)
+
+    def next_leaf(self) -> int | None:
+        """See ``steps.Leaves``."""
+        return self._exchange.next_leaf()
+
+    def begin_leaf(self, leaf: int) -> None:
+        """See ``steps.Leaves``."""
+        assert self._model is not None
+        self._model.reset()
+        self._reported.clear()
+        sow_leaf(self.seed, self._step, leaf)
+
+    def end_leaf(self, leaf: int, samples: int) -> None:
+        """See ``steps.Leaves``."""
+        assert self._model is not None
+        if not samples:
+            self._exchange.contribute(leaf, {})
+            return
+        self._model.check_untouched()
+        weight = samples / self._samples
+        shares = self._model.collect(weight, self._exchange.take)
+        if self._reported:
+            metrics = self._exchange.take(self._model.layout.metrics)
+            metrics.metrics = {name: (value * weight, weight) for name, value in self._reported.items()}
+            shares[self._model.layout.metrics] = metrics
+        self._exchange.contribute(leaf, shares)
+
+    def end_step(self) -> None:
+        """See ``steps.Leaves``."""
+        assert self._model is not None
+        assert self._current is not None
+        self._model.reset()
+        self._current.metrics = dict(self._exchange.metrics())
+        for name, value in self._current.metrics.items():
+            total, seen = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + value * self._samples, seen + self._samples)
+        self._phase = "complete"
+
+    def _install(self) -> None:
+        if self._phase != "complete":
+            raise UsageError(
+                "optimizer.step() belongs after the inner loop, exactly once for each step of run.steps"
+                if self._phase == "between"
+                else f"optimizer.step() was called inside the leaves of step {self._step}; move it behind the inner loop"
+            )
+        assert self._model is not None
+        assert self._optimizer is not None
+        assert self._current is not None
+        if hyperparameters(self._optimizer) != self._hyper:
+            raise UsageError(
+                f"hyperparameters changed inside step {self._step}; change them between optimizer.step() and the next step"
+            )
+        self._model.check_untouched()
+        self._exchange.install()
+        self._model.mark()
+        self._step += 1
+        self._phase = "between"
+        total = None if self._epochs is None or self._steps_per_epoch is None else self._epochs * self._steps_per_epoch
+        self._exchange.progress(total, self._samples, self._current.metrics.get("loss"))
+
+    # What a script reports and asks
+
+    def report(self, **values: float | torch.Tensor) -> None:
+        """Numbers of this leaf, means over its samples; ``step.metrics`` has their means over the step."""
+        if self._phase != "leaves":
+            raise UsageError("run.report belongs into the inner loop, once for each leaf")
+        for name, value in values.items():
+            number = float(value.detach()) if isinstance(value, torch.Tensor) else float(value)
+            if name == "loss" and not math.isfinite(number):
+                raise NonFiniteLossError(
+                    f"the loss is {number} at step {self._step}: lower the learning rate, or look for a division by zero"
+                )
+            self._reported[name] = number
+
+    def mean(self, name: str) -> float:
+        """The mean of a reported number over all samples since the epoch began."""
+        if name not in self._sums:
+            raise UsageError(
+                f"nothing named {name!r} was reported in this epoch; reported: {sorted(self._sums) or 'nothing'}"
+            )
+        total, seen = self._sums[name]
+        return total / seen
+
+    def checkpoint(self) -> None:
+        """Keep this version, with the optimizer's and the run's state, once all of its parts are durable.
+
+        A plain run keeps none: it has nowhere to go back to but its start.
+        """
+        if self._phase != "between":
+            raise UsageError("run.checkpoint() belongs between steps")
+        if self._opened:
+            self._exchange.checkpoint(self._step, self._extra())
+
+    def export(self, path: str | Path) -> None:
+        """Write parameters and buffers as they are now: safetensors, or a torch file with a ``.pt`` suffix."""
+        if self._model is None:
+            raise UsageError("call run.model(...) and run.optimizer(...) before run.export(...)")
+        path = Path(path)
+        wants_state = path.suffix in {".pt", ".pth"} and self._opened
+        state = self._exchange.optimizer_state() if wants_state else None
+        export(path, named_tensors(self._model.definition, self._model.buckets), state)
+
+    def _extra(self) -> bytes:
+        """What a restored run must know beside the tensors."""
+        try:
+            packed: bytes = msgpack.packb({"epoch": self._epoch, "step": self._step, "state": self.state})
+        except TypeError as error:
+            raise UsageError(f"run.state holds something that is no plain value: {error}") from None
+        return packed
+
+    def close(self) -> None:
+        """The script is over. Called once by whoever runs it; a script need not."""
+        if not self._closed and self._opened:
+            self._closed = True
+            if self._phase != "between":
+                raise UsageError(
+                    f"the script ended inside step {self._step}: call optimizer.step() after the inner loop"
+                )
+            self._exchange.close(self._step, self._extra())
+
+
+def init(
+    seed: int = 0,
+    leaves: int | None = None,
+    threads: int | None = None,
+    *,
+    consistency: str = "bsp",
+    exchange: str = "servers",
+    codec: str = "none",
+) -> Run:
+    """Begin a run: call it before the model is built.
+
+    Seeds torch, numpy and random; sets torch's threads (default 1) and deterministic algorithms; fixes the number of
+    leaves of each step, a power of two (default 8). Inside a job the submission may have fixed leaves and threads:
+    then they must agree. Raises ``UsageError``, and ``NotYetError`` for what is designed and not built.
+    """
+    for name, value, only in (
+        ("consistency", consistency, "bsp"),
+        ("exchange", exchange, "servers"),
+        ("codec", codec, "none"),
+    ):
+        if value != only:
+            raise NotYetError(f"{name}={value!r} is not built yet; leave it out, or pass {only!r}")
+    joined = provided()
+    found: Exchange = PlainExchange() if joined is None else joined
+    leaves = _agreed("leaves", leaves, found.leaves, 8)
+    if leaves < 1 or leaves & (leaves - 1):
+        raise UsageError(f"leaves must be a power of two, not {leaves}")
+    torch.set_num_threads(_agreed("threads", threads, found.threads, 1))
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)  # noqa: FBT003 (torch's signature)
+    guards.install()
+    sow(seed)
+    run = Run(found, seed, leaves)
+    _remember(run)
+    return run
+
+
+_latest: list[Run] = []
+"""The run of this process; a notebook may begin another one."""
+
+
+def latest() -> Run | None:
+    """The run that ``init`` made last in this process."""
+    return _latest[0] if _latest else None
+
+
+def _remember(run: Run) -> None:
+    if not _latest:
+        atexit.register(_at_exit)
+    _latest[:] = [run]
+
+
+def _at_exit() -> None:
+    """A plain run writes the weights that ``DMI_EXPORT`` asks for, unless its script ended with an exception."""
+    path = os.environ.get("DMI_EXPORT")
+    run = latest()
+    if path and run is not None and provided() is None and getattr(sys, "last_value", None) is None:
+        run.export(path)
+
+
+def _agreed(name: str, here: int | None, there: int | None, default: int) -> int:
+    if here is not None and there is not None and here != there:
+        raise UsageError(f"the script says {name}={here} and the submission {name}={there}; leave one of them out")
+    return here if here is not None else there if there is not None else default

@@ -1,0 +1,60 @@
+"""The worker's process: ``python -m dmi.run.worker``, a child of the daemon that runs the script of a job.
+
+Its working directory holds the unpacked bundle. The script takes part in the job as soon as it calls ``dmi.init``.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from dmi.errors import DmiError
+from dmi.run import exchange, run
+from dmi.run.mesh_exchange import MeshExchange
+from dmi.run.script import Ending, run_script
+from dmi_protocol import limits
+from dmi_protocol.messages.roles import Assignment, Bound, Completed
+from dmi_wire.child import Child
+from dmi_wire.keys import KeyPair
+
+_NO_PORT = 0
+"""A worker connects and is never connected to; its seat needs the key only."""
+
+
+def work(child: Child, assignment: Assignment) -> Ending | None:
+    """Take the seat, run the script, close the run; None when all went well."""
+    keys = KeyPair.make()
+    child.tell(Bound(f"{assignment.host}:{_NO_PORT}", keys.public, os.getpid()))
+    try:
+        roster = child.roster(limits.ROLE_START_MS)
+    except TimeoutError as error:
+        child.fail("no-roster", f"the job did not get together: {error}", starting=True)
+    mesh = MeshExchange(child, assignment, roster, keys)
+    exchange.provide(lambda: mesh)
+    ending = run_script(Path.cwd() / assignment.script, assignment.args)
+    if ending is not None:
+        return ending
+    found = run.latest()
+    if found is None or not mesh.is_open:
+        return Ending("no-steps", f"{assignment.script} ended without a step: it needs dmi.init() and run.steps(...)")
+    try:
+        found.close()
+    except DmiError as error:
+        return Ending("script-raised", str(error))
+    return None
+
+
+def main() -> None:
+    """The process."""
+    child = Child.inherit()
+    assignment = child.assignment()
+    child.start()
+    ending = work(child, assignment)
+    if ending is not None:
+        print(ending.text, file=sys.stderr, flush=True)
+        child.fail(ending.kind, ending.text, starting=ending.kind == "cannot-start")
+    child.tell(Completed())
+    child.end(0)
+
+
+if __name__ == "__main__":
+    main()
