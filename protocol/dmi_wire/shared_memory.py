@@ -1,67 +1,87 @@
 """Memory that two role processes of one node have both mapped: tensors lie there, and only descriptors are sent.
 
-A segment is a file in ``/dev/shm`` with a random name and mode 0600. Its maker removes the name as soon as the other
-end has opened it, so that nothing is left behind however the processes end.
+A segment is an anonymous file of its maker. The other end opens it through the maker's ``/proc/PID/fd``, which the
+kernel allows to processes of the same user only. There is no name to clean up: the memory is gone when both are.
 """
 
+import errno
+import fcntl
 import mmap
 import os
 import re
-import secrets
-import stat
 from pathlib import Path
 
 from dmi_protocol.errors import RemoteProtocolError
 
-DIRECTORY = Path("/dev/shm")  # noqa: S108 (the names are random, and files are made with O_EXCL)
-_NAME = re.compile(r"dmi-[0-9a-f]{32}")
+_NAME = re.compile(r"([1-9][0-9]{0,8})-([0-9]{1,6})")
+_LABEL = "dmi-exchange"
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+"""The size is fixed for ever: whoever could shrink the file would end the other process with SIGBUS."""
+
+
+def _available_bytes() -> int:
+    """``MemAvailable``: what can be had without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 class Segment:
-    """``size`` bytes of shared memory. ``buffer`` stays valid for as long as anything refers to it."""
+    """``size`` bytes of shared memory. ``buffer`` stays valid for as long as anything refers to it.
+
+    ``name`` is what the other end attaches by, until ``withdraw``.
+    """
 
     def __init__(self, name: str, size: int, descriptor: int) -> None:
         self.name = name
         self.size = size
-        try:
-            self.buffer = memoryview(mmap.mmap(descriptor, size, mmap.MAP_SHARED | mmap.MAP_POPULATE))
-        finally:
-            os.close(descriptor)
+        self._descriptor: int | None = descriptor
+        self.buffer = memoryview(mmap.mmap(descriptor, size, mmap.MAP_SHARED | mmap.MAP_POPULATE))
 
     @classmethod
     def create(cls, size: int) -> "Segment":
-        """Make a segment; ``OSError`` when ``/dev/shm`` is missing or has no ``size`` bytes to spare."""
-        name = f"dmi-{secrets.token_hex(16)}"
-        path = DIRECTORY / name
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        """Make a segment; ``OSError`` when this host has no ``size`` bytes to spare, or no anonymous files.
+
+        The kernel would rather kill somebody than say that memory has run out, so we look first.
+        """
+        if size > _available_bytes() // 2:
+            raise OSError(errno.ENOMEM, f"no {size} bytes of shared memory to spare")
+        descriptor = os.memfd_create(_LABEL, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.posix_fallocate(descriptor, 0, size)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+            return cls(f"{os.getpid()}-{descriptor}", size, descriptor)
         except OSError:
-            path.unlink()
             os.close(descriptor)
             raise
-        return cls(name, size, descriptor)
 
     @classmethod
     def attach(cls, name: str, size: int) -> "Segment":
         """Open a segment that a peer has named.
 
-        Raises ``RemoteProtocolError`` when the name is not one that ``create`` gives, or the file is not ours alone
-        or not of ``size`` bytes; ``OSError`` when it is not there.
+        Raises ``RemoteProtocolError`` when the name is not one that ``create`` gives, or what it names is no sealed
+        segment of ``size`` bytes; ``OSError`` when it is not there.
         """
-        if _NAME.fullmatch(name) is None or size <= 0:
+        match = _NAME.fullmatch(name)
+        if match is None or size <= 0:
             raise RemoteProtocolError("a peer offers shared memory under a name that is no segment's")
-        descriptor = os.open(DIRECTORY / name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        found = os.fstat(descriptor)
-        is_ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
-        if not is_ours or found.st_size != size:
+        path = Path(f"/proc/{match[1]}/fd/{match[2]}")
+        if not str(path.readlink()).startswith(f"/memfd:{_LABEL}"):
+            raise RemoteProtocolError("a peer offers shared memory that is no segment")
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) != _SEALS or os.fstat(descriptor).st_size != size:
+                raise RemoteProtocolError("a peer offers shared memory of another size")
+            return cls(name, size, descriptor)
+        finally:
             os.close(descriptor)
-            raise RemoteProtocolError("a peer offers shared memory of another owner or size")
-        return cls(name, size, descriptor)
 
-    def remove_name(self) -> None:
-        """Both ends have it mapped: free the memory once both are gone. Doing this twice is fine."""
-        (DIRECTORY / self.name).unlink(missing_ok=True)
+    def withdraw(self) -> None:
+        """The other end has it mapped, and nobody else shall. Only the maker calls this; twice is fine."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def view(self, offset: int, length: int) -> memoryview:
         """The bytes at ``offset``; ``RemoteProtocolError`` when they are not inside the segment."""

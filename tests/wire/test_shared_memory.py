@@ -1,15 +1,14 @@
 """Shared memory of one node's role processes: private, bounded, and gone when they are."""
 
 import os
-import stat
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
 from dmi_protocol.errors import RemoteProtocolError
-from dmi_wire.shared_memory import DIRECTORY, Segment
+from dmi_wire.shared_memory import Segment
 
 OTHER_END = """
 import sys
@@ -19,59 +18,70 @@ segment.view(8, 5)[:] = b"there"
 """
 
 
-def test_another_process_reads_and_writes_the_same_bytes() -> None:
-    segment = Segment.create(4096)
-    try:
-        subprocess.run([sys.executable, "-c", OTHER_END, segment.name], check=True, timeout=30)
-    finally:
-        segment.remove_name()
+@pytest.fixture
+def segment() -> Iterator[Segment]:
+    made = Segment.create(4096)
+    yield made
+    made.withdraw()
+
+
+def test_another_process_reads_and_writes_the_same_bytes(segment: Segment) -> None:
+    subprocess.run([sys.executable, "-c", OTHER_END, segment.name], check=True, timeout=30)
     assert bytes(segment.view(8, 5)) == b"there"
 
 
-def test_a_segment_is_its_owners_alone_and_its_name_goes() -> None:
-    segment = Segment.create(100)
-    path = DIRECTORY / segment.name
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    segment.remove_name()
-    segment.remove_name()
-    assert not path.exists()
+def test_what_is_withdrawn_cannot_be_attached_and_stays_mapped(segment: Segment) -> None:
+    attached = Segment.attach(segment.name, 4096)
+    segment.withdraw()
+    segment.withdraw()
+    with pytest.raises(FileNotFoundError):
+        Segment.attach(segment.name, 4096)
     segment.buffer[:3] = b"yes"
-    assert bytes(segment.buffer[:3]) == b"yes", "the mapping outlives the name"
+    assert bytes(attached.buffer[:3]) == b"yes"
 
 
-@pytest.mark.parametrize("name", ["", "../etc/passwd", "dmi-", "dmi-" + "g" * 32, "dmi-" + "0" * 33, "/dev/shm/x"])
+def test_nobody_can_change_the_size_under_the_other(segment: Segment) -> None:
+    pid, _, descriptor = segment.name.partition("-")
+    assert int(pid) == os.getpid()
+    with pytest.raises(PermissionError):
+        os.ftruncate(int(descriptor), 1)
+
+
+@pytest.mark.parametrize("name", ["", "../etc/passwd", "1", "-3", "1-2-3", "0-1", "1/2", "1-1234567"])
 def test_a_name_that_is_no_segments_is_the_peers_fault(name: str) -> None:
     with pytest.raises(RemoteProtocolError):
         Segment.attach(name, 100)
 
 
-def test_a_segment_of_another_size_or_mode_is_refused() -> None:
-    segment = Segment.create(100)
-    try:
-        with pytest.raises(RemoteProtocolError):
-            Segment.attach(segment.name, 1 << 62)
-        os.chmod(DIRECTORY / segment.name, 0o644)
-        with pytest.raises(RemoteProtocolError):
-            Segment.attach(segment.name, 100)
-    finally:
-        segment.remove_name()
+def test_a_file_that_is_no_segment_is_refused() -> None:
+    descriptor = os.open("/dev/null", os.O_RDWR)
+    with pytest.raises(RemoteProtocolError):
+        Segment.attach(f"{os.getpid()}-{descriptor}", 100)
+    os.close(descriptor)
 
 
-def test_a_name_that_is_gone_is_an_os_error() -> None:
-    with pytest.raises(FileNotFoundError):
-        Segment.attach("dmi-" + "0" * 32, 100)
+@pytest.mark.parametrize("size", [1 << 62, 4095, 0, -1])
+def test_a_segment_of_another_size_is_refused(segment: Segment, size: int) -> None:
+    with pytest.raises(RemoteProtocolError):
+        Segment.attach(segment.name, size)
 
 
-def test_more_than_there_is_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dmi_wire.shared_memory.DIRECTORY", tmp_path)
+def test_an_unsealed_file_is_refused() -> None:
+    descriptor = os.memfd_create("dmi-exchange", os.MFD_ALLOW_SEALING)
+    os.truncate(descriptor, 4096)
+    with pytest.raises(RemoteProtocolError):
+        Segment.attach(f"{os.getpid()}-{descriptor}", 4096)
+    os.close(descriptor)
+
+
+def test_more_than_there_is_leaves_nothing_behind() -> None:
+    before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(OSError):
         Segment.create(1 << 60)
-    assert list(tmp_path.iterdir()) == []
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.parametrize(("offset", "length"), [(-1, 2), (0, 101), (100, 1), (5, -1)])
-def test_a_view_outside_is_the_peers_fault(offset: int, length: int) -> None:
-    segment = Segment.create(100)
-    segment.remove_name()
+@pytest.mark.parametrize(("offset", "length"), [(-1, 2), (0, 4097), (4096, 1), (5, -1)])
+def test_a_view_outside_is_the_peers_fault(segment: Segment, offset: int, length: int) -> None:
     with pytest.raises(RemoteProtocolError):
         segment.view(offset, length)

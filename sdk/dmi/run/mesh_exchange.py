@@ -78,7 +78,7 @@ class MeshExchange:
             self._greet(shard, definition, fingerprint, beside.get(shard))
         step = self._await_welcomes()
         for found in beside.values():
-            found.segment.remove_name()
+            found.segment.withdraw()
         self.is_open = True
         return step
 
@@ -86,7 +86,7 @@ class MeshExchange:
         mine = [bucket for bucket in range(self._buckets.layout.live) if self._owner[bucket] == shard]
         try:
             return Neighbour(self._buckets.layout, mine, cover(share))
-        except OSError:  # a small /dev/shm, as containers have: the socket carries it then
+        except OSError:  # no such room: the socket carries it then
             return None
 
     def _greet(

@@ -1,0 +1,1 @@
+"""What DMI costs, beside its peers, measured in one run."""

@@ -1,0 +1,228 @@
+"""The tensors of a server: where handles point, and the memory that it shares with the worker beside it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import zmq
+from msgspec import Struct
+
+from dmi_protocol import limits
+from dmi_protocol.codec import decode_struct
+from dmi_protocol.errors import RemoteProtocolError
+from dmi_protocol.messages import parameters as say
+from dmi_protocol.tensor_spec import TensorSpec
+from dmi_protocol.training import exchange as x
+from dmi_protocol.training.layout import Definition, Layout, assign_buckets, lay_out
+from dmi_protocol.training.step import Handle
+from dmi_tensor.buckets import aligned_empty
+from dmi_tensor.checkpoint import part_of, write_part
+from dmi_tensor.dtypes import sum_dtype
+from dmi_tensor.frames import frame_of, spec_of, tensors_of
+from dmi_tensor.shard import Shard
+from dmi_tensor.tree_sum import Share, add, share_of
+from dmi_wire.shared_memory import Segment
+
+_LENT_S = 60.0
+"""How long a socket may hold a version that is to be overwritten; ZeroMQ's heartbeats end dead connections sooner."""
+
+
+class Shown(Struct, frozen=True):
+    """What ``Show`` carries: a region of shared memory for the worker beside us, frames for the others."""
+
+    tensors: tuple[TensorSpec, ...]
+    detail: bytes
+    region: say.Region | None
+    frames: tuple[memoryview, ...]
+
+
+class _Arena:
+    """The segment in which the shown buckets lie, and its allocator."""
+
+    def __init__(self, size: int) -> None:
+        self.segment = Segment.create(size)
+        self._used = 0
+        self.offsets: dict[int, int] = {}
+        """Where a tensor lies that starts at this address."""
+
+    def allocate(self, length: int, dtype: torch.dtype) -> torch.Tensor:
+        """A flat tensor inside the segment, on a 64-byte boundary."""
+        size = length * dtype.itemsize
+        view = self.segment.view(self._used, size)
+        tensor = torch.frombuffer(view, dtype=torch.uint8).view(dtype) if size else torch.empty(0, dtype=dtype)
+        self.offsets[tensor.data_ptr()] = self._used
+        self._used += _aligned(size)
+        return tensor
+
+
+def _aligned(size: int) -> int:
+    return -(-size // limits.ALIGNMENT_BYTES) * limits.ALIGNMENT_BYTES
+
+
+class Tensors:
+    """What the shard's machine speaks of by handles. ``shares_memory`` says that a worker is on this node."""
+
+    def __init__(self, shard: int, shards: int, *, shares_memory: bool) -> None:
+        self._shard, self._shards, self._shares_memory = shard, shards, shares_memory
+        self._arithmetic: Shard | None = None
+        self._arena: _Arena | None = None
+        self._offering: set[int] = set()
+        self._offered: dict[int, Segment] = {}
+        self._shares: dict[Handle, tuple[int, Share]] = {}
+        self._next = 0
+        self._neighbours: set[Handle] = set()
+        """Shares that lie in the memory of a worker beside us."""
+        self._lent: dict[tuple[int, int], list[zmq.MessageTracker]] = {}
+
+    @property
+    def arithmetic(self) -> Shard:
+        """The shard, once a worker has described it."""
+        if self._arithmetic is None:
+            raise RemoteProtocolError("a worker goes on before it has described its model")
+        return self._arithmetic
+
+    def open(self, encoded: bytes) -> x.Opened:
+        """Make room for what a worker has described; ``RemoteProtocolError`` when it makes no sense."""
+        definition: Definition = decode_struct(encoded, Definition)
+        layout = lay_out(definition)
+        if len(layout.buckets) > limits.BUCKETS:
+            raise RemoteProtocolError(f"a model of {len(layout.buckets)} buckets, more than {limits.BUCKETS}")
+        self._arena = self._make_arena(layout)
+        memory = aligned_empty if self._arena is None else self._arena.allocate
+        self._arithmetic = Shard(definition, self._shard, self._shards, memory)
+        holders = {self._arithmetic.owners[bucket.index] for bucket in layout.buckets[: layout.live]}
+        return x.Opened(
+            self._arithmetic.buckets,
+            self._arithmetic.frozen,
+            definition.leaves,
+            clips=definition.clip_norm is not None,
+            shards=tuple(sorted(holders)),
+        )
+
+    def _make_arena(self, layout: Layout) -> _Arena | None:
+        """Room for two versions of each bucket of ours; None when nobody is beside us, or there is no such room."""
+        owners = assign_buckets(layout, self._shards)
+        mine = [bucket for bucket in layout.buckets if owners[bucket.index] == self._shard]
+        size = sum(2 * _aligned(bucket.length_bytes) for bucket in mine)
+        if not self._shares_memory or size == 0:
+            return None
+        try:
+            return _Arena(size)
+        except OSError:  # no such room: the socket carries it then
+            return None
+
+    def offer(self, worker: int) -> tuple[str | None, int]:
+        """Name and size of our segment, for a worker that has offered one itself."""
+        if self._arena is None or worker not in self._offered:
+            return None, 0
+        self._offering.add(worker)
+        return self._arena.segment.name, self._arena.segment.size
+
+    def has_mapped(self, worker: int) -> None:
+        """This worker goes on, so it has mapped what it was offered; after the last one nobody else shall."""
+        self._offering.discard(worker)
+        if self._arena is not None and not self._offering:
+            self._arena.segment.withdraw()
+
+    def write(self, path: Path, step: int, extra: bytes) -> int:
+        """Our part of version ``step``, with the optimizer's state, durable; gives its bytes."""
+        return write_part(path, part_of(self.arithmetic, self._shard, self._shards, step, extra))
+
+    def greet(self, worker: int, name: str | None, size: int) -> None:
+        """Map the memory that the worker beside us offers; nothing is mapped for anybody else."""
+        if name is not None:
+            self._offered[worker] = Segment.attach(name, size)
+
+    def initialize(self, bucket: int, specs: Sequence[TensorSpec], frames: Sequence[memoryview]) -> None:
+        """Version 0 of a bucket."""
+        tensors = tensors_of(specs, frames)
+        if len(tensors) > 1:
+            raise RemoteProtocolError("a bucket's values are one tensor")
+        if tensors:
+            self._check(bucket, tensors[0], self.arithmetic.read(bucket, 0).dtype)
+            self.arithmetic.initialize(bucket, tensors[0])
+
+    def _check(self, bucket: int, tensor: torch.Tensor, dtype: torch.dtype) -> None:
+        expected = self.arithmetic.layout.buckets[bucket].length
+        if tensor.shape != (expected,) or tensor.dtype != dtype:
+            raise RemoteProtocolError(f"bucket {bucket} has {expected} elements of {dtype}")
+
+    def put(self, worker: int, message: say.Contribution, frames: Sequence[memoryview]) -> Handle | None:
+        """Name what came; None for an explicit absent."""
+        if not 0 <= message.bucket < self.arithmetic.layout.live:
+            raise RemoteProtocolError(f"bucket {message.bucket} does not change")
+        if not message.detail:
+            return None
+        if message.region is not None:
+            frames = [self._shared(worker, message.region, spec) for spec in message.tensors]
+        tensors = tensors_of(message.tensors, frames)
+        bucket = self.arithmetic.layout.buckets[message.bucket]
+        if len(tensors) != (bucket.kind != "metrics"):
+            raise RemoteProtocolError(f"{len(tensors)} tensors for bucket {bucket.index}")
+        if tensors:
+            self._check(bucket.index, tensors[0], sum_dtype(bucket.dtype))
+        self._next += 1
+        share = share_of(tensors[0] if tensors else None, message.detail, len(bucket.segments))
+        self._shares[Handle(self._next)] = (bucket.index, share)
+        if message.region is not None:
+            self._neighbours.add(Handle(self._next))
+        return Handle(self._next)
+
+    def _shared(self, worker: int, region: say.Region, spec: TensorSpec) -> memoryview:
+        segment = self._offered.get(worker)
+        if segment is None or segment.name != region.segment:
+            raise RemoteProtocolError(f"worker-{worker} speaks of shared memory that it has not offered")
+        return segment.view(region.offset, spec.length_bytes)
+
+    def add(self, left: Handle, right: Handle) -> None:
+        """The tree's addition, in memory of ours: a worker beside us keeps its sums until the next version is whole.
+
+        Left plus right has the same bits as right plus left.
+        """
+        bucket, share = self._shares[left]
+        _, other = self._shares.pop(right)
+        if left in self._neighbours:
+            share, other = (self._own(share), other) if right in self._neighbours else (other, share)
+        self._neighbours -= {left, right}
+        self._shares[left] = (bucket, add(self.arithmetic.layout.buckets[bucket], share, other))
+
+    @staticmethod
+    def _own(share: Share) -> Share:
+        return Share(None if share.tensor is None else share.tensor.clone(), share.weights, share.metrics)
+
+    def release(self, handle: Handle) -> None:
+        """The frame goes back to zmq, or to the worker beside us."""
+        del self._shares[handle]
+        self._neighbours.discard(handle)
+
+    def _get(self, handle: Handle | None) -> Share | None:
+        return None if handle is None else self._shares[handle][1]
+
+    def square(self, bucket: int, handle: Handle | None) -> float:
+        """The squared norm of a root."""
+        return self.arithmetic.square(bucket, self._get(handle))
+
+    def apply(self, effect: x.Apply) -> None:
+        """One optimizer step on one bucket; waits until no socket holds what is overwritten."""
+        for tracker in self._lent.pop((effect.bucket, effect.step - 1), []):
+            tracker.wait(_LENT_S)
+        root = self._get(effect.handle)
+        if root is not None and effect.handle in self._neighbours and effect.norms:
+            root = self._own(root)  # clipping scales it in place
+        self.arithmetic.apply(effect.step, effect.bucket, root, effect.hyper, effect.norms)
+
+    def show(self, worker: int, version: int, bucket: int) -> Shown:
+        """A bucket at a version that is readable."""
+        detail = self.arithmetic.detail(bucket)
+        if self.arithmetic.layout.buckets[bucket].kind == "metrics":
+            return Shown((), detail, None, ())
+        tensor = self.arithmetic.read(bucket, version)
+        if worker in self._offered and self._arena is not None:
+            region = say.Region(self._arena.segment.name, self._arena.offsets[tensor.data_ptr()])
+            return Shown((spec_of(tensor),), detail, region, ())
+        return Shown((spec_of(tensor),), detail, None, (frame_of(tensor),))
+
+    def lend(self, bucket: int, version: int, tracker: zmq.MessageTracker | None) -> None:
+        """A socket holds this version until the tracker is done."""
+        if tracker is not None and not tracker.done:
+            self._lent.setdefault((bucket, version), []).append(tracker)
