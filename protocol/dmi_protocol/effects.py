@@ -7,8 +7,8 @@ several steps into one, as long as this stays true.
 from msgspec import Struct
 
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
-from dmi_protocol.messages import Message
 from dmi_protocol.messages.consensus import Entry, Snapshot
+from dmi_protocol.messages.mesh import Message
 from dmi_protocol.messages.roles import Assignment, RoleKey, Roster
 from dmi_protocol.reasons import Reason
 

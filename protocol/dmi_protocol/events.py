@@ -4,8 +4,8 @@ from msgspec import Struct
 
 from dmi_protocol.cluster.command import Command
 from dmi_protocol.identity import BlobHash, NodeId, PublicKey, RequestId
-from dmi_protocol.messages import Message
 from dmi_protocol.messages.control import Join
+from dmi_protocol.messages.mesh import Message
 from dmi_protocol.messages.roles import RoleEvent, RoleKey
 
 

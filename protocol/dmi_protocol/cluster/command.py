@@ -1,0 +1,135 @@
+"""What is in the log. A command is a decision that somebody took; applying it computes nothing."""
+
+from msgspec import Struct
+
+from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
+from dmi_protocol.messages.roles import RoleKey
+from dmi_protocol.reasons import Reason
+
+
+class JobSpec(Struct, frozen=True):
+    """What a user submitted. None leaves the choice to the mesh (workers, servers) or to the script (leaves)."""
+
+    name: str
+    script: str
+    args: tuple[str, ...] = ()
+    workers: int | None = None
+    servers: int | None = None
+    backups: int = 0
+    leaves: int | None = None
+    threads: int = 1
+
+
+class Part(Struct, frozen=True):
+    """A shard's part of a checkpoint, and a node that has it."""
+
+    shard: int
+    blob: BlobHash
+    size_bytes: int
+    node: NodeId
+
+
+class Invite(Struct, frozen=True, tag="invite"):
+    """Whoever holds the secret half of ``key`` may join once, until ``expires_unix``."""
+
+    request: RequestId
+    key: PublicKey
+    expires_unix: int
+
+
+class Admit(Struct, frozen=True, tag="admit"):
+    """Redeem an invitation: one committed command, so it works once whatever node it reached. ``at_unix`` is the clock
+    of the node that was asked."""
+
+    request: RequestId
+    invitation: PublicKey
+    at_unix: int
+    name: str
+    address: str
+    public_key: PublicKey
+    witness: bool
+
+
+class Remove(Struct, frozen=True, tag="remove"):
+    """A member leaves or is expelled: its key counts no more."""
+
+    request: RequestId
+    node: NodeId
+
+
+class Readdress(Struct, frozen=True, tag="readdress"):
+    """A member listens somewhere else now."""
+
+    request: RequestId
+    node: NodeId
+    address: str
+
+
+class Submit(Struct, frozen=True, tag="submit"):
+    """A new job. Its id is a function of ``request``."""
+
+    request: RequestId
+    spec: JobSpec
+    bundle: BlobHash
+    holders: tuple[NodeId, ...]
+
+
+class Cancel(Struct, frozen=True, tag="cancel"):
+    """End a job, whatever it is doing."""
+
+    request: RequestId
+    job: JobId
+
+
+class Place(Struct, frozen=True, tag="place"):
+    """Who plays which role of a job in ``generation``: the i-th node of a list holds the i-th role."""
+
+    request: RequestId
+    job: JobId
+    generation: int
+    workers: tuple[NodeId, ...]
+    servers: tuple[NodeId, ...]
+
+
+class SeatRole(Struct, frozen=True, tag="seat"):
+    """A role process is bound and waits for the others."""
+
+    request: RequestId
+    role: RoleKey
+    address: str
+    public_key: PublicKey
+    pid: int
+
+
+class CompleteRole(Struct, frozen=True, tag="complete"):
+    """A role has done all its work."""
+
+    request: RequestId
+    role: RoleKey
+
+
+class KeepPart(Struct, frozen=True, tag="keep-part"):
+    """A shard's part of the checkpoint of ``step`` is durable on a node."""
+
+    request: RequestId
+    job: JobId
+    generation: int
+    step: int
+    shards: int
+    part: Part
+    final: bool
+
+
+class Finish(Struct, frozen=True, tag="finish"):
+    """The job has ended. ``step`` and ``loss`` are the last ones that were told."""
+
+    request: RequestId
+    job: JobId
+    generation: int
+    state: str
+    reason: Reason
+    step: int | None = None
+    loss: float | None = None
+
+
+Command = Invite | Admit | Remove | Readdress | Submit | Cancel | Place | SeatRole | CompleteRole | KeepPart | Finish

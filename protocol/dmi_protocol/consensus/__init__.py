@@ -1,0 +1,1 @@
+"""What was agreed? Raft with pre-vote, check-quorum, leadership transfer, snapshots and learners."""

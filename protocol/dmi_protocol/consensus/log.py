@@ -1,0 +1,86 @@
+"""The log in memory: a snapshot's place, and the entries after it."""
+
+from collections.abc import Sequence
+
+from dmi_protocol.identity import NodeId
+from dmi_protocol.messages.consensus import Entry, Snapshot, Voters
+
+
+class Log:
+    """Entries from ``first`` to ``last``; those before ``first`` are in the snapshot."""
+
+    def __init__(self, snapshot: Snapshot | None, entries: Sequence[Entry]) -> None:
+        self.snapshot = snapshot
+        self._entries = [e for e in entries if snapshot is None or e.index > snapshot.index]
+
+    @property
+    def start(self) -> int:
+        """The index that the snapshot stands for, 0 without one."""
+        return 0 if self.snapshot is None else self.snapshot.index
+
+    @property
+    def last(self) -> int:
+        """The index of the last entry."""
+        return self.start + len(self._entries)
+
+    @property
+    def last_term(self) -> int:
+        """The term of the last entry."""
+        return self.term_at(self.last) or 0
+
+    def term_at(self, index: int) -> int | None:
+        """The term of the entry at ``index``; None when it is not known (any more, or yet)."""
+        if index == self.start:
+            return 0 if self.snapshot is None else self.snapshot.term
+        if self.start < index <= self.last:
+            return self._entries[index - self.start - 1].term
+        return None
+
+    def between(self, first: int, last: int) -> tuple[Entry, ...]:
+        """The entries from ``first`` to ``last``, both included; all must be here."""
+        return tuple(self._entries[first - self.start - 1 : last - self.start])
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Take entries in, and drop whatever stood at their places and after."""
+        del self._entries[entries[0].index - self.start - 1 :]
+        self._entries.extend(entries)
+
+    def is_covered_by(self, last_index: int, last_term: int) -> bool:
+        """Is a log that ends in (``last_term``, ``last_index``) at least as complete as this one (3.6.1)?"""
+        return (last_term, last_index) >= (self.last_term, self.last)
+
+    def compact(self, snapshot: Snapshot) -> None:
+        """The entries up to the snapshot's index are not needed any more."""
+        self._entries = [entry for entry in self._entries if entry.index > snapshot.index]
+        self.snapshot = snapshot
+
+    def replace(self, snapshot: Snapshot) -> None:
+        """The whole log is obsolete."""
+        self._entries = []
+        self.snapshot = snapshot
+
+    def voters_at(self, index: int) -> frozenset[NodeId]:
+        """Who votes when the log ends at ``index``: the last ``Voters`` entry counts as soon as it is there (4.1)."""
+        for entry in reversed(self._entries[: max(0, index - self.start)]):
+            if isinstance(entry.command, Voters):
+                return frozenset(entry.command.voters)
+        return frozenset() if self.snapshot is None else frozenset(self.snapshot.voters)
+
+    def voters_index(self) -> int:
+        """Where the voters in force were set; 0 when it was in the snapshot."""
+        return next((e.index for e in reversed(self._entries) if isinstance(e.command, Voters)), 0)
+
+    def first_of_term(self, index: int) -> int:
+        """The first index that has the same term as the entry at ``index``: where a conflict may begin."""
+        term = self.term_at(index)
+        while index > self.start + 1 and self.term_at(index - 1) == term:
+            index -= 1
+        return index
+
+    def check(self) -> None:
+        """Assert that indexes have no gaps and terms never go back."""
+        term = 0 if self.snapshot is None else self.snapshot.term
+        for place, entry in enumerate(self._entries):
+            assert entry.index == self.start + 1 + place, f"a gap before {entry.index}"
+            assert entry.term >= term, f"the term goes back at {entry.index}"
+            term = entry.term

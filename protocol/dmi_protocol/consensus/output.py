@@ -1,0 +1,21 @@
+"""What consensus gives to the peer, beside effects for the shell: it stands in the effects' order."""
+
+from msgspec import Struct
+
+from dmi_protocol.effects import Effect
+from dmi_protocol.messages.consensus import Entry, Snapshot
+
+
+class Apply(Struct, frozen=True):
+    """These entries are committed; they follow those of the ``Apply`` before."""
+
+    entries: tuple[Entry, ...]
+
+
+class Restore(Struct, frozen=True):
+    """Forget the replicated state and take this one."""
+
+    snapshot: Snapshot
+
+
+Output = Effect | Apply | Restore

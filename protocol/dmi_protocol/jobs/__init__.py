@@ -1,0 +1,1 @@
+"""What was submitted, where does it stand?"""

@@ -1,0 +1,39 @@
+"""News that rides on other messages: the newest and least told first, each piece a bounded number of times."""
+
+from typing import Generic, TypeVar
+
+from dmi_protocol.identity import NodeId
+from dmi_protocol.membership.settings import SwimSettings
+from dmi_protocol.messages.membership import Rumor, Update
+
+News = TypeVar("News", Update, Rumor)
+
+
+class Gossip(Generic[News]):
+    """Pieces of news by what they are about; a newer piece about the same thing replaces the older one."""
+
+    def __init__(self, settings: SwimSettings) -> None:
+        self._settings = settings
+        self._told: dict[tuple[NodeId, str], tuple[int, News]] = {}
+
+    def __len__(self) -> int:
+        return len(self._told)
+
+    def add(self, about: tuple[NodeId, str], news: News) -> None:
+        """Spread this from now on."""
+        self._told[about] = (0, news)
+
+    def drop(self, node: NodeId) -> None:
+        """Forget what is about ``node``."""
+        self._told = {about: told for about, told in self._told.items() if about[0] != node}
+
+    def take(self, most: int, members: int) -> tuple[News, ...]:
+        """Up to ``most`` pieces for one message to one of ``members`` members."""
+        limit = self._settings.retransmit * max(1, members.bit_length())
+        chosen = sorted(self._told.items(), key=lambda item: item[1][0])[:most]
+        for about, (times, news) in chosen:
+            if times + 1 >= limit:
+                del self._told[about]
+            else:
+                self._told[about] = (times + 1, news)
+        return tuple(news for _, (_, news) in chosen)

@@ -1,0 +1,29 @@
+"""The clocks of membership, in milliseconds."""
+
+from msgspec import Struct
+
+
+class SwimSettings(Struct, frozen=True):
+    """Dropped connections carry fast detection, so the probes themselves can be rare."""
+
+    period_ms: int = 1000
+    """A probe each period; longer by as many periods as our own health is bad (Lifeguard, local health multiplier)."""
+    ping_ms: int = 300
+    """How long an ack may take before others are asked to try."""
+    suspicion_min_ms: int = 1000
+    suspicion_max_ms: int = 4000
+    """A suspect is dead after the maximum, or sooner as others confirm, never before the minimum."""
+    indirect: int = 3
+    """How many others are asked to try; also how many confirmations bring a suspicion to its minimum."""
+    health_max: int = 8
+    retransmit: int = 4
+    """News rides on this many messages times log2 of the mesh's size."""
+    updates_per_message: int = 8
+    rumors_per_message: int = 4
+    rumor_ms: int = 250
+    """Rumors do not wait for probes, but are sent at most so often."""
+
+    def check(self) -> None:
+        """Assert the relations between the times."""
+        assert self.ping_ms * 2 < self.period_ms
+        assert 0 < self.suspicion_min_ms <= self.suspicion_max_ms

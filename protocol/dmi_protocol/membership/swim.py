@@ -1,0 +1,293 @@
+"""The failure detector of one node: whom it probes, whom it suspects, and what it tells the others."""
+
+from collections.abc import Iterable
+from random import Random
+
+from msgspec import Struct
+
+from dmi_protocol.effects import Effect, Send
+from dmi_protocol.events import Connected, Disconnected, Event, Received
+from dmi_protocol.identity import NodeId
+from dmi_protocol.instant import Instant, after, earliest
+from dmi_protocol.membership.gossip import Gossip
+from dmi_protocol.membership.settings import SwimSettings
+from dmi_protocol.membership.suspicion import suspicion_ms
+from dmi_protocol.messages import membership as say
+from dmi_protocol.messages.membership import MembershipMessage, Rumor, Standing, Update
+
+_RANK: dict[Standing, int] = {"alive": 0, "suspect": 1, "dead": 2}
+
+
+class Member(Struct):
+    """A member as this node sees it."""
+
+    standing: Standing
+    incarnation: int
+    since: Instant
+    accusers: set[NodeId]
+
+
+class MemberChanged(Struct, frozen=True):
+    """For the peer: a member is seen otherwise than before."""
+
+    node: NodeId
+    standing: Standing
+
+
+class _Probe(Struct):
+    target: NodeId
+    indirect_at: Instant | None
+    """When others are asked; None once they were."""
+    fails_at: Instant
+    asker: tuple[NodeId, int] | None = None
+    """Who asked us to try, and under which number."""
+
+
+Output = Effect | MemberChanged
+
+
+class Swim:
+    """Decides for one node; see ``machine.py`` for what the caller must do."""
+
+    def __init__(self, me: NodeId, settings: SwimSettings, random: Random) -> None:
+        settings.check()
+        self._me = me
+        self._settings = settings
+        self._random = random
+        self._incarnation = 0
+        self.members: dict[NodeId, Member] = {}
+        self.rumors: dict[tuple[NodeId, str], Rumor] = {}
+        self.refutations = 0
+        self._health = 0
+        self._updates: Gossip[Update] = Gossip(settings)
+        self._news: Gossip[Rumor] = Gossip(settings)
+        self._ring: list[NodeId] = []
+        self._probes: dict[int, _Probe] = {}
+        self._sequence = 0
+        self._probe_at: Instant | None = None
+        self._news_at: Instant | None = None
+
+    def set_members(self, now: Instant, nodes: Iterable[NodeId]) -> None:
+        """Watch these, and nobody else. A new one counts as alive until probes say otherwise."""
+        wanted = set(nodes) - {self._me}
+        for gone in self.members.keys() - wanted:
+            del self.members[gone]
+            self._updates.drop(gone)
+            self._news.drop(gone)
+            self.rumors = {about: rumor for about, rumor in self.rumors.items() if about[0] != gone}
+        for new in sorted(wanted - self.members.keys()):
+            self.members[new] = Member("alive", 0, now, set())
+        if self.members and self._probe_at is None:
+            self._probe_at = after(now, self._random.randrange(self._settings.period_ms))
+        elif not self.members:
+            self._probe_at = None
+
+    def is_alive(self, node: NodeId) -> bool:
+        """Is ``node`` believed to be alive or only suspected? We ourselves are."""
+        return node == self._me or (node in self.members and self.members[node].standing != "dead")
+
+    def publish(self, now: Instant, key: str, value: bytes) -> None:
+        """Spread a small value; it replaces what we spread under ``key`` before."""
+        old = self.rumors.get((self._me, key))
+        rumor = Rumor(self._me, key, 1 if old is None else old.version + 1, value)
+        self._hold(now, rumor)
+
+    def _hold(self, now: Instant, rumor: Rumor) -> None:
+        about = (rumor.origin, rumor.key)
+        self.rumors[about] = rumor
+        self._news.add(about, rumor)
+        if self._news_at is None:
+            self._news_at = now
+
+    def deadline(self) -> Instant | None:
+        """See ``Machine.deadline``."""
+        probes = [probe.indirect_at or probe.fails_at for probe in self._probes.values()]
+        suspicions = [self._verdict_at(member) for member in self.members.values() if member.standing == "suspect"]
+        return earliest(self._probe_at, self._news_at if self.members else None, *probes, *suspicions)
+
+    def _verdict_at(self, member: Member) -> Instant:
+        return after(member.since, suspicion_ms(len(member.accusers) - 1, len(self.members) + 1, self._settings))
+
+    def step(self, now: Instant, event: Event) -> list[Output]:
+        """See ``Machine.step``."""
+        match event:
+            case Received(sender, message) if isinstance(message, MembershipMessage) and sender in self.members:
+                return [*self._received(now, sender, message), *self._tick(now)]
+            case Connected(peer) if peer in self.members:
+                return [*self._ping(now, peer, hurried=True), *self._tick(now)]
+            case Disconnected(peer) if peer in self.members and self.members[peer].standing == "alive":
+                return [*self._ping(now, peer, hurried=True), *self._tick(now)]
+        return self._tick(now)
+
+    # Probing
+
+    def _tick(self, now: Instant) -> list[Output]:
+        output: list[Output] = []
+        if self._probe_at is not None and now >= self._probe_at:
+            self._probe_at = after(now, self._settings.period_ms * (1 + self._health))
+            output += self._ping(now, self._next_target())
+        for sequence, probe in list(self._probes.items()):
+            if probe.indirect_at is not None and now >= probe.indirect_at:
+                probe.indirect_at = None
+                output += self._ask_others(sequence, probe)
+            if now >= probe.fails_at:
+                del self._probes[sequence]
+                output += self._failed(now, probe)
+        for node, member in self.members.items():
+            if member.standing == "suspect" and now >= self._verdict_at(member):
+                output += self._believe(now, Update(node, "dead", member.incarnation, self._me))
+        if self._news_at is not None and now >= self._news_at and self.members:
+            output += self._spread(now)
+        return output
+
+    def _next_target(self) -> NodeId:
+        """Round robin over a shuffled ring, so that everybody is probed within a bounded time (SWIM, 4.3)."""
+        while self._ring:
+            target = self._ring.pop()
+            if target in self.members:
+                return target
+        self._ring = sorted(self.members)
+        self._random.shuffle(self._ring)
+        return self._ring.pop()
+
+    def _ping(
+        self, now: Instant, target: NodeId, *, hurried: bool = False, asker: tuple[NodeId, int] | None = None
+    ) -> list[Output]:
+        self._sequence += 1
+        is_dead = self.members[target].standing == "dead"
+        patience = self._settings.ping_ms * (2 if hurried or asker else 3)
+        indirect = None if is_dead or asker else after(now, self._settings.ping_ms)
+        self._probes[self._sequence] = _Probe(target, indirect, after(now, patience), asker)
+        return [Send(target, say.Ping(self._sequence, *self._gossip_for(target)))]
+
+    def _gossip_for(self, target: NodeId) -> tuple[tuple[Update, ...], tuple[Rumor, ...]]:
+        """What rides along. Whom we hold for suspect or dead is told so, to let it refute (Lifeguard, buddy system)."""
+        size = len(self.members) + 1
+        updates = self._updates.take(self._settings.updates_per_message, size)
+        member = self.members.get(target)
+        if member is not None and member.standing != "alive" and all(update.node != target for update in updates):
+            updates = (*updates, Update(target, member.standing, member.incarnation))
+        return updates, self._news.take(self._settings.rumors_per_message, size)
+
+    def _ask_others(self, sequence: int, probe: _Probe) -> list[Output]:
+        others = self._some_alive(probe.target)
+        updates = self._updates.take(self._settings.updates_per_message, len(self.members) + 1)
+        return [Send(other, say.PingRequest(sequence, probe.target, updates)) for other in others]
+
+    def _some_alive(self, but: NodeId | None = None) -> list[NodeId]:
+        alive = sorted(node for node, member in self.members.items() if member.standing == "alive" and node != but)
+        return self._random.sample(alive, min(self._settings.indirect, len(alive)))
+
+    def _failed(self, now: Instant, probe: _Probe) -> list[Output]:
+        if probe.asker is not None:
+            return [Send(probe.asker[0], say.Nack(probe.asker[1]))]
+        member = self.members.get(probe.target)
+        if member is None or member.standing != "alive":
+            return []
+        self._health = min(self._settings.health_max, self._health + 1)
+        return self._believe(now, Update(probe.target, "suspect", member.incarnation, self._me))
+
+    # Hearing
+
+    def _received(self, now: Instant, sender: NodeId, message: MembershipMessage) -> list[Output]:
+        output: list[Output] = []
+        if not isinstance(message, say.Nack):
+            for update in message.updates:
+                output += self._believe(now, update)
+        if isinstance(message, say.Ping | say.Ack | say.Gossip):
+            for rumor in message.rumors:
+                self._heard(now, rumor)
+        match message:
+            case say.Ping(sequence):
+                output.append(Send(sender, say.Ack(sequence, *self._gossip_for(sender))))
+            case say.Ack(sequence):
+                output += self._acknowledged(sequence)
+            case say.PingRequest(sequence, target) if target in self.members:
+                output += self._ping(now, target, asker=(sender, sequence))
+            case say.Nack(sequence) if sequence in self._probes:
+                self._health = max(0, self._health - 1)
+        return output
+
+    def _acknowledged(self, sequence: int) -> list[Output]:
+        probe = self._probes.pop(sequence, None)
+        if probe is None:
+            return []
+        if probe.asker is not None:
+            return [Send(probe.asker[0], say.Ack(probe.asker[1]))]
+        self._health = max(0, self._health - 1)
+        return []
+
+    def _heard(self, now: Instant, rumor: Rumor) -> None:
+        known = self.rumors.get((rumor.origin, rumor.key))
+        if rumor.origin == self._me:
+            if known is None or rumor.version > known.version:  # from before our restart: say what is true now
+                value = b"" if known is None else known.value
+                self._hold(now, Rumor(self._me, rumor.key, rumor.version + 1, value))
+        elif rumor.origin in self.members and (known is None or rumor.version > known.version):
+            self._hold(now, rumor)
+
+    def _believe(self, now: Instant, update: Update) -> list[Output]:
+        """Take an update in if it overrides what is known (SWIM, 4.2), and pass it on."""
+        if update.node == self._me:
+            return self._refute(update)
+        member = self.members.get(update.node)
+        if member is None:
+            return []
+        if not _overrides(update, member):
+            is_confirmation = (
+                update.standing == member.standing == "suspect" and update.incarnation == member.incarnation
+            )
+            if is_confirmation and update.accuser is not None and update.accuser not in member.accusers:
+                member.accusers.add(update.accuser)
+                self._updates.add((update.node, ""), update)
+            return []
+        before, member.standing, member.incarnation = member.standing, update.standing, update.incarnation
+        if before != update.standing:
+            member.since = now
+        member.accusers = {update.accuser} if update.accuser is not None else {self._me}
+        self._updates.add((update.node, ""), update)
+        if before == update.standing:
+            return []
+        return [MemberChanged(update.node, update.standing), *self._tell_some()]
+
+    def _refute(self, update: Update) -> list[Output]:
+        """Somebody doubts us: a higher incarnation says that we live."""
+        if update.standing == "alive" or update.incarnation < self._incarnation:
+            return []
+        self._incarnation = update.incarnation + 1
+        self.refutations += 1
+        self._health = min(self._settings.health_max, self._health + 1)
+        self._updates.add((self._me, ""), Update(self._me, "alive", self._incarnation))
+        return self._tell_some()
+
+    def _tell_some(self) -> list[Output]:
+        """Important news does not wait for the next probe."""
+        size = len(self.members) + 1
+        targets = self._some_alive()
+        return [Send(t, say.Gossip(self._updates.take(self._settings.updates_per_message, size), ())) for t in targets]
+
+    def _spread(self, now: Instant) -> list[Output]:
+        self._news_at = None
+        size = len(self.members) + 1
+        sends: list[Output] = []
+        for target in self._some_alive():
+            rumors = self._news.take(self._settings.rumors_per_message, size)
+            if rumors:
+                sends.append(Send(target, say.Gossip((), rumors)))
+        if len(self._news):
+            self._news_at = after(now, self._settings.rumor_ms)
+        return sends
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        assert self._me not in self.members
+        assert len(self._probes) <= 4 * (len(self.members) + 1) + 16, "probes pile up"
+        assert all(member.standing != "suspect" or member.accusers for member in self.members.values())
+
+
+def _overrides(update: Update, member: Member) -> bool:
+    """Alive needs a higher incarnation; suspect overrides alive of the same one, dead both; dead of an older incarnation
+    says nothing about a newer one."""
+    if update.incarnation != member.incarnation:
+        return update.incarnation > member.incarnation
+    return _RANK[update.standing] > _RANK[member.standing]

@@ -1,0 +1,59 @@
+"""Joining, and asking the coordinator to have something agreed."""
+
+from msgspec import Struct
+
+from dmi_protocol.cluster.command import Command
+from dmi_protocol.identity import NodeId, PublicKey, RequestId
+from dmi_protocol.reasons import Reason
+
+
+class Join(Struct, frozen=True, tag="join"):
+    """Said by the holder of an invitation, under the invitation's key: make this node a member."""
+
+    name: str
+    address: str
+    public_key: PublicKey
+    witness: bool
+
+
+class Introduced(Struct, frozen=True):
+    """A member, as a newcomer must know it to speak to it."""
+
+    node: NodeId
+    name: str
+    address: str
+    public_key: PublicKey
+
+
+class Welcomed(Struct, frozen=True, tag="welcomed"):
+    """The answer to ``Join``: you are a member, and these are the others."""
+
+    mesh: str
+    members: tuple[Introduced, ...]
+
+
+class Refused(Struct, frozen=True, tag="refused"):
+    """The answer to ``Join``: no."""
+
+    reason: Reason
+
+
+class Propose(Struct, frozen=True, tag="propose"):
+    """To the coordinator: have this agreed. Repeated until its outcome shows in the sender's own state."""
+
+    command: Command
+
+
+class Declined(Struct, frozen=True, tag="declined"):
+    """From a node that is asked to propose and does not lead; ``leader`` is who does, as far as it knows."""
+
+    request: RequestId
+    leader: NodeId | None
+
+
+class Leaving(Struct, frozen=True, tag="leaving"):
+    """This daemon is being stopped in good order; it stays a member."""
+
+
+ControlMessage = Propose | Declined | Leaving
+"""Between members. ``Join`` and its answers are spoken under an invitation's key, and never reach a machine."""

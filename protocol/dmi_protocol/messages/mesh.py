@@ -1,0 +1,12 @@
+"""Everything that one daemon says to another."""
+
+from dmi_protocol.messages.blobs import BlobMessage
+from dmi_protocol.messages.consensus import ConsensusMessage
+from dmi_protocol.messages.control import ControlMessage
+from dmi_protocol.messages.jobs import JobMessage
+from dmi_protocol.messages.membership import MembershipMessage
+
+Message = MembershipMessage | ConsensusMessage | ControlMessage | JobMessage
+"""What machines exchange."""
+Wire = Message | BlobMessage
+"""What crosses a mesh link."""

@@ -1,0 +1,273 @@
+"""Why: every reason is a value with fields, and its sentence is made here and nowhere else.
+
+``dmi-node why``, the log and every refusal show the same sentence.
+"""
+
+from msgspec import Struct
+
+from dmi_protocol.identity import JobId
+
+
+class NoQuorum(Struct, frozen=True, tag="no-quorum"):
+    """Too few voters can be reached for anything to be decided."""
+
+    reachable: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+class NoCoordinator(Struct, frozen=True, tag="no-coordinator"):
+    """An election is under way."""
+
+
+class TimedOut(Struct, frozen=True, tag="timed-out"):
+    """What was asked was not committed in time; it may still be."""
+
+    within_ms: int
+
+
+class TooFewNodes(Struct, frozen=True, tag="too-few-nodes"):
+    """The job wants more nodes than there are."""
+
+    role: str
+    wanted: int
+    nodes: int
+
+
+class Waiting(Struct, frozen=True, tag="waiting"):
+    """The job is queued: others were there first, or nodes are away."""
+
+    wanted: int
+    alive: int
+
+
+class Starting(Struct, frozen=True, tag="starting"):
+    """Role processes are being started."""
+
+    ready: int
+    roles: int
+
+
+class Running(Struct, frozen=True, tag="running"):
+    """All is well."""
+
+    workers: tuple[str, ...]
+    servers: tuple[str, ...]
+
+
+class Succeeded(Struct, frozen=True, tag="succeeded"):
+    """All steps are done and the final parameters are durable."""
+
+    steps: int
+
+
+class Cancelled(Struct, frozen=True, tag="cancelled"):
+    """Somebody asked for it."""
+
+
+class RoleFailed(Struct, frozen=True, tag="role-failed"):
+    """A role process said why it cannot go on. ``text`` may be a traceback."""
+
+    role: str
+    node: str
+    kind: str
+    text: str
+
+
+class RoleDied(Struct, frozen=True, tag="role-died"):
+    """A role process ended without a word."""
+
+    role: str
+    node: str
+    code: int
+    signal: int
+    stalled: bool
+
+
+class RoleUnready(Struct, frozen=True, tag="role-unready"):
+    """A role process did not get ready in time."""
+
+    role: str
+    node: str
+    within_ms: int
+
+
+class NodeLost(Struct, frozen=True, tag="node-lost"):
+    """A node that played a role is dead or has left."""
+
+    role: str
+    node: str
+
+
+class BundleLost(Struct, frozen=True, tag="bundle-lost"):
+    """The job's files could not be fetched."""
+
+    node: str
+    detail: str
+
+
+class NotYet(Struct, frozen=True, tag="not-yet"):
+    """Part of the design, and not built yet."""
+
+    what: str
+
+
+class UnknownJob(Struct, frozen=True, tag="unknown-job"):
+    """No job of that name."""
+
+    job: str
+
+
+class JobEnded(Struct, frozen=True, tag="job-ended"):
+    """Too late."""
+
+    job: JobId
+    state: str
+
+
+class InvitationUsed(Struct, frozen=True, tag="invitation-used"):
+    """The invitation is unknown: used already, withdrawn, or of another mesh."""
+
+
+class InvitationExpired(Struct, frozen=True, tag="invitation-expired"):
+    """The invitation is too old."""
+
+
+class NameTaken(Struct, frozen=True, tag="name-taken"):
+    """Two nodes cannot have one name."""
+
+    name: str
+
+
+class UnknownMember(Struct, frozen=True, tag="unknown-member"):
+    """No member of that name."""
+
+    name: str
+
+
+class LimitReached(Struct, frozen=True, tag="limit-reached"):
+    """A bound of ``limits.py``."""
+
+    what: str
+    limit: int
+
+
+class Stale(Struct, frozen=True, tag="stale"):
+    """The command belongs to a placement that is not in force any more."""
+
+
+Reason = (
+    NoQuorum
+    | NoCoordinator
+    | TimedOut
+    | TooFewNodes
+    | Waiting
+    | Starting
+    | Running
+    | Succeeded
+    | Cancelled
+    | RoleFailed
+    | RoleDied
+    | RoleUnready
+    | NodeLost
+    | BundleLost
+    | NotYet
+    | UnknownJob
+    | JobEnded
+    | InvitationUsed
+    | InvitationExpired
+    | NameTaken
+    | UnknownMember
+    | LimitReached
+    | Stale
+)
+
+
+def sentence(reason: Reason) -> str:
+    """One line for people. What a role process said at length is in ``detail``."""
+    match reason:
+        case RoleFailed(role, node, kind, text):
+            return f"{role} on {node} failed ({kind}): {_last_line(text)}"
+        case RoleDied():
+            return _died(reason)
+        case RoleUnready(role, node, within_ms):
+            return f"{role} on {node} was not ready within {within_ms / 1000:g} s; see `dmi-node logs`"
+        case NodeLost(role, node):
+            return f"{node}, which played {role}, is gone; submit the job again"
+        case BundleLost(node, detail):
+            return f"{node} could not fetch the job's files: {detail}"
+        case _:
+            return _of_mesh(reason)
+
+
+def _died(reason: RoleDied) -> str:
+    if reason.stalled:
+        how = "stopped moving and was ended"
+    elif reason.signal:
+        how = f"was killed by signal {reason.signal}" + (" (out of memory?)" if reason.signal == 9 else "")
+    else:
+        how = f"ended with code {reason.code} without saying why"
+    return f"{reason.role} on {reason.node} {how}; see `dmi-node logs`, then submit the job again"
+
+
+def _of_mesh(reason: Reason) -> str:
+    match reason:
+        case NoQuorum(reachable, missing):
+            voters = len(reachable) + len(missing)
+            return (
+                f"no quorum: only {len(reachable)} of {voters} voters can be reached; {_list(missing)} must come back"
+            )
+        case NoCoordinator():
+            return "no coordinator yet: an election is under way"
+        case TimedOut(within_ms):
+            return f"not committed within {within_ms / 1000:g} s; asking again is safe"
+        case TooFewNodes(role, wanted, nodes):
+            return (
+                f"{wanted} {role}s were asked for and the mesh has {nodes} nodes; ask for fewer, or let more hosts join"
+            )
+        case Waiting(wanted, alive):
+            return f"waiting for {wanted} nodes, {alive} are alive"
+        case Starting(ready, roles):
+            return f"starting: {ready} of {roles} role processes are ready"
+        case Running(workers, servers):
+            return f"running: workers on {_list(workers)}, servers on {_list(servers)}"
+        case Succeeded(steps):
+            return f"succeeded after {steps} steps; `dmi-node export` writes the weights"
+        case _:
+            return _refused(reason)
+
+
+def _refused(reason: Reason) -> str:
+    match reason:
+        case Cancelled():
+            return "cancelled"
+        case NotYet(what):
+            return f"{what} is not built yet; leave it out"
+        case UnknownJob(job):
+            return f"no job is named {job!r}; `dmi-node jobs` lists them"
+        case JobEnded(job, state):
+            return f"{job} has already {state}"
+        case InvitationUsed():
+            return "the invitation is not known here: it was used already; ask for a new one with `dmi-node invite`"
+        case InvitationExpired():
+            return "the invitation has expired; ask for a new one with `dmi-node invite`"
+        case NameTaken(name):
+            return f"another member is already named {name!r}; choose another one with --name"
+        case UnknownMember(name):
+            return f"no member is named {name!r}; `dmi-node members` lists them"
+        case LimitReached(what, limit):
+            return f"there can be at most {limit} {what}"
+        case _:
+            return "the placement has changed meanwhile"
+
+
+def detail(reason: Reason) -> str | None:
+    """All that a role process said, when that is more than a line."""
+    return reason.text if isinstance(reason, RoleFailed) and "\n" in reason.text.strip() else None
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no reason given"])[-1]
+
+
+def _list(names: tuple[str, ...]) -> str:
+    return ", ".join(names) if names else "nobody"
