@@ -29,6 +29,7 @@ from dmi_tensor.tree_sum import DisagreementError
 from dmi_wire.bulk import Delivery, Endpoint, Line
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
+from dmi_wire.memory import keep_freed_memory
 
 _POLL_MS = 1_000
 _LINGER_MS = 10_000
@@ -264,6 +265,7 @@ def main() -> None:
     child = Child.inherit()
     assignment = child.assignment()
     child.start()
+    keep_freed_memory()
     try:
         serve(child, assignment)
     except OSError as error:

@@ -15,6 +15,7 @@ from dmi_protocol import limits
 from dmi_protocol.messages.roles import Assignment, Bound, Completed
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
+from dmi_wire.memory import keep_freed_memory
 
 _NO_PORT = 0
 """A worker connects and is never connected to; its seat needs the key only."""
@@ -48,6 +49,7 @@ def main() -> None:
     child = Child.inherit()
     assignment = child.assignment()
     child.start()
+    keep_freed_memory()
     ending = work(child, assignment)
     if ending is not None:
         print(ending.text, file=sys.stderr, flush=True)

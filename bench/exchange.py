@@ -1,0 +1,87 @@
+"""Seconds of a step that is only its exchange, beside gloo all-reduce and local SGD with momentum, in one run.
+
+``python -m bench.exchange`` prints both medians, their ratio, and the peak memory. Two workers on two made-up nodes, a
+server on each, CURVE between the nodes; everything on this machine.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from bench.roles import MODULES, Troupe
+from dmi_protocol.messages.roles import Failed
+
+_WARM_UP = 3
+_WITHIN_S = 300.0
+DEFECT_RATIO = 6.0
+"""A ratio above this is a defect."""
+
+
+def gloo(parameters: int, workers: int, steps: int, directory: Path) -> float:
+    """The median step of gloo, in seconds: of each step the slowest worker's."""
+    store = directory / "store"
+    children = []
+    for rank in range(workers):
+        args = (rank, workers, store, parameters, steps, directory / f"gloo-{rank}")
+        children.append(subprocess.Popen([sys.executable, "-m", "bench.gloo", *map(str, args)]))
+    for child in children:
+        if child.wait(_WITHIN_S):
+            raise SystemExit("gloo failed")
+    columns = [map(float, (directory / f"gloo-{rank}").read_text().split()) for rank in range(workers)]
+    return statistics.median([max(row) for row in zip(*columns, strict=True)][_WARM_UP:])
+
+
+def mesh(parameters: int, workers: int, servers: int, leaves: int, steps: int, directory: Path) -> tuple[float, int]:
+    """The median step of the mesh in seconds, and the sum of its workers' peak memory in bytes."""
+    command = ("-m", "bench.exchange_worker")
+    script = Path(__file__)
+    args = tuple(map(str, (parameters, leaves, steps)))
+    with Troupe(
+        directory,
+        script,
+        workers=workers,
+        servers=servers,
+        leaves=leaves,
+        args=args,
+        environment={"PYTHONPATH": str(script.resolve().parents[1])},
+        modules={**MODULES, "worker": command},
+    ) as troupe:
+        troupe.seat()
+        said = troupe.finish(_WITHIN_S)
+        failures = [message for told in said.values() for message in told if isinstance(message, Failed)]
+        if failures:
+            raise SystemExit(f"the mesh failed: {failures[0].text}")
+    found = [json.loads((directory / f"worker-{index}" / "seconds.json").read_text()) for index in range(workers)]
+    rows = list(zip(*(each["seconds"] for each in found), strict=True))
+    return statistics.median([max(row) for row in rows][_WARM_UP:]), sum(each["peak_bytes"] for each in found)
+
+
+def main() -> None:
+    """Measure and print; exit code 1 when the ratio is a defect."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--parameters", type=int, default=25_000_000)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--leaves", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=25)
+    chosen = parser.parse_args()
+    control = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        peer = gloo(chosen.parameters, chosen.workers, chosen.steps, directory)
+        ours, peak = mesh(
+            chosen.parameters, chosen.workers, chosen.workers, chosen.leaves, chosen.steps, directory / "mesh"
+        )
+    ratio = ours / peer
+    print(f"{chosen.parameters:,} float32 parameters, {chosen.workers} workers, TCP congestion control: {control}")
+    print(f"gloo all-reduce + SGD momentum   {peer:.3f} s a step (median of {chosen.steps - _WARM_UP})")
+    print(f"DMI, a server on each, CURVE     {ours:.3f} s a step; workers' peak memory {peak / 1e9:.1f} GB in all")
+    print(f"ratio                            {ratio:.2f}" + (" (a defect)" if ratio > DEFECT_RATIO else ""))
+    raise SystemExit(ratio > DEFECT_RATIO)
+
+
+if __name__ == "__main__":
+    main()

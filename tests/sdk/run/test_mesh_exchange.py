@@ -1,0 +1,120 @@
+"""Real servers and workers, with the test as their daemon: the bits of a plain run, whoever computes what."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.roles import Completed, Exited, Failed, PartWritten, Progressed, Troupe
+from dmi_protocol.training.tree import leaf_sizes, shares
+from dmi_tensor.checkpoint import export, read_model
+
+SCRIPT = Path(__file__).parent / "small.py"
+STEPS = [32, 32, 19, 32, 32, 19]
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The hash of the plain run, without and with clipping."""
+    found = {}
+    for clip in ("none", "0.1"):
+        path = tmp_path_factory.mktemp("plain") / "weights.safetensors"
+        environment = {**os.environ, "DMI_EXPORT": str(path)}
+        subprocess.run([sys.executable, SCRIPT, clip], env=environment, check=True, timeout=60, capture_output=True)
+        found[clip] = digest(path)
+    assert found["none"] != found["0.1"], "clipping changes the weights"
+    return found
+
+
+def leaves_of(troupe: Troupe, worker: int) -> list[dict[str, int]]:
+    """The ledger of a worker."""
+    path = Path(troupe.of("worker", worker).assignment.directory) / "ledger.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def check_ledgers(troupe: Troupe, workers: int) -> None:
+    """Each worker computed its own leaves, with their samples, and no others."""
+    for worker, share in enumerate(shares((1.0,) * workers, 8)):
+        expected = [
+            {"step": step, "leaf": leaf, "samples": leaf_sizes(samples, 8)[leaf]}
+            for step, samples in enumerate(STEPS)
+            for leaf in share
+        ]
+        assert leaves_of(troupe, worker) == expected
+
+
+@pytest.mark.parametrize(
+    ("workers", "servers", "clip"),
+    [(1, 1, "none"), (2, 2, "none"), (3, 1, "0.1"), (3, 3, "0.1"), (5, 3, "none"), (9, 1, "none")],
+)
+def test_a_mesh_gives_the_bits_of_a_plain_run(
+    workers: int, servers: int, clip: str, plain: dict[str, str], tmp_path: Path
+) -> None:
+    with Troupe(tmp_path, SCRIPT, workers=workers, servers=servers, leaves=None, args=[clip]) as troupe:
+        troupe.seat()
+        said = troupe.finish()
+        for name, told in said.items():
+            assert [type(message) for message in told[-2:]] == [Completed, Exited], f"{name}: {told}"
+            assert told[-1] == Exited(0, 0)
+        model = read_model([Path(part.path) for part in troupe.parts(said)])
+        check_ledgers(troupe, workers)
+    assert model.step == len(STEPS)
+    export(tmp_path / "weights.safetensors", model.tensors())
+    assert digest(tmp_path / "weights.safetensors") == plain[clip]
+    for part in troupe.parts(said):
+        assert part.blob == digest(Path(part.path))
+    checkpoints = [m for m in said["server-0"] if isinstance(m, PartWritten) and not m.final]
+    assert [part.step for part in checkpoints] == [3, 6]
+    assert any(isinstance(message, Progressed) for message in said["worker-0"])
+
+
+def fails(directory: Path, text: str, **placement: int) -> Failed:
+    """The failure of a job whose script is ``text``."""
+    script = directory / "script.py"
+    script.write_text(text)
+    with Troupe(directory / "roles", script, leaves=None, **{"workers": 1, "servers": 1, **placement}) as troupe:
+        troupe.seat()
+        said = troupe.finish()
+    return next(message for told in said.values() for message in told if isinstance(message, Failed))
+
+
+def test_a_script_that_raises_gives_its_own_traceback(tmp_path: Path) -> None:
+    failed = fails(tmp_path, "def inner():\n    raise ValueError('no such thing')\n\ninner()\n")
+    assert failed.kind == "script-raised"
+    lines = failed.text.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert 'script.py", line 4, in <module>' in lines[1]
+    assert lines[-1] == "ValueError: no such thing"
+    assert "runpy" not in failed.text
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [("x = (\n", "SyntaxError"), ("import no_such_package\n", "'no_such_package' is not installed")],
+)
+def test_a_script_that_cannot_start_says_so(tmp_path: Path, text: str, part: str) -> None:
+    failed = fails(tmp_path, text)
+    assert (failed.kind, failed.starting) == ("cannot-start", True)
+    assert part in failed.text
+
+
+def test_exit_codes_and_scripts_without_steps_are_failures(tmp_path: Path) -> None:
+    assert "exit code 3" in fails(tmp_path, "import sys\nsys.exit(3)\n").text
+    assert "without a step" in fails(tmp_path, "print('hello')\n").text
+
+
+def test_data_that_differs_between_hosts_names_both_and_the_field(tmp_path: Path) -> None:
+    text = SCRIPT.read_text().replace("83", "83 + os.getpid() % 1000").replace("import sys", "import os\nimport sys")
+    failed = fails(tmp_path, text.replace("sys.argv[1]", "'none'"), workers=2)
+    assert "worker-" in failed.text
+    assert "@n0" in failed.text
+    assert "@n1" in failed.text
+    assert "of the data" in failed.text
