@@ -31,8 +31,14 @@ def gloo(parameters: int, workers: int, steps: int, directory: Path) -> float:
     for child in children:
         if child.wait(_WITHIN_S):
             raise SystemExit("gloo failed")
-    columns = [map(float, (directory / f"gloo-{rank}").read_text().split()) for rank in range(workers)]
-    return statistics.median([max(row) for row in zip(*columns, strict=True)][_WARM_UP:])
+    columns = [[float(line) for line in (directory / f"gloo-{rank}").read_text().split()] for rank in range(workers)]
+    return _median(columns)
+
+
+def _median(columns: list[list[float]]) -> float:
+    """The median over the steps of the slowest worker's seconds, without the first steps."""
+    slowest: list[float] = [max(row) for row in zip(*columns, strict=True)]
+    return statistics.median(slowest[_WARM_UP:])
 
 
 def mesh(parameters: int, workers: int, servers: int, leaves: int, steps: int, directory: Path) -> tuple[float, int]:
@@ -56,8 +62,7 @@ def mesh(parameters: int, workers: int, servers: int, leaves: int, steps: int, d
         if failures:
             raise SystemExit(f"the mesh failed: {failures[0].text}")
     found = [json.loads((directory / f"worker-{index}" / "seconds.json").read_text()) for index in range(workers)]
-    rows = list(zip(*(each["seconds"] for each in found), strict=True))
-    return statistics.median([max(row) for row in rows][_WARM_UP:]), sum(each["peak_bytes"] for each in found)
+    return _median([each["seconds"] for each in found]), sum(each["peak_bytes"] for each in found)
 
 
 def main() -> None:

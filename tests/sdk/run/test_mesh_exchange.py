@@ -76,11 +76,11 @@ def test_a_mesh_gives_the_bits_of_a_plain_run(
     assert any(isinstance(message, Progressed) for message in said["worker-0"])
 
 
-def fails(directory: Path, text: str, **placement: int) -> Failed:
+def fails(directory: Path, text: str, workers: int = 1) -> Failed:
     """The failure of a job whose script is ``text``."""
     script = directory / "script.py"
     script.write_text(text)
-    with Troupe(directory / "roles", script, leaves=None, **{"workers": 1, "servers": 1, **placement}) as troupe:
+    with Troupe(directory / "roles", script, workers=workers, servers=1, leaves=None) as troupe:
         troupe.seat()
         said = troupe.finish()
     return next(message for told in said.values() for message in told if isinstance(message, Failed))

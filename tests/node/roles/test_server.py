@@ -1,0 +1,139 @@
+"""The server's process and its patience: who may speak, who is waited for, and what is said in the end."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import zmq
+
+from bench.roles import Exited, Failed, Troupe
+from dmi_node.roles.server import Server
+from dmi_protocol import limits
+from dmi_protocol.identity import JobId, NodeId, PublicKey
+from dmi_protocol.messages.parameters import Beat, Finish
+from dmi_protocol.messages.roles import Assignment, RoleKey, Roster, Seat
+from dmi_wire.bulk import Context, Endpoint, Line
+from dmi_wire.child import Child
+from dmi_wire.keys import KeyPair
+
+PATIENCE_S = 20.0
+SLOW = """
+import sys, time
+import torch
+from dmi.run.run import init
+run = init()
+model = run.model(torch.nn.Linear(2, 1))
+optimizer = run.optimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+for step in run.steps(torch.utils.data.TensorDataset(torch.ones(1_000_000, 2)), batch_size=8):
+    for (inputs,) in step:
+        model(inputs).sum().backward()
+    optimizer.step()
+"""
+
+
+@pytest.fixture
+def troupe(tmp_path: Path) -> Iterator[Troupe]:
+    """Two workers and a server that go on for long."""
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW)
+    with Troupe(tmp_path / "roles", script, workers=2, servers=1, leaves=None) as made:
+        yield made
+
+
+def steps_done(troupe: Troupe) -> int:
+    """How far worker 0 has come."""
+    path = Path(troupe.of("worker", 0).assignment.directory) / "ledger.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def wait_for_step(troupe: Troupe, step: int) -> None:
+    deadline = time.monotonic() + PATIENCE_S * 2
+    while steps_done(troupe) < step:
+        assert time.monotonic() < deadline, "training does not go on"
+        assert all(child.process.poll() is None for child in troupe.children), "a role has ended"
+
+
+def test_a_stranger_is_refused_and_training_goes_on(troupe: Troupe) -> None:
+    roster = troupe.seat()
+    wait_for_step(troupe, 3)
+    context: Context = zmq.Context()
+    keys = KeyPair.make()
+    line = Line(context, keys, b"worker-0", roster.servers[0].address, PublicKey(roster.servers[0].public_key))
+    monitor = line.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+    line.send(Finish(1, 3, b""))
+    assert monitor.poll(int(PATIENCE_S * 1000)), "the handshake did not fail"
+    assert line.receive() is None
+    line.socket.disable_monitor()
+    monitor.close()
+    line.close()
+    context.term()
+    wait_for_step(troupe, steps_done(troupe) + 3)
+
+
+def test_role_processes_end_with_their_daemon(troupe: Troupe) -> None:
+    troupe.seat()
+    wait_for_step(troupe, 1)
+    for child in troupe.children:
+        child.channel.close()
+    for child in troupe.children:
+        assert child.process.wait(PATIENCE_S) == 113
+
+
+def test_a_killed_role_is_seen_on_its_channel(troupe: Troupe) -> None:
+    troupe.seat()
+    wait_for_step(troupe, 1)
+    worker = troupe.of("worker", 1)
+    os.kill(worker.process.pid, signal.SIGKILL)
+    assert worker.next(time.monotonic() + PATIENCE_S) == Exited(0, signal.SIGKILL)
+
+
+class GaveUpError(Exception):
+    """Raised where a real child would end."""
+
+
+class Listening(Child):
+    """A child that does not end its process."""
+
+    def __init__(self) -> None:
+        self.failed: Failed | None = None
+
+    def fail(self, kind: str, text: str, *, starting: bool) -> NoReturn:
+        self.failed = Failed(kind, text, starting)
+        raise GaveUpError
+
+
+def test_a_worker_that_is_silent_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(limits, "PEER_SILENT_MS", 1_500)
+    context: Context = zmq.Context()
+    keys, mine = [KeyPair.make(), KeyPair.make()], KeyPair.make()
+    job = JobId("job-000000")
+    workers = tuple(
+        Seat(RoleKey(job, 1, "worker", n), NodeId("0" * 16), f"n{n}", "", PublicKey(keys[n].public)) for n in range(2)
+    )
+    endpoint = Endpoint(context, mine, "127.0.0.1", (30_000, 30_999))
+    server = Seat(RoleKey(job, 1, "server", 0), NodeId("0" * 16), "n0", endpoint.address, PublicKey(mine.public))
+    endpoint.admit({seat.public_key: b"worker-%d" % seat.key.index for seat in workers})
+    roster = Roster(1, (server,), workers, (0,), (1.0, 1.0), 0)
+    assignment = Assignment(
+        server.key, NodeId("0" * 16), "n0", "train.py", (), "", str(tmp_path), None, 1, 2, 1, "127.0.0.1", (1, 2)
+    )
+    line = Line(context, keys[0], b"worker-0", endpoint.address, PublicKey(mine.public))
+    for _ in range(2):
+        line.send(Beat(1))
+    child = Listening()
+    with pytest.raises(GaveUpError):
+        Server(child, assignment, roster, endpoint, {}).run()
+    assert child.failed is not None
+    assert child.failed.kind == "peer-silent"
+    assert "worker-" in child.failed.text
+    assert "step 0" in child.failed.text
+    assert line.receive(1_000) == (Beat(1), ()), "beats are answered"
+    line.close()
+    endpoint.close()
+    context.term()
