@@ -55,13 +55,15 @@ def test_a_tensor_that_a_socket_holds_is_not_used_again() -> None:
     assert share.tensor is not None
     handle = shares.put(0, share)
     message = zmq.Frame(bytes(100_000), track=True, copy=False)
-    assert message.tracker is not None
-    shares.sent(handle, message.tracker)
+    tracker = message.tracker
+    assert tracker is not None
+    shares.sent(handle, tracker)
     shares.release(handle)
     other = shares.take(0, 0)
     assert other.tensor is not None
     assert other.tensor.data_ptr() != share.tensor.data_ptr()
     del message
+    tracker.wait(10)
     shares.release(shares.put(0, other))
     free = {tensor.data_ptr() for tensor in (shares.take(0, 0).tensor, shares.take(0, 0).tensor) if tensor is not None}
     assert free == {share.tensor.data_ptr(), other.tensor.data_ptr()}
