@@ -192,6 +192,8 @@ def _complete(state: ClusterState, command: CompleteRole) -> Outcome:
     if job is None or command.role in job.completed or command.role not in dict(job.roles()):
         return _STALE
     job.completed = (*job.completed, command.role)
+    if command.step is not None:
+        job.step, job.loss = command.step, command.loss
     return _DONE
 
 
@@ -201,7 +203,7 @@ def _keep(state: ClusterState, command: KeepPart) -> Outcome:
         return _STALE
     parts = {part.shard: part for part in (*job.parts.get(command.step, ()), command.part)}
     job.parts[command.step] = tuple(parts[shard] for shard in sorted(parts))
-    if len(parts) == command.shards:
+    if len(parts) == len(job.servers):
         job.checkpoint = Checkpoint(command.step, job.parts[command.step])
         job.final = command.final
         job.parts = {step: found for step, found in job.parts.items() if step > command.step}
@@ -214,5 +216,4 @@ def _finish(state: ClusterState, command: Finish) -> Outcome:
         return _STALE
     job.state, job.reason = command.state, command.reason
     job.step = command.step if command.step is not None else job.step
-    job.loss = command.loss if command.loss is not None else job.loss
     return _DONE

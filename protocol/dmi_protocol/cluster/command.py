@@ -102,10 +102,12 @@ class SeatRole(Struct, frozen=True, tag="seat"):
 
 
 class CompleteRole(Struct, frozen=True, tag="complete"):
-    """A role has done all its work."""
+    """A role has done all its work. The lead worker's node adds the last progress that it was told."""
 
     request: RequestId
     role: RoleKey
+    step: int | None = None
+    loss: float | None = None
 
 
 class KeepPart(Struct, frozen=True, tag="keep-part"):
@@ -115,13 +117,12 @@ class KeepPart(Struct, frozen=True, tag="keep-part"):
     job: JobId
     generation: int
     step: int
-    shards: int
     part: Part
     final: bool
 
 
 class Finish(Struct, frozen=True, tag="finish"):
-    """The job has ended. ``step`` and ``loss`` are the last ones that were told."""
+    """The job has ended. ``step`` is the last one that was told."""
 
     request: RequestId
     job: JobId
@@ -129,7 +130,6 @@ class Finish(Struct, frozen=True, tag="finish"):
     state: str
     reason: Reason
     step: int | None = None
-    loss: float | None = None
 
 
 Command = Invite | Admit | Remove | Readdress | Submit | Cancel | Place | SeatRole | CompleteRole | KeepPart | Finish

@@ -3,10 +3,9 @@
 from dmi_protocol.messages.blobs import BlobMessage
 from dmi_protocol.messages.consensus import ConsensusMessage
 from dmi_protocol.messages.control import ControlMessage
-from dmi_protocol.messages.jobs import JobMessage
 from dmi_protocol.messages.membership import MembershipMessage
 
-Message = MembershipMessage | ConsensusMessage | ControlMessage | JobMessage
+Message = MembershipMessage | ConsensusMessage | ControlMessage
 """What machines exchange."""
 Wire = Message | BlobMessage
 """What crosses a mesh link."""

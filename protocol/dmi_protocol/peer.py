@@ -1,0 +1,379 @@
+"""One node's whole mind: composes the machines. News flows down, membership to consensus to the state to jobs; wishes go
+back up as proposals only."""
+
+from collections.abc import Sequence
+from random import Random
+
+from msgspec import Struct
+
+from dmi_protocol import reasons
+from dmi_protocol.cluster.apply import apply
+from dmi_protocol.cluster.command import Admit, Command, Readdress
+from dmi_protocol.cluster.proposals import Proposals
+from dmi_protocol.cluster.state import ENDED, ClusterState, MemberRecord
+from dmi_protocol.consensus.output import Apply, Restore
+from dmi_protocol.consensus.output import Output as ConsensusOutput
+from dmi_protocol.consensus.raft import Raft
+from dmi_protocol.consensus.settings import RaftSettings, Restored
+from dmi_protocol.effects import (
+    AllowInvitations,
+    Changed,
+    DropBlob,
+    Effect,
+    Explain,
+    ForgetJob,
+    Link,
+    Send,
+    Unlink,
+)
+from dmi_protocol.events import (
+    Asked,
+    BlobArrived,
+    BlobFailed,
+    Disconnected,
+    Event,
+    JoinAsked,
+    Received,
+    RoleHappened,
+    Stopping,
+)
+from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
+from dmi_protocol.instant import Instant, earliest
+from dmi_protocol.jobs.hosting import Hosting
+from dmi_protocol.jobs.scheduler import Scheduler
+from dmi_protocol.membership.settings import SwimSettings
+from dmi_protocol.membership.swim import MemberChanged, Swim
+from dmi_protocol.messages.consensus import Entry, Noop, Snapshot, Voters
+from dmi_protocol.messages.control import Introduced, Leaving, Propose
+from dmi_protocol.messages.roles import Progressed
+from dmi_protocol.placement.voters import next_voters
+from dmi_protocol.view import (
+    View,
+    job_view,
+    member_views,
+    pack_facts,
+    pack_progress,
+    unpack_facts,
+    unpack_progress,
+)
+
+
+class Me(Struct, frozen=True):
+    """This node. ``pid`` and ``version`` are gossiped; ``ports`` is the range for the data sockets of its roles."""
+
+    node: NodeId
+    name: str
+    address: str
+    public_key: PublicKey
+    pid: int = 0
+    version: str = ""
+    witness: bool = False
+    ports: tuple[int, int] = (0, 0)
+
+
+class PeerSettings(Struct, frozen=True):
+    """All clocks of a peer, in milliseconds."""
+
+    raft: RaftSettings = RaftSettings()
+    swim: SwimSettings = SwimSettings()
+    compact_entries: int = 1_000
+    """The log is compacted when it is this long."""
+
+
+def found(me: Me, mesh: str) -> Restored:
+    """What the disk of the first node of a new mesh holds: itself as the only member and voter."""
+    state = ClusterState(mesh)
+    state.members[me.node] = MemberRecord(me.node, me.name, me.address, me.public_key, me.witness)
+    state.applied = 1
+    return Restored(1, None, Snapshot(1, 1, (me.node,), state.encode()))
+
+
+class Peer:
+    """See ``machine.py`` for what the shell must do. ``introduced`` are the members that a newcomer was told of."""
+
+    def __init__(
+        self,
+        me: Me,
+        settings: PeerSettings,
+        random: Random,
+        restored: Restored,
+        introduced: Sequence[Introduced] = (),
+    ) -> None:
+        self.me = me
+        self._settings = settings
+        self.raft = Raft(me.node, settings.raft, Random(random.random()), restored)
+        self.swim = Swim(me.node, settings.swim, Random(random.random()))
+        self.state = ClusterState.decode(restored.snapshot.state) if restored.snapshot is not None else None
+        self._introduced = tuple(introduced)
+        self._proposals = Proposals()
+        self._hosting = Hosting(me.node, me.name, me.address.rpartition(":")[0], me.ports)
+        self._scheduler = Scheduler()
+        self._linked: dict[NodeId, Introduced] = {}
+        self._invitations: tuple[PublicKey, ...] = ()
+        self._parts: frozenset[BlobHash] = frozenset()
+        self._is_new = True
+        self._is_dirty = True
+        """The state or the membership has changed, so what follows from them is looked at again."""
+        self._ending: set[JobId] = set()
+        self._was_ready = False
+        self._in_log: tuple[int, set[RequestId]] = (0, set())
+        """The requests that we put into the log as leader of a term, and that are not applied yet."""
+
+    # The one door
+
+    def step(self, now: Instant, event: Event) -> list[Effect]:
+        """Take one event in and give the work that follows from it."""
+        effects: list[Effect] = []
+        before = self.raft.leader
+        if self._is_new:
+            self._begin(now, effects)
+        self._take(now, event, effects)
+        self._follow_up(now, effects)
+        if before != self.raft.leader or self._is_dirty:
+            effects.append(Changed())
+        self._is_dirty = False
+        return effects
+
+    def deadline(self) -> Instant | None:
+        """When a ``Ticked`` is wanted."""
+        schedule = self._scheduler.deadline(self.state) if self.state is not None and self.raft.is_ready else None
+        return earliest(self.raft.deadline(), self.swim.deadline(), self._proposals.deadline(), schedule)
+
+    def check(self) -> None:
+        """Assert the invariants of every machine."""
+        self.raft.check()
+        self.swim.check()
+        assert self.state is None or self.state.applied <= self.raft.commit
+
+    def _begin(self, now: Instant, effects: list[Effect]) -> None:
+        self._is_new = False
+        self._meet(now, effects)
+        self.swim.publish(now, "node", pack_facts((self.me.pid, self.me.version)))
+
+    def _take(self, now: Instant, event: Event, effects: list[Effect]) -> None:
+        match event:
+            case Received(_, Propose(command)):
+                self._propose_here(now, command, effects)
+            case Received(sender, Leaving()):
+                self._pass(now, Disconnected(sender), effects)
+            case Asked(_, command, within_ms):
+                self._proposals.ask(now, command, within_ms)
+            case JoinAsked():
+                self._join(now, event)
+            case RoleHappened(role, happened):
+                self._tell(now, self._hosting.happened(role, happened))
+                if isinstance(happened, Progressed):
+                    self.swim.publish(now, f"job:{role.job}", pack_progress(happened))
+                self._is_dirty = True
+            case BlobArrived(blob) if self.state is not None:
+                effects += self._hosting.arrived(self.state, blob)
+            case BlobFailed(blob, detail):
+                self._tell(now, self._hosting.missing(blob, detail))
+            case Stopping():
+                effects += self._hosting.stop()
+                self._pass(now, event, effects)
+                effects += [Send(node, Leaving()) for node in sorted(self._linked)]
+            case _:
+                self._pass(now, event, effects)
+
+    def _pass(self, now: Instant, event: Event, effects: list[Effect]) -> None:
+        """To the machines that speak with other nodes."""
+        rumors = len(self.swim.rumors), sum(rumor.version for rumor in self.swim.rumors.values())
+        for output in self.swim.step(now, event):
+            if isinstance(output, MemberChanged):
+                self._is_dirty = True
+            else:
+                effects.append(output)
+        if rumors != (len(self.swim.rumors), sum(rumor.version for rumor in self.swim.rumors.values())):
+            self._is_dirty = True
+        self._agree(now, self.raft.step(now, event), effects)
+
+    # What was agreed
+
+    def _agree(self, now: Instant, outputs: Sequence[ConsensusOutput], effects: list[Effect]) -> None:
+        for output in outputs:
+            match output:
+                case Apply(entries):
+                    for entry in entries:
+                        self._apply(entry, effects)
+                    self._meet(now, effects)
+                case Restore(snapshot):
+                    self.state = ClusterState.decode(snapshot.state)
+                    self._meet(now, effects)
+                case _:
+                    effects.append(output)
+
+    def _apply(self, entry: Entry, effects: list[Effect]) -> None:
+        self._is_dirty = True
+        assert self.state is not None
+        if isinstance(entry.command, Noop | Voters):
+            self.state.applied = entry.index
+            return
+        goes_on = {job.id for job in self.state.jobs.values() if job.state not in ENDED}
+        apply(self.state, entry.index, entry.command)
+        self._in_log[1].discard(entry.command.request)
+        for ended in goes_on:
+            job = self.state.jobs.get(ended)
+            if job is not None and job.state in ENDED and job.reason is not None:
+                effects.append(Explain(job.id, job.reason))
+                effects.append(ForgetJob(job.id))
+
+    def _meet(self, now: Instant, effects: list[Effect]) -> None:
+        """Speak with the members, and with nobody else."""
+        if self.state is not None:
+            members = {m.node: Introduced(m.node, m.name, m.address, m.public_key) for m in self.state.members.values()}
+        else:
+            members = {other.node: other for other in self._introduced}
+        members.pop(self.me.node, None)
+        for node, member in members.items():
+            if self._linked.get(node) != member:
+                effects.append(Link(node, member.name, member.address, member.public_key))
+        effects += [Unlink(node) for node in self._linked.keys() - members.keys()]
+        self._linked = members
+        self.swim.set_members(now, members)
+        self.raft.follow(now, frozenset(members))
+        if self.state is not None and tuple(sorted(self.state.invitations)) != self._invitations:
+            self._invitations = tuple(sorted(self.state.invitations))
+            effects.append(AllowInvitations(self._invitations))
+        if self.state is not None:
+            self._drop_parts(effects)
+
+    def _drop_parts(self, effects: list[Effect]) -> None:
+        """Parts of checkpoints that nothing speaks of any more."""
+        assert self.state is not None
+        kept = frozenset(
+            part.blob
+            for job in self.state.jobs.values()
+            for parts in (*job.parts.values(), job.checkpoint.parts if job.checkpoint is not None else ())
+            for part in parts
+            if part.node == self.me.node
+        )
+        effects += [DropBlob(blob) for blob in sorted(self._parts - kept)]
+        self._parts = kept
+
+    # Proposals
+
+    def _join(self, now: Instant, event: JoinAsked) -> None:
+        join = event.join
+        command = Admit(
+            event.request, event.invitation, event.at_unix, join.name, join.address, join.public_key, join.witness
+        )
+        self._proposals.ask(now, command, 10_000)
+
+    def _tell(self, now: Instant, facts: Sequence[Command]) -> None:
+        for fact in facts:
+            self._proposals.tell(now, fact)
+
+    def _propose_here(self, now: Instant, command: Command, effects: list[Effect]) -> None:
+        """Into the log, when we lead and it is not done already."""
+        if not self.raft.is_leader or self.state is None or command.request in self.state.requests:
+            return
+        if self._in_log[0] != self.raft.term:
+            self._in_log = (self.raft.term, set())
+        if command.request not in self._in_log[1]:
+            self._in_log[1].add(command.request)
+            self._agree(now, self.raft.propose(now, command), effects)
+
+    def _follow_up(self, now: Instant, effects: list[Effect]) -> None:
+        """Everything that follows from what is known now; until nothing new follows."""
+        for _ in range(8):
+            self._mind_jobs(now, effects)
+            due = self._proposals.due(now, self.raft.leader, self.raft.term)
+            for command in due:
+                if self.raft.is_leader:
+                    self._propose_here(now, command, effects)
+                elif self.raft.leader is not None:
+                    effects.append(Send(self.raft.leader, Propose(command)))
+            effects += self._proposals.settle(now, self.state, self._why_nothing(now))
+            if not due:
+                break
+
+    def _mind_jobs(self, now: Instant, effects: list[Effect]) -> None:
+        if self.state is None:
+            return
+        if self._is_dirty:
+            work, facts = self._hosting.reconcile(self.state)
+            effects += work
+            self._tell(now, facts)
+            mine = self.state.members.get(self.me.node)
+            if mine is not None and mine.address != self.me.address:
+                request = RequestId(f"{self.me.node}/{self.me.address}/{self.state.applied}")
+                self._tell(now, [Readdress(request, self.me.node, self.me.address)])
+        schedule = self._scheduler.deadline(self.state) if self.raft.is_ready else None
+        is_due = self._is_dirty or not self._was_ready or (schedule is not None and now >= schedule)
+        if self.raft.is_ready and is_due:
+            self._coordinate(now, effects)
+        self._was_ready = self.raft.is_ready
+        self._compact(now, effects)
+
+    def _coordinate(self, now: Instant, effects: list[Effect]) -> None:
+        assert self.state is not None
+        alive = self.alive()
+        if self.raft.may_change_voters():
+            members = frozenset(self.state.members)
+            voters = next_voters(self.raft.voters, members, alive, self.me.node)
+            if voters is not None:
+                self._agree(now, self.raft.change_voters(now, voters), effects)
+        if self.me.node not in self.raft.voters:
+            return
+        for command in self._scheduler.propose(now, self.state, alive):
+            self._proposals.tell(now, command)
+
+    def _compact(self, now: Instant, effects: list[Effect]) -> None:
+        if self.state is not None and self.raft.commit - self.raft.log.start >= self._settings.compact_entries:
+            self._agree(now, self.raft.compact(now, self.state.encode()), effects)
+
+    # What can be asked
+
+    def alive(self) -> frozenset[NodeId]:
+        """The members that are not known to be dead; we are among them."""
+        nodes = self.state.members if self.state is not None else {self.me.node}
+        return frozenset(node for node in nodes if self.swim.is_alive(node))
+
+    def _why_nothing(self, now: Instant) -> reasons.Reason | None:
+        """Why nothing can be agreed on now."""
+        if self.raft.has_quorum(now):
+            return None
+        named = {m.node: m.name for m in self.state.members.values()} if self.state is not None else {}
+        voters = sorted(self.raft.voters, key=lambda node: named.get(node, node))
+        away = tuple(named.get(node, node) for node in voters if not self.swim.is_alive(node))
+        here = tuple(named.get(node, node) for node in voters if self.swim.is_alive(node))
+        if len(here) * 2 > len(voters):
+            return reasons.NoCoordinator()
+        return reasons.NoQuorum(here, away)
+
+    def standing(self, node: NodeId) -> str:
+        """``alive``, ``suspect`` or ``dead``."""
+        return (
+            "alive"
+            if node == self.me.node
+            else self.swim.members[node].standing
+            if node in self.swim.members
+            else "dead"
+        )
+
+    def view(self, now: Instant) -> View:
+        """All that ``status`` shows."""
+        state = self.state if self.state is not None else ClusterState("")
+        leader = state.members.get(self.raft.leader) if self.raft.leader is not None else None
+        why = self._why_nothing(now)
+        alive = self.alive()
+        return View(
+            mesh=state.mesh,
+            node=self.me.name,
+            coordinator=leader.name if leader is not None and why is None else None,
+            term=self.raft.term,
+            quorum=why is None,
+            quorum_reason=None if why is None else reasons.sentence(why),
+            members=member_views(state, self.raft.voters, self.standing, self._facts),
+            jobs=tuple(job_view(job, state, alive, self._progress(job.id)) for job in state.jobs.values()),
+        )
+
+    def _facts(self, node: NodeId) -> tuple[int, str] | None:
+        rumor = self.swim.rumors.get((node, "node"))
+        return None if rumor is None else unpack_facts(rumor.value)
+
+    def _progress(self, job: JobId) -> Progressed | None:
+        rumors = [rumor for (_, key), rumor in self.swim.rumors.items() if key == f"job:{job}"]
+        told = [progress for rumor in rumors if (progress := unpack_progress(rumor.value)) is not None]
+        return max(told, key=lambda progress: progress.step, default=None)

@@ -1,0 +1,178 @@
+"""What a node can say of the mesh, as plain data: the same fields that ``status --json`` shows."""
+
+from collections.abc import Callable, Set
+
+import msgpack
+from msgspec import Struct
+
+from dmi_protocol import reasons
+from dmi_protocol.cluster.state import ENDED, QUEUED, RUNNING, STARTING, ClusterState, Job
+from dmi_protocol.codec import convert, unpack
+from dmi_protocol.errors import RemoteProtocolError
+from dmi_protocol.identity import NodeId
+from dmi_protocol.messages.roles import Progressed
+from dmi_protocol.placement.roles import wanted_nodes
+
+
+class RoleView(Struct, frozen=True):
+    """A role process that is seated."""
+
+    job: str
+    role: str
+    node: str
+    pid: int
+    shards: tuple[int, ...]
+
+
+class MemberView(Struct, frozen=True):
+    """A member. ``pid`` and ``version`` are what it gossips; None until that has been heard."""
+
+    name: str
+    id: str
+    state: str
+    address: str
+    voter: bool
+    roles: tuple[RoleView, ...]
+    pid: int | None
+    version: str | None
+
+
+class JobView(Struct, frozen=True):
+    """A job. ``sentence`` says why it is in its state, ``detail`` is what a role process said at length."""
+
+    id: str
+    name: str
+    kind: str
+    state: str
+    generation: int
+    step: int | None
+    steps: int | None
+    samples_per_second: float | None
+    loss: float | None
+    reason: str | None
+    sentence: str
+    detail: str | None
+
+
+class View(Struct, frozen=True):
+    """See the module. ``quorum_reason`` is None while there is a quorum."""
+
+    mesh: str
+    node: str
+    coordinator: str | None
+    term: int
+    quorum: bool
+    quorum_reason: str | None
+    members: tuple[MemberView, ...]
+    jobs: tuple[JobView, ...]
+
+
+NodeFacts = tuple[int, str]
+"""A daemon's pid and version, as it gossips them."""
+
+
+def job_view(job: Job, state: ClusterState, alive: Set[NodeId], progress: Progressed | None) -> JobView:
+    """One job. ``progress`` counts while it runs; afterwards the state has the last step and loss."""
+    goes_on = job.state not in ENDED
+    reason = why(job, state, alive)
+    step = progress.step if progress is not None and goes_on else job.step
+    steps = progress.steps if progress is not None else None
+    if job.state == "succeeded":
+        steps = job.step
+    return JobView(
+        id=job.id,
+        name=job.spec.name,
+        kind="training",
+        state=job.state,
+        generation=job.generation,
+        step=step,
+        steps=steps,
+        samples_per_second=progress.samples_per_second if progress is not None and goes_on else None,
+        loss=progress.loss if progress is not None and goes_on else job.loss,
+        reason=reasons.sentence(job.reason) if job.reason is not None else None,
+        sentence=reasons.sentence(reason),
+        detail=reasons.detail(reason),
+    )
+
+
+def why(job: Job, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
+    """Why the job is in its state."""
+    if job.reason is not None:
+        return job.reason
+    if job.state == STARTING:
+        return reasons.Starting(len(job.seats), len(job.roles()))
+    if job.state == RUNNING:
+        seats = [record.seat for record in job.seats]
+        workers = tuple(seat.node_name for seat in seats if seat.key.role == "worker")
+        return reasons.Running(workers, tuple(seat.node_name for seat in seats if seat.key.role == "server"))
+    assert job.state == QUEUED
+    ready = sum(node in alive and not member.witness for node, member in state.members.items())
+    return reasons.Waiting(wanted_nodes(job.spec), ready)
+
+
+def role_views(state: ClusterState) -> list[RoleView]:
+    """Every seated role process of the jobs that go on."""
+    found = []
+    for job in state.jobs.values():
+        if job.state in ENDED:
+            continue
+        for record in job.seats:
+            key = record.seat.key
+            shards = (key.index,) if key.role == "server" else ()
+            found.append(RoleView(job.id, f"{key.role}-{key.index}", record.seat.node_name, record.pid, shards))
+    return found
+
+
+def member_views(
+    state: ClusterState,
+    voters: Set[NodeId],
+    standing: Callable[[NodeId], str],
+    facts: Callable[[NodeId], NodeFacts | None],
+) -> tuple[MemberView, ...]:
+    """Every member, by name."""
+    roles = role_views(state)
+    found = []
+    for member in sorted(state.members.values(), key=lambda member: member.name):
+        known = facts(member.node)
+        found.append(
+            MemberView(
+                name=member.name,
+                id=member.node,
+                state=standing(member.node),
+                address=member.address,
+                voter=member.node in voters,
+                roles=tuple(role for role in roles if role.node == member.name),
+                pid=None if known is None else known[0],
+                version=None if known is None else known[1],
+            )
+        )
+    return tuple(found)
+
+
+def pack_progress(progress: Progressed) -> bytes:
+    """A small rumor of where a job stands."""
+    packed: bytes = msgpack.packb((progress.step, progress.steps, progress.samples_per_second, progress.loss))
+    return packed
+
+
+def unpack_progress(value: bytes) -> Progressed | None:
+    """What ``pack_progress`` packed; None for anything else."""
+    try:
+        return Progressed(*convert(unpack(value), tuple[int, int | None, float, float | None]))
+    except RemoteProtocolError:
+        return None
+
+
+def pack_facts(facts: NodeFacts) -> bytes:
+    """A small rumor of what a daemon is."""
+    packed: bytes = msgpack.packb(facts)
+    return packed
+
+
+def unpack_facts(value: bytes) -> NodeFacts | None:
+    """What ``pack_facts`` packed; None for anything else."""
+    try:
+        pid, version = convert(unpack(value), tuple[int, str])
+    except RemoteProtocolError:
+        return None
+    return pid, version

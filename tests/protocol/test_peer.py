@@ -1,0 +1,159 @@
+"""Stories of whole peers on a perfect network."""
+
+from dmi_protocol import effects as do
+from dmi_protocol import events as on
+from dmi_protocol.cluster.command import Cancel, JobSpec, Submit
+from dmi_protocol.identity import BlobHash, PublicKey, RequestId
+from dmi_protocol.messages.roles import Bound, Completed, Exited, PartWritten, Progressed
+from dmi_protocol.reasons import InvitationUsed, NoQuorum
+from tests.protocol.little import Little, me
+
+
+def mesh(size: int, seed: int = 0) -> Little:
+    little = Little(seed)
+    little.add("n0", founder=True)
+    little.until(lambda: little.peers["n0"].raft.is_ready)
+    for index in range(1, size):
+        little.join("n0", f"n{index}")
+    wanted = {1: 1, 2: 1, 3: 3, 4: 3, 5: 5}[size]
+    little.until(
+        lambda: (
+            all(len(p.raft.voters) == wanted and len(p.state.members) == size for p in little.peers.values() if p.state)
+            and all(p.state for p in little.peers.values())
+        )
+    )
+    return little
+
+
+def test_a_founder_leads_at_once() -> None:
+    little = Little()
+    little.add("n0", founder=True)
+    assert little.until(lambda: little.peers["n0"].raft.is_ready) < 5_000
+
+
+def test_five_nodes_have_five_voters_and_one_state() -> None:
+    little = mesh(5)
+    little.run(3_000)
+    digests = {p.state.digest() for p in little.peers.values() if p.state}
+    assert len(digests) == 1
+    assert all(v == "alive" for p in little.peers.values() for v in [p.standing(n) for n in p.state.members])
+
+
+def test_two_nodes_have_one_voter() -> None:
+    little = mesh(2)
+    little.run(5_000)
+    assert len(little.peers["n0"].raft.voters) == 1
+
+
+def test_another_node_leads_within_a_second() -> None:
+    times = []
+    for seed in range(20):
+        little = mesh(3, seed)
+        little.run(2_000)
+        old = little.leader()
+        little.kill(old)
+        times.append(little.until(lambda little=little, old=old: little.leader() not in {None, old}))
+    assert sorted(times)[10] < 500
+    assert max(times) < 2_000
+
+
+def test_a_killed_node_is_seen_dead_and_comes_back() -> None:
+    little = mesh(3)
+    little.run(3_000)
+    little.kill("n2")
+    n2 = me("n2").node
+    assert little.until(lambda: little.peers["n0"].standing(n2) == "dead") < 3_000
+    little.start("n2")
+    assert little.until(lambda: all(little.peers[n].standing(n2) == "alive" for n in ("n0", "n1"))) < 500
+
+
+def test_an_invitation_works_once() -> None:
+    little = mesh(2)
+    from dmi_protocol.cluster.command import Admit
+
+    who = me("n9")
+    key = PublicKey("invitation-n1".ljust(40, "."))
+    little.ask("n1", Admit(RequestId("again"), key, 0, "n9", who.address, who.public_key, witness=False))
+    little.until(lambda: little.answer("again") is not None)
+    assert little.answer("again").refusal == InvitationUsed()
+
+
+def test_without_a_quorum_the_reason_names_who_is_away() -> None:
+    little = mesh(3)
+    little.run(2_000)
+    leader = little.leader()
+    for name in {"n0", "n1", "n2"} - {leader}:
+        little.kill(name)
+    little.until(lambda: not little.peers[leader].view(little.now).quorum, 10_000)
+    little.run(3_000)
+    assert "no quorum" in little.peers[leader].view(little.now).quorum_reason
+    little.ask(leader, Cancel(RequestId("c"), "x"), 2_000)
+    little.until(lambda: little.answer("c") is not None)
+    assert isinstance(little.answer("c").refusal, NoQuorum)
+
+
+def submit(little: Little, name: str = "n1") -> str:
+    spec = JobSpec("job", "train.py")
+    little.ask(name, Submit(RequestId("s"), spec, BlobHash("b" * 64), (me("n0").node,)))
+    little.until(lambda: little.answer("s") is not None)
+    return little.answer("s").value
+
+
+def test_a_job_runs_to_its_end() -> None:
+    little = mesh(3)
+    job = submit(little)
+    started = lambda: [(n, e) for n, e in little.did if isinstance(e, do.StartRole)]  # noqa: E731
+    little.until(lambda: len(started()) == 6)
+    for name, effect in started():
+        little.give(name, on.RoleHappened(effect.role, Bound("127.0.0.1:1", PublicKey("k"), 1)))
+    little.until(lambda: all(p.state.jobs[job].state == "running" for p in little.peers.values()))
+    assert len([e for _, e in little.did if isinstance(e, do.TellRole)]) == 6
+    for name, effect in started():
+        if effect.role.role == "server":
+            part = PartWritten(12, effect.role.index, BlobHash(f"{effect.role.index}" * 64), "p", 1, final=True)
+            little.give(name, on.RoleHappened(effect.role, part))
+        elif effect.role.index == 0:
+            little.give(name, on.RoleHappened(effect.role, Progressed(12, 12, 100.0, 0.5)))
+        little.give(name, on.RoleHappened(effect.role, Completed()))
+        little.give(name, on.RoleHappened(effect.role, Exited(0, 0)))
+    little.until(lambda: all(p.state.jobs[job].state == "succeeded" for p in little.peers.values()))
+    shown = little.peers["n2"].view(little.now).jobs[0]
+    assert (shown.step, shown.steps, shown.loss) == (12, 12, 0.5)
+
+
+def test_a_role_that_dies_fails_the_job_everywhere_at_once() -> None:
+    little = mesh(3)
+    job = submit(little)
+    little.until(lambda: len([e for _, e in little.did if isinstance(e, do.StartRole)]) == 6)
+    name, effect = next((n, e) for n, e in little.did if isinstance(e, do.StartRole))
+    little.give(name, on.RoleHappened(effect.role, Exited(-9, 9)))
+    assert little.until(lambda: all(p.state.jobs[job].state == "failed" for p in little.peers.values())) < 100
+    assert "signal 9" in little.peers["n0"].view(little.now).jobs[0].sentence
+
+
+def test_a_node_that_dies_while_a_job_starts_costs_a_generation() -> None:
+    little = mesh(3)
+    little.run(2_000)
+    little.ask("n1", Submit(RequestId("s"), JobSpec("job", "t.py", workers=2), BlobHash("b" * 64), (me("n0").node,)))
+    little.until(lambda: len([e for _, e in little.did if isinstance(e, do.StartRole)]) == 4)
+    victim = next(n for n, e in little.did if isinstance(e, do.StartRole))
+    little.kill(victim)
+    alive = list(little.peers.values())
+    little.until(lambda: all(next(iter(p.state.jobs.values())).generation == 2 for p in alive))
+
+
+def test_the_log_is_compacted_and_a_newcomer_gets_the_snapshot() -> None:
+    little = mesh(3)
+    leader = little.leader()
+    for number in range(1_100):
+        little.ask(leader, Cancel(RequestId(f"r{number}"), "x"))
+    little.until(lambda: little.answer("r1099") is not None)
+    little.run(2_000)
+    assert all(p.raft.log.start > 1 for p in little.peers.values())
+    little.join(leader, "n3")
+    little.until(
+        lambda: (
+            little.peers["n3"].state is not None
+            and little.peers["n3"].state.digest() == little.peers[leader].state.digest()
+        )
+    )
