@@ -76,11 +76,16 @@ class Server:
         while not self._is_done:
             try:
                 delivery = self._endpoint.receive()
-                if delivery is None:
-                    return
+            except RemoteProtocolError as error:
+                _refuse(error)
+                continue
+            if delivery is None:
+                return
+            try:
                 self._take(delivery)
             except RemoteProtocolError as error:
-                print(f"refused: {error}", file=sys.stderr, flush=True)
+                _refuse(error)
+                self._endpoint.send(delivery.sender, say.Declined(self._roster.generation, "peer", str(error)))
 
     def _take(self, delivery: Delivery) -> None:
         """One message: from another server (norms only), or from a worker under its own name."""
@@ -228,6 +233,11 @@ class Server:
             if silent_ms > limits.PEER_SILENT_MS:
                 line = f"{self._name(worker)} was not heard for {silent_ms // 1000} s at step {self._machine.current}"
                 self._child.fail("peer-silent", line, starting=False)
+
+
+def _refuse(error: RemoteProtocolError) -> None:
+    """A line in the role's log; a peer whose message made no sense is told so and gives up."""
+    print(f"refused: {error}", file=sys.stderr, flush=True)
 
 
 def _now() -> Instant:

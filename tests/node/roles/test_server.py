@@ -15,7 +15,19 @@ from bench.roles import Exited, Failed, Troupe
 from dmi_node.roles.server import Server
 from dmi_protocol import limits
 from dmi_protocol.identity import JobId, NodeId, PublicKey
-from dmi_protocol.messages.parameters import Beat, Finish
+from dmi_protocol.messages.parameters import (
+    Beat,
+    Contribution,
+    Declined,
+    Fingerprint,
+    Finish,
+    Finished,
+    Hello,
+    Initial,
+    Norms,
+    ParameterMessage,
+    Pull,
+)
 from dmi_protocol.messages.roles import Assignment, RoleKey, Roster, Seat
 from dmi_wire.bulk import Context, Endpoint, Line
 from dmi_wire.child import Child
@@ -108,32 +120,71 @@ class Listening(Child):
         raise GaveUpError
 
 
-def test_a_worker_that_is_silent_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+class Alone:
+    """A server in this process, with two workers in its roster: we speak for worker 0, and worker 1 is silent."""
+
+    def __init__(self, directory: Path) -> None:
+        self.context: Context = zmq.Context()
+        keys, mine, job, node = [KeyPair.make(), KeyPair.make()], KeyPair.make(), JobId("job-000000"), NodeId("0" * 16)
+        workers = tuple(
+            Seat(RoleKey(job, 1, "worker", n), node, f"n{n}", "", PublicKey(keys[n].public)) for n in range(2)
+        )
+        self.endpoint = Endpoint(self.context, mine, "127.0.0.1", (30_000, 30_999))
+        self.endpoint.admit({seat.public_key: b"worker-%d" % seat.key.index for seat in workers})
+        seat = Seat(RoleKey(job, 1, "server", 0), node, "n0", self.endpoint.address, PublicKey(mine.public))
+        roster = Roster(1, (seat,), workers, (0,), (1.0, 1.0), 0)
+        assignment = Assignment(
+            seat.key, node, "n0", "train.py", (), "", str(directory), None, 1, 2, 1, "127.0.0.1", (1, 2)
+        )
+        self.line = Line(self.context, keys[0], b"worker-0", self.endpoint.address, PublicKey(mine.public))
+        self.child = Listening()
+        self.server = Server(self.child, assignment, roster, self.endpoint, {})
+
+    def run(self) -> Failed:
+        """Let the server live until it has lost patience with worker 1."""
+        with pytest.raises(GaveUpError):
+            self.server.run()
+        assert self.child.failed is not None
+        return self.child.failed
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Alone]:
     monkeypatch.setattr(limits, "PEER_SILENT_MS", 1_500)
-    context: Context = zmq.Context()
-    keys, mine = [KeyPair.make(), KeyPair.make()], KeyPair.make()
-    job = JobId("job-000000")
-    workers = tuple(
-        Seat(RoleKey(job, 1, "worker", n), NodeId("0" * 16), f"n{n}", "", PublicKey(keys[n].public)) for n in range(2)
-    )
-    endpoint = Endpoint(context, mine, "127.0.0.1", (30_000, 30_999))
-    server = Seat(RoleKey(job, 1, "server", 0), NodeId("0" * 16), "n0", endpoint.address, PublicKey(mine.public))
-    endpoint.admit({seat.public_key: b"worker-%d" % seat.key.index for seat in workers})
-    roster = Roster(1, (server,), workers, (0,), (1.0, 1.0), 0)
-    assignment = Assignment(
-        server.key, NodeId("0" * 16), "n0", "train.py", (), "", str(tmp_path), None, 1, 2, 1, "127.0.0.1", (1, 2)
-    )
-    line = Line(context, keys[0], b"worker-0", endpoint.address, PublicKey(mine.public))
-    for _ in range(2):
-        line.send(Beat(1))
-    child = Listening()
-    with pytest.raises(GaveUpError):
-        Server(child, assignment, roster, endpoint, {}).run()
-    assert child.failed is not None
-    assert child.failed.kind == "peer-silent"
-    assert "worker-" in child.failed.text
-    assert "step 0" in child.failed.text
-    assert line.receive(1_000) == (Beat(1), ()), "beats are answered"
-    line.close()
-    endpoint.close()
-    context.term()
+    made = Alone(tmp_path)
+    yield made
+    made.line.close()
+    made.endpoint.close()
+    made.context.term()
+
+
+def test_a_worker_that_is_silent_is_named(alone: Alone) -> None:
+    alone.line.send(Beat(1))
+    failed = alone.run()
+    assert failed.kind == "peer-silent"
+    assert "worker-" in failed.text
+    assert "step 0" in failed.text
+    assert alone.line.receive(1_000) == (Beat(1), ()), "beats are answered"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Contribution(1, 0, 0, 0, 1, (), b"detail"),
+        Pull(1, 0, (0,)),
+        Initial(1, 0, ()),
+        Hello(1, 1, Fingerprint(()), b""),
+        Hello(1, 0, Fingerprint(()), b"no definition"),
+        Norms(1, 0, 0, ()),
+        Finished(1, 0),
+    ],
+)
+def test_what_makes_no_sense_is_declined_and_the_server_goes_on(alone: Alone, message: ParameterMessage) -> None:
+    alone.line.send(message)
+    alone.line.send(Beat(1))
+    alone.run()
+    declined = alone.line.receive(1_000)
+    assert declined is not None
+    assert isinstance(declined[0], Declined)
+    assert declined[0].kind == "peer"
+    assert alone.line.receive(1_000) == (Beat(1), ())
