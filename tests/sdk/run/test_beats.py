@@ -1,0 +1,47 @@
+"""Beats: a server that answers is not silent, whatever the script does meanwhile."""
+
+import time
+
+import pytest
+import zmq
+
+from dmi.run.beats import Beats
+from dmi_protocol import limits
+from dmi_protocol.identity import JobId, NodeId, PublicKey
+from dmi_protocol.messages.parameters import Beat
+from dmi_protocol.messages.roles import RoleKey, Seat
+from dmi_wire.bulk import Context, Endpoint
+from dmi_wire.keys import KeyPair
+
+
+def test_a_server_that_answers_is_never_silent_and_one_that_stops_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PEER_BEAT_MS", 50)
+    monkeypatch.setattr(limits, "PEER_SILENT_MS", 500)
+    context: Context = zmq.Context()
+    mine, theirs = KeyPair.make(), KeyPair.make()
+    endpoint = Endpoint(context, theirs, "127.0.0.1", (30_000, 30_999))
+    endpoint.admit({PublicKey(mine.public): b"worker-3"})
+    key = RoleKey(JobId("job-000000"), 1, "server", 0)
+    seat = Seat(key, NodeId("0" * 16), "n0", endpoint.address, PublicKey(theirs.public))
+    beats = Beats(context, mine, 3, 1, {0: seat})
+    poller = zmq.Poller()
+    endpoint.register(poller)
+    answered, end = 0, time.monotonic() + 1.5
+    while time.monotonic() < end:
+        poller.poll(50)
+        endpoint.authenticate()
+        while (delivery := endpoint.receive()) is not None:
+            assert (delivery.sender, delivery.message) == (b"worker-3/beat", Beat(1))
+            endpoint.send(delivery.sender, Beat(1))
+            answered += 1
+    assert answered > 3
+    assert beats.silent() is None
+    deadline = time.monotonic() + 10
+    while (silent := beats.silent()) is None:
+        assert time.monotonic() < deadline, "nobody notices the silence"
+        poller.poll(20)
+    assert silent[0] == 0
+    assert silent[1] > 0.5
+    beats.close()
+    endpoint.close()
+    context.term()
