@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from dmi_protocol.codec import decode_struct, encode_struct
-from dmi_protocol.identity import JobId, NodeId
+from dmi_protocol.identity import BlobHash, JobId, NodeId
 from dmi_protocol.messages.roles import (
     Assignment,
     Bound,
@@ -124,6 +124,7 @@ class Troupe:
                     node_name=f"n{index}",
                     script=script.name,
                     args=tuple(args),
+                    bundle_hash=BlobHash("0" * 64),
                     bundle=str(script.parent),
                     directory=str(directory / f"{role}-{index}"),
                     leaves=leaves,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from dmi_protocol.codec import decode_struct, encode_struct
-from dmi_protocol.identity import JobId, NodeId
+from dmi_protocol.identity import BlobHash, JobId, NodeId
 from dmi_protocol.messages.roles import Assignment, Completed, Failed, FromRole, Moving, RoleKey, Roster, Stop, ToRole
 
 PATIENCE_S = 20.0
@@ -19,6 +19,7 @@ ASSIGNMENT = Assignment(
     node_name="n0",
     script="train.py",
     args=(),
+    bundle_hash=BlobHash("0" * 64),
     bundle="/bundle",
     directory="/directory",
     leaves=None,

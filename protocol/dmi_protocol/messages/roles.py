@@ -41,6 +41,7 @@ class Assignment(Struct, frozen=True, tag="assignment"):
     shards: int
     host: str
     ports: tuple[int, int]
+    bundle_hash: BlobHash = BlobHash("")
 
 
 class Seat(Struct, frozen=True):

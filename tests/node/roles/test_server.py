@@ -14,7 +14,7 @@ import zmq
 from bench.roles import Exited, Failed, Troupe
 from dmi_node.roles.server import Server
 from dmi_protocol import limits
-from dmi_protocol.identity import JobId, NodeId, PublicKey
+from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
 from dmi_protocol.messages.parameters import (
     Beat,
     Contribution,
@@ -134,7 +134,20 @@ class Alone:
         seat = Seat(RoleKey(job, 1, "server", 0), node, "n0", self.endpoint.address, PublicKey(mine.public))
         roster = Roster(1, (seat,), workers, (0,), (1.0, 1.0), 0)
         assignment = Assignment(
-            seat.key, node, "n0", "train.py", (), "", str(directory), None, 1, 2, 1, "127.0.0.1", (1, 2)
+            key=seat.key,
+            node=node,
+            node_name="n0",
+            script="train.py",
+            args=(),
+            bundle_hash=BlobHash("0" * 64),
+            bundle="",
+            directory=str(directory),
+            leaves=None,
+            threads=1,
+            workers=2,
+            shards=1,
+            host="127.0.0.1",
+            ports=(1, 2),
         )
         self.line = Line(self.context, keys[0], b"worker-0", self.endpoint.address, PublicKey(mine.public))
         self.child = Listening()
