@@ -11,7 +11,7 @@ from dmi_protocol import limits
 from dmi_protocol.codec import decode_struct
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.messages import parameters as say
-from dmi_protocol.tensor_spec import TensorSpec
+from dmi_protocol.tensor_spec import ITEM_BYTES, TensorSpec
 from dmi_protocol.training import exchange as x
 from dmi_protocol.training.layout import Definition, Layout, assign_buckets, lay_out
 from dmi_protocol.training.step import Handle
@@ -19,6 +19,7 @@ from dmi_tensor.buckets import aligned_empty
 from dmi_tensor.checkpoint import part_of, write_part
 from dmi_tensor.dtypes import sum_dtype
 from dmi_tensor.frames import frame_of, spec_of, tensors_of
+from dmi_tensor.optimizers import ELEMENTWISE, WHOLE
 from dmi_tensor.shard import Shard
 from dmi_tensor.tree_sum import Share, add, share_of
 from dmi_wire.shared_memory import Segment
@@ -59,6 +60,19 @@ def _aligned(size: int) -> int:
     return -(-size // limits.ALIGNMENT_BYTES) * limits.ALIGNMENT_BYTES
 
 
+def _check(definition: Definition) -> None:
+    """Raise ``RemoteProtocolError`` for what no script can describe, before memory is taken for it."""
+    leaves = definition.leaves
+    if not 1 <= leaves <= limits.LEAVES or leaves & (leaves - 1):
+        raise RemoteProtocolError(f"{leaves} leaves where a power of two up to {limits.LEAVES} is meant")
+    if definition.optimizer not in ELEMENTWISE | WHOLE:
+        raise RemoteProtocolError(f"the unknown optimizer {definition.optimizer[:40]!r}")
+    described = [(p.dtype, p.shape) for p in definition.parameters] + [(b.dtype, b.shape) for b in definition.buffers]
+    for dtype, shape in described:
+        if dtype not in ITEM_BYTES or any(size < 0 for size in shape):
+            raise RemoteProtocolError(f"no tensor is a {dtype[:40]!r} of shape {shape[:8]}")
+
+
 class Tensors:
     """What the shard's machine speaks of by handles. ``shares_memory`` says that a worker is on this node."""
 
@@ -84,6 +98,7 @@ class Tensors:
     def open(self, encoded: bytes) -> x.Opened:
         """Make room for what a worker has described; ``RemoteProtocolError`` when it makes no sense."""
         definition: Definition = decode_struct(encoded, Definition)
+        _check(definition)
         layout = lay_out(definition)
         if len(layout.buckets) > limits.BUCKETS:
             raise RemoteProtocolError(f"a model of {len(layout.buckets)} buckets, more than {limits.BUCKETS}")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from dmi_node.roles.tensors import Tensors
 from dmi_protocol.codec import encode_struct
@@ -111,6 +112,21 @@ def test_contributions_that_do_not_fit_are_the_peers_fault(tensors: Tensors, mes
 
 def test_an_explicit_absent_has_no_handle(tensors: Tensors) -> None:
     assert tensors.put(0, Contribution(1, 0, 0, 0, 1, ()), []) is None
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        replace(DEFINITION, leaves=3),
+        replace(DEFINITION, leaves=1 << 20),
+        replace(DEFINITION, optimizer="lr_scheduler"),
+        replace(DEFINITION, parameters=(ParameterSpec("weight", (-1,), "float32", 0),)),
+        replace(DEFINITION, parameters=(ParameterSpec("weight", (1,), "object", 0),)),
+    ],
+)
+def test_a_model_that_cannot_be_is_the_peers_fault(definition: Definition) -> None:
+    with pytest.raises(RemoteProtocolError):
+        Tensors(0, 1, shares_memory=False).open(encode_struct(definition))
 
 
 def test_nothing_is_taken_before_the_model_is_described() -> None:
