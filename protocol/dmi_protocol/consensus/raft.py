@@ -98,6 +98,8 @@ class Raft:
         """See ``Machine.step``."""
         if self._election_at is None:
             self._wait(now)
+            if self.voters == {self._me}:
+                self._election_at = now
         match event:
             case Received(sender, message) if isinstance(message, ConsensusMessage):
                 return self._received(now, sender, message)

@@ -120,6 +120,7 @@ class Hosting:
             node_name=self._name,
             script=spec.script,
             args=spec.args,
+            bundle_hash=job.bundle,
             bundle="",
             directory="",
             leaves=spec.leaves,

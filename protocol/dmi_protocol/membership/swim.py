@@ -41,6 +41,8 @@ class _Probe(Struct):
     fails_at: Instant
     asker: tuple[NodeId, int] | None = None
     """Who asked us to try, and under which number."""
+    introduces: bool = False
+    """It carried all that we spread ourselves."""
 
 
 Output = Effect | MemberChanged
@@ -62,6 +64,8 @@ class Swim:
         self._updates: Gossip[Update] = Gossip(settings)
         self._news: Gossip[Rumor] = Gossip(settings)
         self._ring: list[NodeId] = []
+        self._strange: set[NodeId] = set()
+        """Who may have missed what we spread while we were not connected: it is told again, until it acknowledges."""
         self._probes: dict[int, _Probe] = {}
         self._sequence = 0
         self._probe_at: Instant | None = None
@@ -72,11 +76,13 @@ class Swim:
         wanted = set(nodes) - {self._me}
         for gone in self.members.keys() - wanted:
             del self.members[gone]
+            self._strange.discard(gone)
             self._updates.drop(gone)
             self._news.drop(gone)
             self.rumors = {about: rumor for about, rumor in self.rumors.items() if about[0] != gone}
         for new in sorted(wanted - self.members.keys()):
             self.members[new] = Member("alive", 0, now, set())
+            self._strange.add(new)
         if self.members and self._probe_at is None:
             self._probe_at = after(now, self._random.randrange(self._settings.period_ms))
         elif not self.members:
@@ -114,6 +120,7 @@ class Swim:
             case Received(sender, message) if isinstance(message, MembershipMessage) and sender in self.members:
                 return [*self._received(now, sender, message), *self._tick(now)]
             case Connected(peer) if peer in self.members:
+                self._strange.add(peer)
                 return [*self._ping(now, peer, hurried=True), *self._tick(now)]
             case Disconnected(peer) if peer in self.members and self.members[peer].standing == "alive":
                 return [*self._ping(now, peer, hurried=True), *self._tick(now)]
@@ -157,8 +164,12 @@ class Swim:
         is_dead = self.members[target].standing == "dead"
         patience = self._settings.ping_ms * (2 if hurried or asker else 3)
         indirect = None if is_dead or asker else after(now, self._settings.ping_ms)
-        self._probes[self._sequence] = _Probe(target, indirect, after(now, patience), asker)
-        return [Send(target, say.Ping(self._sequence, *self._gossip_for(target)))]
+        introduces = target in self._strange
+        self._probes[self._sequence] = _Probe(target, indirect, after(now, patience), asker, introduces)
+        updates, rumors = self._gossip_for(target)
+        if introduces:
+            rumors = tuple(rumor for (origin, _), rumor in self.rumors.items() if origin == self._me)
+        return [Send(target, say.Ping(self._sequence, updates, rumors))]
 
     def _gossip_for(self, target: NodeId) -> tuple[tuple[Update, ...], tuple[Rumor, ...]]:
         """What rides along. Whom we hold for suspect or dead is told so, to let it refute (Lifeguard, buddy system)."""
@@ -201,17 +212,19 @@ class Swim:
             case say.Ping(sequence):
                 output.append(Send(sender, say.Ack(sequence, *self._gossip_for(sender))))
             case say.Ack(sequence):
-                output += self._acknowledged(sequence)
+                output += self._acknowledged(sender, sequence)
             case say.PingRequest(sequence, target) if target in self.members:
                 output += self._ping(now, target, asker=(sender, sequence))
             case say.Nack(sequence) if sequence in self._probes:
                 self._health = max(0, self._health - 1)
         return output
 
-    def _acknowledged(self, sequence: int) -> list[Output]:
+    def _acknowledged(self, sender: NodeId, sequence: int) -> list[Output]:
         probe = self._probes.pop(sequence, None)
         if probe is None:
             return []
+        if probe.introduces and probe.target == sender:
+            self._strange.discard(probe.target)
         if probe.asker is not None:
             return [Send(probe.asker[0], say.Ack(probe.asker[1]))]
         self._health = max(0, self._health - 1)

@@ -1,0 +1,1 @@
+"""The ``dmi-node`` command: a user of the SDK like any other."""

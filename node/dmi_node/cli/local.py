@@ -1,0 +1,168 @@
+"""A whole mesh on this machine: for trying, developing and testing. Killing one of its nodes is like killing a host."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import click
+import psutil
+
+from dmi.connection import Connection, default_home
+from dmi.errors import DmiError, NoNodeError
+from dmi.mesh import Mesh
+from dmi_node.cli import output
+from dmi_node.cli.options import home, home_option, json_option, telling
+
+_READY_S = 30.0
+_DOWN_S = 10.0
+_STEP_S = 0.02
+
+
+@click.command(epilog="Example: dmi-node up --nodes 3 --detach")
+@home_option
+@json_option
+@click.option("--nodes", type=click.IntRange(1, 100), default=3, show_default=True, help="How many.")
+@click.option("--detach", is_flag=True, help="Leave it running; `dmi-node down` ends it.")
+def up(nodes: int, detach: bool, as_json: bool) -> None:
+    """Start a mesh of NODES nodes on this machine, each with its own home, key, address and port."""
+    root = Path(home() or default_home()).absolute()
+    with telling():
+        started = _start(root, nodes)
+        if as_json:
+            output.as_json({"home": str(root), "nodes": [f"n{index}" for index in range(nodes)]})
+        else:
+            click.echo(f"{nodes} nodes are up under {root}; `dmi-node down --home {root}` ends them")
+    if detach:
+        return
+    try:
+        for child in started:
+            child.wait()
+    except KeyboardInterrupt:
+        _end(root)
+
+
+def _start(root: Path, nodes: int) -> list[subprocess.Popen[bytes]]:
+    """Homes that exist are started again as they were; new ones are invited by the first."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    homes = [root / f"n{index}" for index in range(nodes)]
+    if any(_pid_of(path) for path in homes):
+        raise DmiError(f"a mesh is already up under {root}: `dmi-node down --home {root}` ends it")
+    founded = (homes[0] / "state.sqlite").exists()
+    children = [_spawn(homes[0], 0)]
+    if founded:
+        children += [
+            _spawn(path, index) for index, path in enumerate(homes) if index and (path / "state.sqlite").exists()
+        ]
+    first = Mesh(Connection(homes[0]))
+    _until(lambda: first.status()["quorum"], children)
+    for index, path in enumerate(homes):
+        if not (path / "state.sqlite").exists():
+            children.append(_spawn(path, index, first.invite()["token"]))
+    for path in homes:
+        _until(partial(_is_whole, path, nodes), children)
+    return children
+
+
+def _is_whole(path: Path, nodes: int) -> bool:
+    seen = Mesh(Connection(path)).status()
+    alive = [member for member in seen["members"] if member["state"] == "alive" and member["pid"] is not None]
+    return bool(seen["quorum"]) and len(alive) >= nodes
+
+
+def _spawn(path: Path, index: int, token: str | None = None) -> subprocess.Popen[bytes]:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    arguments = [sys.executable, "-m", "dmi_node", "run", "--home", str(path)]
+    if not (path / "state.sqlite").exists():
+        arguments += ["--name", f"n{index}", "--listen", f"127.0.{1 + index // 250}.{1 + index % 250}:0"]
+    if token is not None:
+        arguments += ["--join", token]
+    with (path / "daemon.log").open("ab") as log:
+        return subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={n: value for n, value in os.environ.items() if not n.startswith("DMI_") or n == "DMI_LOG_LEVEL"},
+        )
+
+
+def _until(happened: Callable[[], bool], children: list[subprocess.Popen[bytes]]) -> None:
+    end = time.monotonic() + _READY_S
+    while time.monotonic() < end:
+        try:
+            if happened():
+                return
+        except (NoNodeError, DmiError):
+            pass
+        for index, child in enumerate(children):
+            if child.poll() not in {None, 0}:
+                raise DmiError(f"n{index} ended with code {child.returncode}: see its daemon.log")
+        time.sleep(_STEP_S)
+    raise DmiError(f"the mesh was not ready within {_READY_S:g} s: see the nodes' daemon.log")
+
+
+@click.command(epilog="Example: dmi-node down")
+@home_option
+@json_option
+def down(as_json: bool) -> None:
+    """End every node under the home, in good order; what does not end in time is killed."""
+    root = Path(home() or default_home()).absolute()
+    ended = _end(root)
+    if as_json:
+        output.as_json({"ended": ended})
+    else:
+        click.echo(f"{len(ended)} nodes ended" if ended else f"no node runs under {root}")
+
+
+def _end(root: Path) -> list[str]:
+    homes = [path for path in [root, *sorted(root.glob("n*"))] if (path / "pid").exists()]
+    running = {path: pid for path in homes if (pid := _pid_of(path)) is not None}
+    families = {
+        path: [process, *process.children(recursive=True)]
+        for path, pid in running.items()
+        if (process := _process(pid)) is not None
+    }
+    for family in families.values():
+        _signal(family[0], signal.SIGTERM)
+    everybody = [process for family in families.values() for process in family]
+    _, alive = psutil.wait_procs(everybody, timeout=_DOWN_S)
+    for process in alive:
+        _signal(process, signal.SIGKILL)
+    psutil.wait_procs(alive, timeout=_DOWN_S)
+    return [path.name for path in families]
+
+
+def _process(pid: int) -> psutil.Process | None:
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _signal(process: psutil.Process, number: int) -> None:
+    """psutil checks that the process is still the same one."""
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return
+
+
+def _pid_of(path: Path) -> int | None:
+    """The daemon of a home, if one holds its lock."""
+    try:
+        with (path / "pid").open("r+") as file:
+            pid = int(file.read().split()[0])
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return pid
+    except (OSError, ValueError, IndexError):
+        return None
+    return None

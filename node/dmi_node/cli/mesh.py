@@ -1,0 +1,139 @@
+"""Verbs about the mesh and its members."""
+
+import sys
+import time
+from importlib.metadata import version as installed
+from typing import Any
+
+import click
+
+from dmi.mesh import Mesh
+from dmi_node.cli import output
+from dmi_node.cli.options import asks_mesh
+
+
+@click.command(epilog="Example: dmi-node status --watch")
+@click.option("--watch", is_flag=True, help="Stay, and show every change.")
+@asks_mesh
+def status(mesh: Mesh, watch: bool, as_json: bool) -> None:
+    """The mesh, its members and its jobs. Exit code 1 when there is no quorum."""
+    if watch:
+        _watch(mesh, as_json=as_json)
+        return
+    seen = mesh.status()
+    _show(seen, as_json=as_json)
+    if not seen["quorum"] and not as_json:
+        sys.exit(output.UNHEALTHY)
+
+
+def _show(seen: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        output.as_json(seen)
+        return
+    click.echo(headline(seen))
+    output.table(output.MEMBER_COLUMNS, map(output.member_row, seen["members"]))
+    if seen["jobs"]:
+        click.echo()
+        output.table(output.JOB_COLUMNS, map(output.job_row, seen["jobs"]))
+    if seen["refused"]:
+        click.echo("\nrefused: " + ", ".join(f"{count} {reason}" for reason, count in sorted(seen["refused"].items())))
+
+
+def headline(seen: dict[str, Any]) -> str:
+    """One line about the whole mesh."""
+    if not seen["quorum"]:
+        return f"mesh {seen['mesh']}: {seen['quorum_reason']}"
+    return f"mesh {seen['mesh']}: coordinator {seen['coordinator']}, term {seen['term']}; {output.survives(seen)}"
+
+
+def _watch(mesh: Mesh, *, as_json: bool) -> None:
+    if as_json or not sys.stdout.isatty():
+        for seen in mesh.watch():
+            _show(seen, as_json=as_json)
+        return
+    from rich.console import Group  # only a terminal needs it
+    from rich.live import Live
+
+    with Live(refresh_per_second=5) as live:
+        for seen in mesh.watch():
+            members = output.draw(output.MEMBER_COLUMNS, map(output.member_row, seen["members"]))
+            jobs = output.draw(output.JOB_COLUMNS, map(output.job_row, seen["jobs"]))
+            live.update(Group(headline(seen), members, jobs))
+
+
+@click.command(epilog="Example: dmi-node members")
+@asks_mesh
+def members(mesh: Mesh, as_json: bool) -> None:
+    """The nodes of the mesh, as the local node sees them."""
+    found = mesh.members()
+    if as_json:
+        output.as_json(found)
+    else:
+        output.table(output.MEMBER_COLUMNS, map(output.member_row, found))
+
+
+@click.command(epilog="Example: dmi-node roles")
+@asks_mesh
+def roles(mesh: Mesh, as_json: bool) -> None:
+    """The role processes of all jobs that go on."""
+    found = mesh.roles()
+    if as_json:
+        output.as_json(found)
+        return
+    rows = [
+        [role["job"], f"{role['role']}-{role['index']}", role["node"], str(role["pid"]), _shards(role)]
+        for role in found
+    ]
+    output.table(("job", "role", "node", "pid", "shards"), rows)
+
+
+def _shards(role: dict[str, Any]) -> str:
+    return ", ".join(str(shard["shard"]) for shard in role["shards"])
+
+
+@click.command(epilog="Example: dmi-node invite --hours 2")
+@click.option(
+    "--hours", type=click.FloatRange(min=0.001), default=1.0, show_default=True, help="How long it is good for."
+)
+@asks_mesh
+def invite(mesh: Mesh, hours: float, as_json: bool) -> None:
+    """Make a token that lets one new node join, once. Keep it like a password."""
+    made = mesh.invite(max(1, round(hours * 3600)))
+    if as_json:
+        output.as_json(made)
+        return
+    click.echo(made["token"])
+    until = time.strftime("%Y-%m-%d %H:%M", time.localtime(made["expires_unix"]))
+    click.echo(f"good once, until {until}; on the new host: dmi-node join TOKEN", err=True)
+
+
+@click.command(epilog="Example: dmi-node leave")
+@asks_mesh
+def leave(mesh: Mesh, as_json: bool) -> None:
+    """This node leaves the mesh for good, and ends. To end it only for now, stop its service."""
+    mesh.leave()
+    if as_json:
+        output.as_json({"left": True})
+
+
+@click.command(epilog="Example: dmi-node expel n3")
+@click.argument("node")
+@asks_mesh
+def expel(mesh: Mesh, node: str, as_json: bool) -> None:
+    """Take the membership of NODE (name or id) away. Its key counts no more, on open connections too."""
+    mesh.expel(node)
+    if as_json:
+        output.as_json({"expelled": node})
+    else:
+        click.echo(f"{node} is no member any more")
+
+
+@click.command(epilog="Example: dmi-node version --json")
+@asks_mesh
+def version(mesh: Mesh, as_json: bool) -> None:
+    """The versions of the command and of the node."""
+    found = {"command": installed("dmi"), "node": mesh.version()}
+    if as_json:
+        output.as_json(found)
+    else:
+        click.echo(f"command {found['command']}, node {found['node']}")

@@ -1,0 +1,83 @@
+"""Verbs that are a node, or set one up."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import uvloop
+
+from dmi.connection import default_home
+from dmi_node import config as configuration
+from dmi_node import logs
+from dmi_node.cli.options import home, home_option
+from dmi_node.cli.output import end
+from dmi_node.config import ConfigError
+from dmi_node.daemon import serve
+from dmi_node.home import HomeBusyError
+from dmi_node.joining import Invitation, JoinError
+from dmi_node.storage.journal import JournalError
+from dmi_wire.keys import KeyFileError
+
+CANNOT_START = 78
+"""The configuration or the home is wrong, so starting again will not help (systemd: RestartPreventExitStatus)."""
+DISK = 74
+"""A write failed: nothing can be promised any more."""
+
+
+@click.command(epilog="Example: dmi-node run --listen 0.0.0.0:7600 --advertise 10.0.0.5:7600 --join TOKEN")
+@home_option
+@click.option("--name", help="What people call this node; its host's name by default.")
+@click.option("--listen", metavar="HOST:PORT", help="Where to hear the mesh.")
+@click.option(
+    "--advertise", metavar="HOST:PORT", help="Where the others reach this node; what it listens on by default."
+)
+@click.option("--join", metavar="TOKEN", help="An invitation, for a home that is no member yet.")
+@click.option("--witness", is_flag=True, default=None, help="Vote, and play no role.")
+def run(**flags: Any) -> None:
+    """Run one node, in the foreground; what the systemd unit runs.
+
+    A new home without a token founds a mesh. A home that is a member already needs no flag.
+    """
+    root = Path(home() or default_home())
+    try:
+        found = configuration.read(root / "config.toml", os.environ, flags)
+        logs.configure(found.log_level)
+        uvloop.run(serve(root, found, os.environ))
+    except (ConfigError, HomeBusyError, JoinError, KeyFileError) as error:
+        end(str(error), CANNOT_START)
+    except JournalError as error:
+        end(str(error), DISK)
+    except OSError as error:
+        end(f"this node cannot run: {error}", CANNOT_START)
+    except asyncio.CancelledError:
+        sys.exit(0)
+
+
+@click.command(epilog="Example: dmi-node join dmi-AbC...")
+@home_option
+@click.argument("token")
+@click.option("--name", help="What people call this node; its host's name by default.")
+def join(token: str, name: str | None) -> None:
+    """Let this host join a mesh: writes the home's configuration; the service takes it at its next start."""
+    root = Path(home() or default_home())
+    try:
+        Invitation.of_token(token)
+    except JoinError as error:
+        end(str(error), 2)
+    if (root / "state.sqlite").exists():
+        end(f"{root} is a member of a mesh already: `dmi-node leave` first, or use another --home", 1)
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lines = [f'join = "{token}"', *([f'name = "{name}"'] if name else [])]
+    path = root / "config.toml"
+    kept = (
+        [line for line in path.read_text().splitlines() if not line.startswith(("join", "name"))]
+        if path.exists()
+        else []
+    )
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write("\n".join([*lines, *kept]) + "\n")
+    click.echo(f"{path} is written; start the node: systemctl restart dmi-node, or dmi-node run --home {root}")

@@ -1,0 +1,137 @@
+"""The control socket: length-prefixed msgpack, one request for each connection, answered or refused in one line."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from dmi_node.tasks import Tasks
+from dmi_protocol import limits
+from dmi_protocol.codec import pack, unpack
+from dmi_protocol.errors import RemoteProtocolError
+
+_LENGTH_BYTES = 4
+_CLIENTS = 64
+_REQUEST_S = 30.0
+
+
+class RefusalError(Exception):
+    """The request is refused. ``kind`` is unknown, refused, usage or no-quorum."""
+
+    def __init__(self, kind: str, line: str) -> None:
+        super().__init__(line)
+        self.kind = kind
+
+
+class Client:
+    """The other end of one connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def send(self, value: object) -> None:
+        """Say one thing; waits while the client does not read."""
+        body = pack(value)
+        self._writer.write(len(body).to_bytes(_LENGTH_BYTES, "big") + body)
+        await asyncio.wait_for(self._writer.drain(), _REQUEST_S)
+
+    async def receive(self) -> Any:
+        """The next thing that it says. Raises ``RemoteProtocolError``, ``asyncio.IncompleteReadError``."""
+        length = int.from_bytes(await asyncio.wait_for(self._reader.readexactly(_LENGTH_BYTES), _REQUEST_S), "big")
+        if length > limits.MESSAGE_BYTES:
+            raise RemoteProtocolError(f"a request of {length} bytes")
+        return unpack(await asyncio.wait_for(self._reader.readexactly(length), _REQUEST_S))
+
+    async def gone(self) -> None:
+        """Returns when the client has closed its end."""
+        while await self._reader.read(1 << 16):
+            continue
+
+
+Verb = Callable[[Client, dict[str, Any]], Awaitable[object] | AsyncIterator[object]]
+
+
+class ControlServer:
+    """Serves ``verbs``: a coroutine gives the one answer, an asynchronous generator a stream of items."""
+
+    def __init__(self, verbs: dict[str, Verb], tasks: Tasks) -> None:
+        self._verbs = verbs
+        self._tasks = tasks
+        self._clients = 0
+        self._server: asyncio.Server | None = None
+
+    async def listen(self, path: Path) -> None:
+        """Bind the socket, for the owner and its group. Paths may be longer than the 108 bytes that sockets allow."""
+        self._server = await asyncio.start_unix_server(self._accept, sock=_bind(path))
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._clients >= _CLIENTS:
+            writer.close()
+            return
+        self._clients += 1
+        self._tasks.start(self._serve(Client(reader, writer), writer), "control client")
+
+    async def _serve(self, client: Client, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._answer(client)
+        except (ConnectionError, asyncio.IncompleteReadError, TimeoutError):
+            return
+        finally:
+            self._clients -= 1
+            writer.close()
+
+    async def _answer(self, client: Client) -> None:
+        try:
+            request = await client.receive()
+            verb, arguments = request["verb"], request["args"]
+            if verb not in self._verbs:
+                raise RefusalError(
+                    "usage", f"this node does not know the verb {verb!r}; is the command newer than the node?"
+                )
+            answer = self._verbs[verb](client, arguments)
+            if isinstance(answer, AsyncIterator):
+                await self._stream(client, answer)
+            else:
+                await client.send({"ok": await answer})
+        except RefusalError as error:
+            await client.send({"error": {"kind": error.kind, "line": str(error)}})
+        except (RemoteProtocolError, KeyError, TypeError, ValueError) as error:
+            await client.send({"error": {"kind": "usage", "line": f"the request makes no sense: {error!r}"}})
+
+    async def _stream(self, client: Client, items: AsyncIterator[object]) -> None:
+        """Items until they end or the client has gone."""
+        gone = asyncio.ensure_future(client.gone())
+        try:
+            while True:
+                item = asyncio.ensure_future(anext(items))
+                await asyncio.wait([item, gone], return_when=asyncio.FIRST_COMPLETED)
+                if not item.done():
+                    item.cancel()
+                    return
+                try:
+                    await client.send({"item": item.result()})
+                except StopAsyncIteration:
+                    await client.send({"ok": None})
+                    return
+        finally:
+            gone.cancel()
+
+    def close(self) -> None:
+        """No more clients."""
+        if self._server is not None:
+            self._server.close()
+
+
+def _bind(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        door.bind(f"/proc/self/fd/{directory}/{path.name}")
+    finally:
+        os.close(directory)
+    path.chmod(0o660)
+    return door

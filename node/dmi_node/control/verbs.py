@@ -1,0 +1,345 @@
+"""What can be asked of a node on its control socket."""
+
+import asyncio
+import difflib
+import os
+import secrets
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from dmi_node import clock
+from dmi_node.control.server import Client, RefusalError, Verb
+from dmi_node.joining import Invitation
+from dmi_node.storage.blobs import Blobs, WrongHashError
+from dmi_node.transport.library import Library, NoSourceError
+from dmi_protocol import limits, reasons
+from dmi_protocol.cluster.command import Cancel, Command, Invite, JobSpec, Remove, Submit
+from dmi_protocol.cluster.state import ENDED, ClusterState, Job
+from dmi_protocol.codec import convert
+from dmi_protocol.effects import Answer
+from dmi_protocol.identity import BlobHash, JobId, NodeId, RequestId
+from dmi_protocol.peer import Peer
+from dmi_protocol.view import JobView, View
+from dmi_wire.keys import KeyPair
+
+_WITHIN_MS = 10_000
+_COPY_S = 10.0
+_LOG_S = 0.3
+_WATCH_S = 0.2
+
+
+class Changing(Protocol):
+    """Something that changes."""
+
+    async def wait(self) -> None:
+        """Until the next change."""
+        ...
+
+
+class Node(Protocol):
+    """The daemon, as far as verbs need it."""
+
+    peer: Peer
+    blobs: Blobs
+    library: Library
+
+    @property
+    def changed(self) -> Changing:
+        """What the peer shows."""
+        ...
+
+    async def ask(self, command: Command, within_ms: int) -> Answer:
+        """Have ``command`` agreed."""
+        ...
+
+    def refused(self) -> Mapping[str, int]:
+        """What was refused, by reason."""
+        ...
+
+    def end(self) -> None:
+        """End the daemon in good order."""
+        ...
+
+
+class Verbs:
+    """Every method is a verb of the control socket; ``docs/json.md`` has the shapes."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def table(self) -> dict[str, Verb]:
+        """Every verb by its name."""
+        return {
+            "status": self.status,
+            "members": self.members,
+            "roles": self.roles,
+            "jobs": self.jobs,
+            "why": self.why,
+            "submit": self.submit,
+            "cancel": self.cancel,
+            "logs": self.logs,
+            "events": self.events,
+            "watch": self.watch,
+            "export": self.export,
+            "invite": self.invite,
+            "leave": self.leave,
+            "expel": self.expel,
+            "stop": self.stop,
+            "version": self.version,
+        }
+
+    # Questions
+
+    def _view(self) -> View:
+        return self._node.peer.view(clock.now())
+
+    def _status(self) -> dict[str, Any]:
+        view = self._view()
+        plain: dict[str, Any] = msgspec.to_builtins(view)
+        plain["refused"] = dict(self._node.refused())
+        plain["jobs"] = [_job(job) for job in view.jobs]
+        for member in plain["members"]:
+            member["roles"] = [{key: role[key] for key in ("job", "role", "pid")} for role in member["roles"]]
+        return plain
+
+    async def status(self, client: Client, args: dict[str, Any]) -> object:
+        return self._status()
+
+    async def members(self, client: Client, args: dict[str, Any]) -> object:
+        return self._status()["members"]
+
+    async def jobs(self, client: Client, args: dict[str, Any]) -> object:
+        return self._status()["jobs"]
+
+    async def roles(self, client: Client, args: dict[str, Any]) -> object:
+        found = []
+        for member in self._view().members:
+            for role in member.roles:
+                plain = msgspec.to_builtins(role)
+                plain["role"], plain["index"] = role.role.split("-")
+                plain["index"] = int(plain["index"])
+                plain["shards"] = [{"shard": shard, "primary": True} for shard in role.shards]
+                found.append(plain)
+        return found
+
+    async def why(self, client: Client, args: dict[str, Any]) -> object:
+        job = self._job(args["job"])
+        shown = next(view for view in self._view().jobs if view.id == job.id)
+        return {"job": job.id, "state": job.state, "sentence": shown.sentence, "detail": shown.detail}
+
+    async def version(self, client: Client, args: dict[str, Any]) -> object:
+        return {"version": self._node.peer.me.version}
+
+    async def watch(self, client: Client, args: dict[str, Any]) -> AsyncIterator[object]:
+        last = None
+        while True:
+            seen = self._status()
+            if seen != last:
+                last = seen
+                yield seen
+            await asyncio.sleep(_WATCH_S)
+            await self._node.changed.wait()
+
+    async def events(self, client: Client, args: dict[str, Any]) -> AsyncIterator[object]:
+        job, last = self._job(args["job"]), None
+        while True:
+            seen = next((_job(view) for view in self._view().jobs if view.id == job.id), None)
+            if seen is None:
+                return
+            if seen != last:
+                last = seen
+                yield seen
+            if seen["state"] in ENDED:
+                return
+            await self._node.changed.wait()
+            await asyncio.sleep(_WATCH_S / 4)
+
+    def _state(self) -> ClusterState:
+        state = self._node.peer.state
+        if state is None:
+            raise RefusalError("no-quorum", "this node has not heard from its mesh yet; ask again in a moment")
+        return state
+
+    def _job(self, name: str) -> Job:
+        """By id, by a prefix of it, or by name when that is unique; the newest of equal names."""
+        jobs = self._state().jobs
+        if name in jobs:
+            return jobs[JobId(name)]
+        found = [job for job in jobs.values() if job.id.startswith(name) and name] or []
+        named = [job for job in jobs.values() if job.spec.name == name]
+        if len(found) == 1 and not named:
+            return found[0]
+        if named:
+            return max(named, key=lambda job: job.submitted_at)
+        near = difflib.get_close_matches(name, [*jobs, *(job.spec.name for job in jobs.values())], 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise RefusalError("unknown", reasons.sentence(reasons.UnknownJob(name)) + hint)
+
+    # Changes
+
+    async def _ask(self, command: Command, within_ms: int = _WITHIN_MS) -> str:
+        answer = await self._node.ask(command, within_ms)
+        if answer.refusal is not None:
+            no_quorum = isinstance(answer.refusal, reasons.NoQuorum | reasons.NoCoordinator | reasons.TimedOut)
+            raise RefusalError("no-quorum" if no_quorum else "refused", reasons.sentence(answer.refusal))
+        return answer.value
+
+    async def submit(self, client: Client, args: dict[str, Any]) -> object:
+        spec = convert(args["spec"], JobSpec)
+        blob, size = BlobHash(str(args["bundle"])), int(args["size"])
+        self._check(spec, blob, size)
+        blobs = self._node.blobs
+        need = not blobs.has(blob)
+        await client.send({"need": need})
+        if need:
+            await self._receive(client, blob, size)
+        me = self._node.peer.me.node
+        holders = (me, *(await self._copy(blob)))
+        return {"id": await self._ask(Submit(RequestId(str(args["request"])), spec, blob, holders))}
+
+    def _check(self, spec: JobSpec, blob: str, size: int) -> None:
+        if len(blob) != 64 or not set(blob) <= set("0123456789abcdef"):
+            raise RefusalError("usage", f"{blob[:80]!r} is no SHA-256")
+        if size > limits.BUNDLE_BYTES:
+            raise RefusalError(
+                "refused", f"the job's files are {size} bytes, more than {limits.BUNDLE_BYTES}; include fewer"
+            )
+        if spec.backups:
+            raise RefusalError("refused", reasons.sentence(reasons.NotYet("--backups above 0")))
+        if spec.leaves is not None and (
+            spec.leaves < 1 or spec.leaves & (spec.leaves - 1) or spec.leaves > limits.LEAVES
+        ):
+            raise RefusalError("usage", f"--leaves must be a power of two up to {limits.LEAVES}, not {spec.leaves}")
+        nodes = sum(not member.witness for member in self._state().members.values())
+        for role, wanted in (("worker", spec.workers), ("server", spec.servers)):
+            if wanted is not None and not 1 <= wanted <= nodes:
+                raise RefusalError("refused", reasons.sentence(reasons.TooFewNodes(role, wanted, nodes)))
+
+    async def _receive(self, client: Client, blob: BlobHash, size: int) -> None:
+        """The bundle in chunks, into the blobs."""
+        blobs, received = self._node.blobs, 0
+        descriptor, name = tempfile.mkstemp(dir=blobs.path(blob).parent, prefix=".upload-")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                while "chunk" in (piece := await client.receive()):
+                    received += len(piece["chunk"])
+                    if received > size:
+                        raise RefusalError("usage", "the bundle is larger than was said")
+                    await asyncio.to_thread(file.write, piece["chunk"])
+            await asyncio.to_thread(blobs.adopt, Path(name), blob)
+        except WrongHashError as error:
+            raise RefusalError("usage", f"the bundle arrived damaged: {error}") from error
+        except OSError as error:
+            raise RefusalError(
+                "refused", f"the bundle cannot be stored: {error}; free some space under {name}"
+            ) from error
+        finally:
+            await asyncio.to_thread(Path(name).unlink, missing_ok=True)
+
+    async def _copy(self, blob: BlobHash) -> tuple[NodeId, ...]:
+        """One other node that has the bundle too; nobody, in a mesh of one."""
+        peer = self._node.peer
+        others = sorted(peer.alive() - {peer.me.node}, key=lambda n: (peer.standing(n) != "alive", n))
+        for node in others[:3]:
+            if await self._node.library.keep_at(node, blob, _COPY_S / 2):
+                return (node,)
+        if others:
+            raise RefusalError("refused", "no second node could store the job's files; look at `dmi-node members`")
+        return ()
+
+    async def cancel(self, client: Client, args: dict[str, Any]) -> object:
+        job = self._job(args["job"])
+        await self._ask(Cancel(RequestId(str(args["request"])), job.id))
+        return {"id": job.id}
+
+    async def invite(self, client: Client, args: dict[str, Any]) -> object:
+        keys, expires = KeyPair.make(), clock.unix() + int(args["ttl_s"])
+        await self._ask(Invite(RequestId(secrets.token_hex(8)), keys.public, expires))
+        state, peer = self._state(), self._node.peer
+        first = [state.members[peer.me.node]] if peer.me.node in state.members else []
+        others = [m for m in state.members.values() if m.node != peer.me.node and m.node in peer.alive()]
+        nodes = tuple((member.address, member.public_key) for member in [*first, *others][:5])
+        return {"token": Invitation(state.mesh, nodes, keys.secret, expires).token(), "expires_unix": expires}
+
+    async def leave(self, client: Client, args: dict[str, Any]) -> object:
+        await self._ask(Remove(RequestId(secrets.token_hex(8)), self._node.peer.me.node))
+        self._node.end()
+        return None
+
+    async def expel(self, client: Client, args: dict[str, Any]) -> object:
+        name = str(args["node"])
+        found = [m.node for m in self._state().members.values() if name in {m.name, m.node}]
+        if not found:
+            raise RefusalError("unknown", reasons.sentence(reasons.UnknownMember(name)))
+        await self._ask(Remove(RequestId(secrets.token_hex(8)), found[0]))
+        return None
+
+    async def stop(self, client: Client, args: dict[str, Any]) -> object:
+        self._node.end()
+        return None
+
+    # What role processes made
+
+    async def logs(self, client: Client, args: dict[str, Any]) -> AsyncIterator[object]:
+        """Lines as they come, each with its process; the last line of a process may have no end."""
+        job, follow = self._job(args["job"]), bool(args.get("follow"))
+        offsets: dict[NodeId, dict[str, int]] = {}
+        left: dict[tuple[NodeId, str], bytes] = {}
+        while True:
+            found = self._state().jobs.get(job.id, job)
+            is_last = found.state in ENDED or not follow
+            something = False
+            for node in sorted({node for _, node in found.roles()}):
+                for process, lines in (await self._lines(found.id, node, offsets, left)).items():
+                    something = True
+                    for line in lines:
+                        yield {"worker": f"{process.partition('/')[2]}@{self._name(node)}", "line": line}
+            if is_last and not something:
+                break
+            if not something:
+                await asyncio.sleep(_LOG_S)
+        for (node, process), rest in left.items():
+            if rest:
+                line = rest.decode(errors="replace")
+                yield {"worker": f"{process.partition('/')[2]}@{self._name(node)}", "line": line}
+
+    async def _lines(
+        self, job: JobId, node: NodeId, offsets: dict[NodeId, dict[str, int]], left: dict[tuple[NodeId, str], bytes]
+    ) -> dict[str, list[str]]:
+        here = None if node == self._node.peer.me.node else node
+        texts = await self._node.library.log(here, job, offsets.setdefault(node, {}))
+        found = {}
+        for process, (start, text) in texts.items():
+            offsets[node][process] = start + len(text)
+            *whole, rest = (left.pop((node, process), b"") + text).split(b"\n")
+            left[node, process] = rest
+            found[process] = [line.decode(errors="replace") for line in whole]
+        return found
+
+    def _name(self, node: NodeId) -> str:
+        member = self._state().members.get(node)
+        return member.name if member is not None else node
+
+    async def export(self, client: Client, args: dict[str, Any]) -> object:
+        job = self._job(args["job"])
+        if job.checkpoint is None:
+            raise RefusalError("refused", f"{job.id} is {job.state} and has written no parameters yet")
+        paths = []
+        for part in job.checkpoint.parts:
+            try:
+                await self._node.library.fetch(part.blob, [part.node] if part.node != self._node.peer.me.node else [])
+            except (NoSourceError, OSError) as error:
+                where = self._name(part.node)
+                raise RefusalError("refused", f"shard {part.shard} of {job.id} is on {where}: {error}") from error
+            paths.append(str(self._node.blobs.path(part.blob)))
+        return {"parts": paths, "step": job.checkpoint.step, "final": job.final}
+
+
+def _job(view: JobView) -> dict[str, Any]:
+    plain: dict[str, Any] = msgspec.to_builtins(view)
+    del plain["sentence"], plain["detail"]
+    return plain

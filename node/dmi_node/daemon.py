@@ -1,0 +1,310 @@
+"""The composition root: one node, from its start to its end."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import secrets
+import signal
+import socket
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+
+from dmi_node import clock, joining
+from dmi_node.config import Config, ConfigError, split
+from dmi_node.control.server import ControlServer
+from dmi_node.control.verbs import Verbs
+from dmi_node.driver import Driver
+from dmi_node.home import Home
+from dmi_node.notify import Notifier
+from dmi_node.storage.blobs import Blobs
+from dmi_node.storage.journal import Journal
+from dmi_node.supervision.supervisor import Supervisor
+from dmi_node.tasks import Tasks
+from dmi_node.transport.library import Library, NoSourceError
+from dmi_node.transport.mesh import Mesh
+from dmi_node.transport.refusals import Refusals
+from dmi_protocol import effects as do
+from dmi_protocol import reasons
+from dmi_protocol.cluster.command import Command
+from dmi_protocol.consensus.settings import Restored
+from dmi_protocol.effects import Answer, Effect, PersistSnapshot
+from dmi_protocol.events import Asked, BlobArrived, BlobFailed, Event, JoinAsked, Stopping
+from dmi_protocol.identity import BlobHash, NodeId, RequestId, node_id
+from dmi_protocol.messages.control import Introduced, Join, Refused, Welcomed
+from dmi_protocol.peer import Me, Peer, PeerSettings, found
+from dmi_wire.keys import KeyPair
+from dmi_wire.listener import Heard
+
+_log = logging.getLogger("dmi.node")
+_STOP_S = 5.0
+_DEFAULT_LISTEN = "0.0.0.0:7600"
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """What a home remembers of its first start."""
+
+    name: str
+    listen: str
+    advertise: str | None
+    witness: bool
+    introduced: tuple[Introduced, ...] = ()
+
+
+class Changes:
+    """Wakes everybody who waits for the next change."""
+
+    def __init__(self) -> None:
+        self._next: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def happened(self) -> None:
+        """Something is new."""
+        if not self._next.done():
+            self._next.set_result(None)
+        self._next = asyncio.get_running_loop().create_future()
+
+    async def wait(self) -> None:
+        """Until the next change, or five seconds: what is shown also depends on time."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self._next), 5)
+
+
+class Node:
+    """Start it with ``run``."""
+
+    def __init__(self, home: Home, config: Config) -> None:
+        self._home = home
+        self._config = config
+        self._tasks = Tasks()
+        self._refusals = Refusals()
+        self._answers: dict[RequestId, asyncio.Future[Answer]] = {}
+        self._ended = asyncio.Event()
+        self.changed = Changes()
+        self.blobs = Blobs(home.blobs)
+
+    async def run(self, environment: Mapping[str, str]) -> None:
+        """Until somebody asks it to end, or a part of it fails."""
+        notifier = Notifier(dict(environment))
+        journal = Journal(self._home.state)
+        try:
+            await self._live(notifier, journal)
+        finally:
+            notifier.stopping()
+            await self._tasks.close()
+            journal.close()
+
+    async def _live(self, notifier: Notifier, journal: Journal) -> None:
+        keys = _keys(self._home)
+        self._mesh = Mesh(keys, self._tasks, self._refusals, self._give, self._take_blob, self._take_join)
+        try:
+            identity = await self._identity(journal, keys)
+            me = self._me(identity, keys)
+            self.library = Library(self._home, self.blobs, self._tasks, self._mesh.send)
+            self._supervisor = Supervisor(self._home, self.blobs, self._tasks, self._give)
+            self.peer = Peer(
+                me, PeerSettings(), random.Random(secrets.randbits(64)), journal.restore(), identity.introduced
+            )
+            self._driver = Driver(self.peer, journal, self._do)
+            driving = self._tasks.start(self._driver.run(), "driver")
+            control = ControlServer(Verbs(self).table(), self._tasks)
+            await control.listen(self._home.socket)
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self.end)
+            if notifier.watchdog_s:
+                self._tasks.start(_say_alive(notifier), "watchdog")
+            notifier.ready()
+            notifier.status(f"{me.name} serves on {me.address}")
+            _log.info("%s serves on %s", me.name, me.address)
+            await self._until_ended()
+            control.close()
+            await self._stop(notifier)
+            driving.cancel()
+        finally:
+            self._home.socket.unlink(missing_ok=True)
+            self._mesh.close()
+
+    async def _until_ended(self) -> None:
+        ended = asyncio.ensure_future(self._ended.wait())
+        failed = asyncio.ensure_future(self._tasks.watch())
+        await asyncio.wait([ended, failed], return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        if failed.done():
+            failed.result()
+        failed.cancel()
+
+    async def _stop(self, notifier: Notifier) -> None:
+        """In good order: hand over, tell the others, end the children."""
+        notifier.stopping()
+        self._give(Stopping())
+        await self._supervisor.close(_STOP_S)
+        await asyncio.sleep(0.05)
+
+    # Who we are
+
+    async def _identity(self, journal: Journal, keys: KeyPair) -> Identity:
+        """Listen, and be somebody: the one that this home was, or a newcomer, or the founder of a mesh."""
+        stored = journal.fact("identity")
+        if stored is not None:
+            identity = msgspec.msgpack.decode(stored, type=Identity)
+            self._listen(self._config.listen or identity.listen)
+            return identity
+        name = self._config.name or socket.gethostname().partition(".")[0]
+        listen = self._listen(self._config.listen or _DEFAULT_LISTEN)
+        identity = Identity(name, listen, self._config.advertise, self._config.witness)
+        address = _advertised(identity, self._config)
+        if self._config.join is not None:
+            join = Join(name, address, keys.public, self._config.witness)
+            welcomed = await joining.redeem(self._config.join, join)
+            identity = msgspec.structs.replace(identity, introduced=welcomed.members)
+        else:
+            me = Me(node_id(keys.public), name, address, keys.public, witness=self._config.witness)
+            founded: Restored = found(me, secrets.token_hex(8))
+            assert founded.snapshot is not None
+            journal.write([do.PersistVote(founded.term, None), PersistSnapshot(founded.snapshot, keep_log=False)])
+        journal.keep("identity", msgspec.msgpack.encode(identity))
+        return identity
+
+    def _listen(self, address: str) -> str:
+        host, port = split(address, "listen")
+        return f"{host}:{self._mesh.listen(host, port)}"
+
+    def _me(self, identity: Identity, keys: KeyPair) -> Me:
+        return Me(
+            node=node_id(keys.public),
+            name=identity.name,
+            address=_advertised(identity, self._config),
+            public_key=keys.public,
+            pid=os.getpid(),
+            version=version("dmi"),
+            witness=identity.witness,
+            ports=self._config.data_ports,
+        )
+
+    # Events
+
+    def _give(self, event: Event) -> None:
+        self._driver.give(event)
+
+    def _take_blob(self, sender: NodeId, message: object) -> None:
+        self.library.take(sender, message)  # type: ignore[arg-type]
+
+    def _take_join(self, heard: Heard, join: Join) -> None:
+        self._tasks.start(self._let_in(heard, join), "join")
+
+    async def _let_in(self, heard: Heard, join: Join) -> None:
+        request = RequestId(f"join/{heard.key}/{join.public_key}")
+        answer = await self._wait(JoinAsked(request, heard.key, join, clock.unix()))
+        if answer.refusal is not None:
+            self._refusals.add("invitation", heard.key, reasons.sentence(answer.refusal))
+            self._mesh.answer(heard, Refused(answer.refusal))
+            return
+        state = self.peer.state
+        assert state is not None
+        members = tuple(Introduced(m.node, m.name, m.address, m.public_key) for m in state.members.values())
+        self._mesh.answer(heard, Welcomed(state.mesh, members))
+
+    async def ask(self, command: Command, within_ms: int) -> Answer:
+        """Have ``command`` agreed; gives the answer, whatever it is."""
+        return await self._wait(Asked(command.request, command, within_ms))
+
+    async def _wait(self, event: Asked | JoinAsked) -> Answer:
+        waited = self._answers.setdefault(event.request, asyncio.get_running_loop().create_future())
+        self._give(event)
+        try:
+            return await asyncio.shield(waited)
+        finally:
+            self._answers.pop(event.request, None)
+
+    def refused(self) -> Mapping[str, int]:
+        """What was refused, by reason."""
+        return self._refusals.counts
+
+    def end(self) -> None:
+        """End in good order."""
+        self._ended.set()
+
+    # Effects
+
+    def _do(self, effect: Effect) -> None:
+        match effect:
+            case do.Send(to, message):
+                self._mesh.send(to, message)
+            case do.Answer(request):
+                waited = self._answers.get(request)
+                if waited is not None and not waited.done():
+                    waited.set_result(effect)
+            case do.Link():
+                self._mesh.link(effect)
+            case do.Unlink(node):
+                self._mesh.unlink(node)
+            case do.AllowInvitations(keys):
+                self._mesh.invite(keys)
+            case do.Changed():
+                self.changed.happened()
+            case do.Explain(subject, reason):
+                _log.info("%s: %s", subject, reasons.sentence(reason))
+            case _:
+                self._do_for_roles(effect)
+
+    def _do_for_roles(self, effect: Effect) -> None:
+        match effect:
+            case do.StartRole():
+                self._supervisor.start(effect)
+            case do.TellRole():
+                self._supervisor.tell(effect)
+            case do.StopRole():
+                self._supervisor.stop(effect)
+            case do.FetchBlob(blob, sources):
+                self._tasks.start(self._fetch(blob, sources), f"fetch {blob[:8]}")
+            case do.DropBlob(blob):
+                self.blobs.drop(blob)
+            case do.ForgetJob(job):
+                self._supervisor.forget(job)
+
+    async def _fetch(self, blob: BlobHash, sources: tuple[NodeId, ...]) -> None:
+        try:
+            await self.library.fetch(blob, sources)
+        except (NoSourceError, OSError) as error:
+            self._give(BlobFailed(blob, str(error)))
+        else:
+            self._give(BlobArrived(blob))
+
+
+def _keys(home: Home) -> KeyPair:
+    """The node's key, made at the first start."""
+    if not home.key.exists():
+        made = KeyPair.make()
+        made.save(home.key)
+        home.public_key.write_text(f"{made.public}\n")
+    return KeyPair.load(home.key)
+
+
+def _advertised(identity: Identity, config: Config) -> str:
+    """Where the others reach us."""
+    advertise = config.advertise or identity.advertise or identity.listen
+    host, port = split(advertise, "advertise")
+    port = port or split(identity.listen, "listen")[1]
+    if host in {"0.0.0.0", "::"}:  # noqa: S104 (refused here, not bound)
+        raise ConfigError(
+            "listening on every address, so say under which one the others reach this node: --advertise HOST:PORT"
+        )
+    return f"{host}:{port}"
+
+
+async def _say_alive(notifier: Notifier) -> None:
+    while True:
+        notifier.alive()
+        await asyncio.sleep(notifier.watchdog_s)
+
+
+async def serve(root: Path, config: Config, environment: Mapping[str, str]) -> None:
+    """One node on the home at ``root``. Raises what its parts raise; see ``__main__`` for what becomes of it."""
+    home = Home(root)
+    home.make()
+    home.lock()
+    await Node(home, config).run(environment)

@@ -1,0 +1,66 @@
+"""Files by the hash of their bytes: whole and durable under their name, or not there at all."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from dmi_protocol.identity import BlobHash
+
+_PIECE = 1 << 20
+
+
+class WrongHashError(Exception):
+    """The bytes are not those that the name promises."""
+
+
+class Blobs:
+    """A directory of blobs. Methods may be called from any thread; ``OSError`` is the disk's."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def path(self, blob: BlobHash) -> Path:
+        """Where the blob lies, or would lie."""
+        return self._directory / blob
+
+    def has(self, blob: BlobHash) -> bool:
+        """Is it here?"""
+        return self.path(blob).is_file()
+
+    def incoming(self, blob: BlobHash) -> Path:
+        """Where the pieces of a blob that is on its way are gathered."""
+        return self._directory / f".{blob}.{os.getpid()}"
+
+    def read(self, blob: BlobHash, offset: int, length: int) -> tuple[int, bytes]:
+        """The total size, and up to ``length`` bytes from ``offset`` on; (-1, nothing) when it is not here."""
+        try:
+            with self.path(blob).open("rb") as file:
+                total = os.fstat(file.fileno()).st_size
+                file.seek(offset)
+                return total, file.read(length)
+        except FileNotFoundError:
+            return -1, b""
+
+    def adopt(self, path: Path, blob: BlobHash) -> None:
+        """Take the file at ``path`` in under its hash; raises ``WrongHashError`` when it has another one."""
+        with path.open("rb") as file:
+            if hash_of(path) != blob:
+                path.unlink()
+                raise WrongHashError(f"{path.name} does not have the hash that its name promises")
+            os.fsync(file.fileno())
+        path.replace(self.path(blob))
+        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def drop(self, blob: BlobHash) -> None:
+        """Free its space."""
+        self.path(blob).unlink(missing_ok=True)
+
+
+def hash_of(path: Path) -> BlobHash:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return BlobHash(hashlib.file_digest(file, "sha256").hexdigest())

@@ -1,0 +1,101 @@
+"""Consensus on disk: SQLite in WAL mode with full sync, so that what was promised survives a power cut."""
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+from dmi_protocol.codec import decode_struct, encode_struct
+from dmi_protocol.consensus.settings import Restored
+from dmi_protocol.effects import Effect, PersistEntries, PersistSnapshot, PersistVote
+from dmi_protocol.errors import RemoteProtocolError
+from dmi_protocol.messages.consensus import Entry, Snapshot
+
+_SCHEMA = 1
+_TABLES = """
+CREATE TABLE IF NOT EXISTS vote (id INTEGER PRIMARY KEY CHECK (id = 0), term INTEGER NOT NULL, voted_for TEXT);
+CREATE TABLE IF NOT EXISTS entry (place INTEGER PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS snapshot (id INTEGER PRIMARY KEY CHECK (id = 0), place INTEGER NOT NULL, term INTEGER NOT NULL,
+                                     voters TEXT NOT NULL, state BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+"""
+
+
+class JournalError(Exception):
+    """The journal cannot be read or written. The text names the file and says what to do."""
+
+
+Write = PersistVote | PersistEntries | PersistSnapshot
+
+
+class Journal:
+    """One file. Only one thread may use it at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in {0, _SCHEMA}:
+                raise JournalError(
+                    f"{path} is of schema {version}, this dmi-node knows {_SCHEMA}; install the newer one"
+                )
+            self._db.executescript(_TABLES)
+            self._db.execute(f"PRAGMA user_version = {_SCHEMA}")
+        except sqlite3.Error as error:
+            raise JournalError(f"{path} cannot be used: {error}; move the home away and join again") from error
+
+    def restore(self) -> Restored:
+        """What was written last."""
+        try:
+            vote = self._db.execute("SELECT term, voted_for FROM vote").fetchone() or (0, None)
+            rows = self._db.execute("SELECT body FROM entry ORDER BY place").fetchall()
+            entries = tuple(decode_struct(row[0], Entry) for row in rows)
+            stored = self._db.execute("SELECT place, term, voters, state FROM snapshot").fetchone()
+        except (sqlite3.Error, RemoteProtocolError) as error:
+            raise JournalError(f"{self._path} is damaged: {error}; move the home away and join again") from error
+        snapshot = None
+        if stored is not None:
+            snapshot = Snapshot(stored[0], stored[1], tuple(stored[2].split()), stored[3])
+        return Restored(vote[0], vote[1], snapshot, entries)
+
+    def write(self, writes: Sequence[Effect]) -> None:
+        """Make all of ``writes`` durable, in order, or none of them. Raises ``JournalError``."""
+        try:
+            self._db.execute("BEGIN")
+            for write in writes:
+                self._write(write)
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise JournalError(f"{self._path} cannot be written: {error}") from error
+
+    def _write(self, write: Effect) -> None:
+        match write:
+            case PersistVote(term, voted_for):
+                self._db.execute("INSERT OR REPLACE INTO vote VALUES (0, ?, ?)", (term, voted_for))
+            case PersistEntries(first, entries):
+                self._db.execute("DELETE FROM entry WHERE place >= ?", (first,))
+                self._db.executemany("INSERT INTO entry VALUES (?, ?)", ((e.index, encode_struct(e)) for e in entries))
+            case PersistSnapshot(snapshot, keep_log):
+                self._db.execute(
+                    "INSERT OR REPLACE INTO snapshot VALUES (0, ?, ?, ?, ?)",
+                    (snapshot.index, snapshot.term, " ".join(snapshot.voters), snapshot.state),
+                )
+                if keep_log:
+                    self._db.execute("DELETE FROM entry WHERE place <= ?", (snapshot.index,))
+                else:
+                    self._db.execute("DELETE FROM entry")
+
+    def fact(self, name: str) -> bytes | None:
+        """Something that this node keeps for itself."""
+        row = self._db.execute("SELECT value FROM fact WHERE name = ?", (name,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def keep(self, name: str, value: bytes) -> None:
+        """Remember a fact."""
+        self._db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, value))
+
+    def close(self) -> None:
+        """No more writes."""
+        self._db.close()

@@ -1,0 +1,1 @@
+"""Role processes: started, listened to, watched, ended."""

@@ -1,0 +1,93 @@
+"""The connection that a node speaks to one peer on: a CURVE DEALER of its own, so that its loss is known at once."""
+
+import asyncio
+from collections.abc import Callable
+
+import zmq
+import zmq.asyncio
+
+from dmi_protocol import limits
+from dmi_protocol.identity import PublicKey
+from dmi_wire.keys import KeyPair
+
+_RECONNECT_MS = 50
+_RECONNECT_MAX_MS = 1_000
+_HANDSHAKE_MS = 5_000
+_HEARTBEAT_MS = 10_000
+"""libzmq's own heartbeat, for a host that vanishes without closing its connections; the protocols are faster."""
+_REFUSED_S = 0.2
+"""After a refusal libzmq gives up; a newcomer's admission may only be on its way, so we do not. Doubled each time."""
+_REFUSED_MAX_S = 5.0
+_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+
+Notify = Callable[[], None]
+
+
+class Link:
+    """Speaks to ``address``, whose key must be ``server``. Nothing is queued while there is no connection."""
+
+    def __init__(self, context: zmq.asyncio.Context, keys: KeyPair, address: str, server: PublicKey) -> None:
+        self._context = context
+        self.dropped = 0
+        """Messages that could not be given to the socket."""
+        self._socket: zmq.Socket[bytes] = zmq.Socket(zmq.Context(context), zmq.DEALER)
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.SNDHWM, limits.MESH_QUEUE_MESSAGES),
+            (zmq.RCVHWM, limits.MESH_QUEUE_MESSAGES),
+            (zmq.MAXMSGSIZE, limits.MESSAGE_BYTES),
+            (zmq.IMMEDIATE, 1),
+            (zmq.RECONNECT_IVL, _RECONNECT_MS),
+            (zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS),
+            (zmq.HANDSHAKE_IVL, _HANDSHAKE_MS),
+            (zmq.HEARTBEAT_IVL, _HEARTBEAT_MS),
+            (zmq.HEARTBEAT_TIMEOUT, 2 * _HEARTBEAT_MS),
+        ):
+            self._socket.setsockopt(option, value)
+        self._socket.curve_publickey = keys.public.encode("ascii")
+        self._socket.curve_secretkey = keys.secret.encode("ascii")
+        self._socket.curve_serverkey = server.encode("ascii")
+        self._monitor = f"inproc://link-{id(self)}"
+        self._socket.monitor(self._monitor, _EVENTS)
+        self._events = context.socket(zmq.PAIR)
+        self._events.linger = 0
+        self._events.connect(self._monitor)
+        self._address = f"tcp://{address}"
+        self._socket.connect(self._address)
+
+    async def watch(self, connected: Notify, disconnected: Notify) -> None:
+        """Call ``connected`` when the handshake is done and ``disconnected`` when it is undone; until cancelled."""
+        pause = _REFUSED_S
+        while True:
+            event, _ = await self._events.recv_multipart()
+            number = int.from_bytes(event[:2], "little")
+            if number == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                pause = _REFUSED_S
+                connected()
+            elif number == zmq.EVENT_DISCONNECTED:
+                disconnected()
+            else:
+                await asyncio.sleep(pause)
+                pause = min(_REFUSED_MAX_S, 2 * pause)
+                self._socket.disconnect(self._address)
+                self._socket.connect(self._address)
+
+    def send(self, frame: bytes) -> None:
+        """Give ``frame`` to the network, or drop it when there is no connection or no room."""
+        try:
+            self._socket.send(frame, zmq.NOBLOCK)
+        except zmq.Again:
+            self.dropped += 1
+
+    async def receive(self, within_s: float) -> bytes | None:
+        """An answer on this very connection: only those get one who have no listener of their own."""
+        reader: zmq.asyncio.Socket = zmq.asyncio.Socket.shadow(self._socket.underlying)
+        if await reader.poll(round(within_s * 1000)):
+            return await reader.recv()
+        return None
+
+    def close(self) -> None:
+        """End the connection."""
+        self._socket.disable_monitor()
+        self._events.close()
+        self._socket.close()

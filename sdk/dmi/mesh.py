@@ -1,0 +1,114 @@
+"""The mesh as its user sees it: ask any node of it."""
+
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dmi import bundle
+from dmi.connection import Connection
+from dmi.job import Job
+
+_CHUNK = 1 << 20
+
+
+def connect(home: str | Path | None = None) -> "Mesh":
+    """The mesh of the node at ``home`` (by default ``DMI_HOME``, or the service's home). Raises ``NoNodeError``."""
+    mesh = Mesh(Connection(home))
+    mesh.version()
+    return mesh
+
+
+class Mesh:
+    """Made by ``connect``. Every method raises ``NoNodeError`` when the node has gone."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def submit(
+        self,
+        script: str | Path,
+        args: Sequence[str] = (),
+        *,
+        name: str | None = None,
+        workers: int | None = None,
+        servers: int | None = None,
+        backups: int = 0,
+        leaves: int | None = None,
+        threads: int = 1,
+        include: Iterable[str | Path] = (),
+    ) -> Job:
+        """Train ``script`` on the mesh; returns once the job is committed and its files are on two nodes.
+
+        ``workers`` and ``servers`` are by default as many as there are nodes. Raises ``UsageError``, ``RefusedError``,
+        ``NoQuorumError``.
+        """
+        made = bundle.make(script, include)
+        spec = {
+            "name": name or Path(script).stem,
+            "script": made.script,
+            "args": [str(argument) for argument in args],
+            "workers": workers,
+            "servers": servers,
+            "backups": backups,
+            "leaves": leaves,
+            "threads": threads,
+        }
+        request = {"request": secrets.token_hex(8), "spec": spec, "bundle": made.hash, "size": len(made.data)}
+        with self._connection.open() as talk:
+            talk.send({"verb": "submit", "args": request})
+            if talk.receive()["need"]:
+                for start in range(0, len(made.data), _CHUNK):
+                    talk.send({"chunk": made.data[start : start + _CHUNK]})
+                talk.send({"end": True})
+            return Job(self._connection, talk.receive()["ok"]["id"])
+
+    def job(self, name: str) -> Job:
+        """A job by its id, a prefix of it, or its name. Raises ``UnknownJobError``."""
+        return Job(self._connection, self._connection.ask("why", job=name)["job"])
+
+    def status(self) -> dict[str, Any]:
+        """The whole mesh; ``docs/json.md`` has the shape."""
+        found: dict[str, Any] = self._connection.ask("status")
+        return found
+
+    def watch(self) -> Iterator[dict[str, Any]]:
+        """``status`` whenever it changes, at most five times a second."""
+        return self._connection.stream("watch")
+
+    def members(self) -> list[dict[str, Any]]:
+        """The members."""
+        found: list[dict[str, Any]] = self._connection.ask("members")
+        return found
+
+    def roles(self) -> list[dict[str, Any]]:
+        """The role processes of all jobs that go on."""
+        found: list[dict[str, Any]] = self._connection.ask("roles")
+        return found
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """The jobs, oldest first."""
+        found: list[dict[str, Any]] = self._connection.ask("jobs")
+        return found
+
+    def invite(self, ttl_s: int = 3600) -> dict[str, Any]:
+        """A token that lets one new node join: ``{"token", "expires_unix"}``."""
+        found: dict[str, Any] = self._connection.ask("invite", ttl_s=ttl_s)
+        return found
+
+    def leave(self) -> None:
+        """The node that answers leaves the mesh, and ends."""
+        self._connection.ask("leave")
+
+    def expel(self, node: str) -> None:
+        """A member's key counts no more, on open connections too."""
+        self._connection.ask("expel", node=node)
+
+    def stop(self) -> None:
+        """The node that answers ends in good order; it stays a member."""
+        self._connection.ask("stop")
+
+    def version(self) -> str:
+        """The version of the node that answers."""
+        found: str = self._connection.ask("version")["version"]
+        return found
