@@ -2,15 +2,19 @@
 
 import asyncio
 import contextlib
+import faulthandler
 import logging
 import os
 import random
 import secrets
 import signal
 import socket
+import sys
+import traceback
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 
@@ -22,7 +26,7 @@ from dmi_node.driver import Driver
 from dmi_node.home import Home
 from dmi_node.notify import Notifier
 from dmi_node.storage.blobs import Blobs
-from dmi_node.storage.journal import Journal
+from dmi_node.storage.journal import Journal, JournalError
 from dmi_node.supervision.supervisor import Supervisor
 from dmi_node.tasks import Tasks
 from dmi_node.transport.library import Library, NoSourceError
@@ -42,6 +46,9 @@ from dmi_wire.listener import Heard
 
 _log = logging.getLogger("dmi.node")
 _STOP_S = 5.0
+CRASHED = 70
+DISK_FAILED = 74
+"""A write failed: nothing can be promised any more."""
 _DEFAULT_LISTEN = "0.0.0.0:7600"
 
 
@@ -105,9 +112,10 @@ class Node:
             me = self._me(identity, keys)
             self.library = Library(self._home, self.blobs, self._tasks, self._mesh.send)
             self._supervisor = Supervisor(self._home, self.blobs, self._tasks, self._give)
-            self.peer = Peer(
-                me, PeerSettings(), random.Random(secrets.randbits(64)), journal.restore(), identity.introduced
-            )
+            stored = journal.fact("members")
+            known = msgspec.msgpack.decode(stored, type=tuple[Introduced, ...]) if stored else identity.introduced
+            self._known = {member.node: member for member in known}
+            self.peer = Peer(me, PeerSettings(), random.Random(secrets.randbits(64)), journal.restore(), known)
             self._driver = Driver(self.peer, journal, self._do)
             driving = self._tasks.start(self._driver.run(), "driver")
             control = ControlServer(Verbs(self).table(), self._tasks)
@@ -133,8 +141,8 @@ class Node:
         failed = asyncio.ensure_future(self._tasks.watch())
         await asyncio.wait([ended, failed], return_when=asyncio.FIRST_COMPLETED)
         ended.cancel()
-        if failed.done():
-            failed.result()
+        if failed.done() and (error := failed.exception()) is not None:
+            crash(error)
         failed.cancel()
 
     async def _stop(self, notifier: Notifier) -> None:
@@ -183,6 +191,7 @@ class Node:
             version=version("dmi"),
             witness=identity.witness,
             ports=self._config.data_ports,
+            started=1000 * clock.unix(),
         )
 
     # Events
@@ -238,10 +247,12 @@ class Node:
                 waited = self._answers.get(request)
                 if waited is not None and not waited.done():
                     waited.set_result(effect)
-            case do.Link():
+            case do.Link(node, name, address, public_key):
                 self._mesh.link(effect)
+                self._know(self._known | {node: Introduced(node, name, address, public_key)})
             case do.Unlink(node):
                 self._mesh.unlink(node)
+                self._know({n: other for n, other in self._known.items() if n != node})
             case do.AllowInvitations(keys):
                 self._mesh.invite(keys)
             case do.Changed():
@@ -250,6 +261,12 @@ class Node:
                 _log.info("%s: %s", subject, reasons.sentence(reason))
             case _:
                 self._do_for_roles(effect)
+
+    def _know(self, members: dict[NodeId, Introduced]) -> None:
+        """Remember whom to ask after a restart, before the log has been agreed on again."""
+        if members != self._known:
+            self._known = members
+            self._tasks.start(self._driver.keep("members", msgspec.msgpack.encode(tuple(members.values()))), "members")
 
     def _do_for_roles(self, effect: Effect) -> None:
         match effect:
@@ -273,6 +290,17 @@ class Node:
             self._give(BlobFailed(blob, str(error)))
         else:
             self._give(BlobArrived(blob))
+
+
+def crash(error: BaseException) -> NoReturn:
+    """End at once: something is wrong that nobody understands, or the disk fails. The kernel ends our children with us,
+    the disk has all that was promised, and the service starts again."""
+    if isinstance(error, JournalError):
+        print(error, file=sys.stderr, flush=True)
+        os._exit(DISK_FAILED)
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    os._exit(CRASHED)
 
 
 def _keys(home: Home) -> KeyPair:
@@ -304,6 +332,7 @@ async def _say_alive(notifier: Notifier) -> None:
 
 async def serve(root: Path, config: Config, environment: Mapping[str, str]) -> None:
     """One node on the home at ``root``. Raises what its parts raise; see ``__main__`` for what becomes of it."""
+    faulthandler.register(signal.SIGUSR1)  # where every thread stands, on standard error
     home = Home(root)
     home.make()
     home.lock()

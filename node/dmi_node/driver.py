@@ -50,6 +50,10 @@ class Driver:
                 self._timer.cancel()
             self._disk.shutdown(wait=True)
 
+    async def keep(self, name: str, value: bytes) -> None:
+        """Remember a fact, on the thread that owns the journal."""
+        await asyncio.get_running_loop().run_in_executor(self._disk, self._journal.keep, name, value)
+
     async def _turn(self) -> None:
         effects: list[Effect] = []
         deadline = self.peer.deadline()

@@ -69,6 +69,8 @@ class Me(Struct, frozen=True):
     version: str = ""
     witness: bool = False
     ports: tuple[int, int] = (0, 0)
+    started: int = 0
+    """Larger after each restart: milliseconds since 1970 will do."""
 
 
 class PeerSettings(Struct, frozen=True):
@@ -89,7 +91,8 @@ def found(me: Me, mesh: str) -> Restored:
 
 
 class Peer:
-    """See ``machine.py`` for what the shell must do. ``introduced`` are the members that a newcomer was told of."""
+    """See ``machine.py`` for what the shell must do. ``introduced`` are the members that a newcomer was told of,
+    or that a node knew before it was started again."""
 
     def __init__(
         self,
@@ -102,9 +105,12 @@ class Peer:
         self.me = me
         self._settings = settings
         self.raft = Raft(me.node, settings.raft, Random(random.random()), restored)
-        self.swim = Swim(me.node, settings.swim, Random(random.random()))
+        self.swim = Swim(me.node, settings.swim, Random(random.random()), me.started)
         self.state = ClusterState.decode(restored.snapshot.state) if restored.snapshot is not None else None
         self._introduced = tuple(introduced)
+        self._catches_up_to = self.raft.log.last
+        self._is_caught_up = False
+        """Has the state reached what this disk already knew, ourselves as a member included?"""
         self._proposals = Proposals()
         self._hosting = Hosting(me.node, me.name, me.address.rpartition(":")[0], me.ports)
         self._scheduler = Scheduler()
@@ -220,10 +226,7 @@ class Peer:
 
     def _meet(self, now: Instant, effects: list[Effect]) -> None:
         """Speak with the members, and with nobody else."""
-        if self.state is not None:
-            members = {m.node: Introduced(m.node, m.name, m.address, m.public_key) for m in self.state.members.values()}
-        else:
-            members = {other.node: other for other in self._introduced}
+        members = self._members()
         members.pop(self.me.node, None)
         for node, member in members.items():
             if self._linked.get(node) != member:
@@ -237,6 +240,17 @@ class Peer:
             effects.append(AllowInvitations(self._invitations))
         if self.state is not None:
             self._drop_parts(effects)
+
+    def _members(self) -> dict[NodeId, Introduced]:
+        """Those of the state; until it has caught up also those that were known before, or nobody could be asked."""
+        state = self.state
+        agreed = {} if state is None else state.members
+        members = {m.node: Introduced(m.node, m.name, m.address, m.public_key) for m in agreed.values()}
+        if state is not None and self.me.node in agreed and state.applied >= self._catches_up_to:
+            self._is_caught_up = True
+        if not self._is_caught_up:
+            members = {other.node: other for other in self._introduced} | members
+        return members
 
     def _drop_parts(self, effects: list[Effect]) -> None:
         """Parts of checkpoints that nothing speaks of any more."""

@@ -1,6 +1,7 @@
 """The connection that a node speaks to one peer on: a CURVE DEALER of its own, so that its loss is known at once."""
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import zmq
@@ -18,6 +19,7 @@ _HEARTBEAT_MS = 10_000
 _REFUSED_S = 0.2
 """After a refusal libzmq gives up; a newcomer's admission may only be on its way, so we do not. Doubled each time."""
 _REFUSED_MAX_S = 5.0
+_LOOK_S = 0.02
 _EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 
 Notify = Callable[[], None]
@@ -81,9 +83,12 @@ class Link:
 
     async def receive(self, within_s: float) -> bytes | None:
         """An answer on this very connection: only those get one who have no listener of their own."""
-        reader: zmq.asyncio.Socket = zmq.asyncio.Socket.shadow(self._socket.underlying)
-        if await reader.poll(round(within_s * 1000)):
-            return await reader.recv()
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            try:
+                return self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                await asyncio.sleep(_LOOK_S)
         return None
 
     def close(self) -> None:

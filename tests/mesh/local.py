@@ -84,17 +84,19 @@ class LocalMesh:
         """End the daemon as a power cut would."""
         os.kill(self.pid(index), signal.SIGKILL)
 
-    def start(self, index: int) -> None:
-        """Bring a killed node back, as it was."""
-        child = subprocess.Popen(
-            [BIN / "dmi-node", "run", "--home", self.node(index)],
-            env=clean_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+    def start(self, index: int) -> int:
+        """Bring a killed node back, as it was; gives its process."""
+        with (self.node(index) / "daemon.log").open("ab") as log:
+            child = subprocess.Popen(
+                [BIN / "dmi-node", "run", "--home", self.node(index)],
+                env=clean_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
         self._children.append(child)
         self.pids.add(child.pid)
+        return child.pid
 
     def processes(self) -> list[psutil.Process]:
         """The daemons and all that descends from them."""
@@ -112,6 +114,7 @@ class LocalMesh:
         before = self.processes()
         command("down", "--home", self.home, home=self.home, seconds=60, check=False)
         for child in self._children:
+            child.terminate()
             child.wait(timeout=30)
         _, alive = psutil.wait_procs(before, timeout=10)
         for process in alive:

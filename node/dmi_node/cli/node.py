@@ -23,8 +23,6 @@ from dmi_wire.keys import KeyFileError
 
 CANNOT_START = 78
 """The configuration or the home is wrong, so starting again will not help (systemd: RestartPreventExitStatus)."""
-DISK = 74
-"""A write failed: nothing can be promised any more."""
 
 
 @click.command(epilog="Example: dmi-node run --listen 0.0.0.0:7600 --advertise 10.0.0.5:7600 --join TOKEN")
@@ -49,7 +47,7 @@ def run(**flags: Any) -> None:
     except (ConfigError, HomeBusyError, JoinError, KeyFileError) as error:
         end(str(error), CANNOT_START)
     except JournalError as error:
-        end(str(error), DISK)
+        end(str(error), CANNOT_START)
     except OSError as error:
         end(f"this node cannot run: {error}", CANNOT_START)
     except asyncio.CancelledError:

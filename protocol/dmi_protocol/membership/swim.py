@@ -51,8 +51,10 @@ Output = Effect | MemberChanged
 class Swim:
     """Decides for one node; see ``machine.py`` for what the caller must do."""
 
-    def __init__(self, me: NodeId, settings: SwimSettings, random: Random) -> None:
+    def __init__(self, me: NodeId, settings: SwimSettings, random: Random, started: int = 0) -> None:
+        """``started`` is larger after each restart, so that what we spread now replaces what we spread before."""
         settings.check()
+        self._started = started
         self._me = me
         self._settings = settings
         self._random = random
@@ -95,7 +97,7 @@ class Swim:
     def publish(self, now: Instant, key: str, value: bytes) -> None:
         """Spread a small value; it replaces what we spread under ``key`` before."""
         old = self.rumors.get((self._me, key))
-        rumor = Rumor(self._me, key, 1 if old is None else old.version + 1, value)
+        rumor = Rumor(self._me, key, (self._started if old is None else old.version) + 1, value)
         self._hold(now, rumor)
 
     def _hold(self, now: Instant, rumor: Rumor) -> None:
