@@ -267,7 +267,10 @@ class Swim:
 
     def _refute(self, update: Update) -> list[Output]:
         """Somebody doubts us: a higher incarnation says that we live."""
-        if update.standing == "alive" or update.incarnation < self._incarnation:
+        if update.standing == "alive":
+            return []
+        if update.incarnation < self._incarnation:  # the accuser has missed our refutation: it gets it with the answer
+            self._updates.add((self._me, ""), Update(self._me, "alive", self._incarnation))
             return []
         self._incarnation = update.incarnation + 1
         self.refutations += 1
