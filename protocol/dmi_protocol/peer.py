@@ -231,7 +231,7 @@ class Peer:
         for node, member in members.items():
             if self._linked.get(node) != member:
                 effects.append(Link(node, member.name, member.address, member.public_key))
-        effects += [Unlink(node) for node in self._linked.keys() - members.keys()]
+        effects += [Unlink(node) for node in sorted(self._linked.keys() - members.keys())]
         self._linked = members
         self.swim.set_members(now, members)
         self.raft.follow(now, frozenset(members))
@@ -258,7 +258,11 @@ class Peer:
         kept = frozenset(
             part.blob
             for job in self.state.jobs.values()
-            for parts in (*job.parts.values(), job.checkpoint.parts if job.checkpoint is not None else ())
+            for parts in (
+                *job.parts.values(),
+                job.final_parts,
+                job.checkpoint.parts if job.checkpoint is not None else (),
+            )
             for part in parts
             if part.node == self.me.node
         )

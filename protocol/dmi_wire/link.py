@@ -16,7 +16,7 @@ _RECONNECT_MAX_MS = 1_000
 _HANDSHAKE_MS = 5_000
 _HEARTBEAT_MS = 10_000
 """libzmq's own heartbeat, for a host that vanishes without closing its connections; the protocols are faster."""
-_REFUSED_S = 0.2
+_REFUSED_S = 0.05
 """After a refusal libzmq gives up; a newcomer's admission may only be on its way, so we do not. Doubled each time."""
 _REFUSED_MAX_S = 5.0
 _LOOK_S = 0.02

@@ -21,7 +21,7 @@ LIBRARIES = {
     "dmi_node": {"click", "msgspec", "psutil", "rich", "torch", "uvloop", "zmq"},
     "dmi": {"msgpack", "msgspec", "numpy", "torch", "uvloop", "zmq"},
 }
-LAZY = {"torch", "rich"}
+LAZY = {"dmi_tensor", "rich", "torch"}
 """Heavy modules that may be imported inside a function, because most commands do without them."""
 IMPURE = {
     "asyncio",

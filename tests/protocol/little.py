@@ -1,11 +1,13 @@
 """A few peers and a perfect network in virtual time: enough to follow one story. The simulator is for the rest."""
 
 import heapq
+from collections.abc import Callable
 from random import Random
 
 from dmi_protocol import effects as do
 from dmi_protocol import events as on
 from dmi_protocol.cluster.command import Admit, Command, Invite
+from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.consensus.settings import Restored
 from dmi_protocol.effects import Effect
 from dmi_protocol.events import Event
@@ -91,21 +93,31 @@ class Little:
         who, key = me(name), PublicKey(f"invitation-{name}".ljust(40, "."))
         self.ask(via, Invite(RequestId(f"invite-{name}"), key, 1_000))
         self.ask(via, Admit(RequestId(f"admit-{name}"), key, 0, name, who.address, who.public_key, witness=False))
-        self.until(lambda: self.answer(f"admit-{name}") is not None)
-        state = self.peers[via].state
-        assert state is not None
-        members = tuple(Introduced(m.node, m.name, m.address, m.public_key) for m in state.members.values())
+        self.answer(f"admit-{name}")
+        records = self.state(via).members.values()
+        members = tuple(Introduced(m.node, m.name, m.address, m.public_key) for m in records)
         self.add(name, members)
 
-    def answer(self, request: str) -> do.Answer | None:
-        return next((e for _, e in self.did if isinstance(e, do.Answer) and e.request == request), None)
+    def is_answered(self, request: str) -> bool:
+        return any(isinstance(e, do.Answer) and e.request == request for _, e in self.did)
+
+    def answer(self, request: str) -> do.Answer:
+        """Waits for it."""
+        self.until(lambda: self.is_answered(request))
+        return next(e for _, e in self.did if isinstance(e, do.Answer) and e.request == request)
+
+    def state(self, name: str) -> ClusterState:
+        found = self.peers[name].state
+        assert found is not None
+        return found
 
     def effects(self, name: str, kind: type[Effect]) -> list[Effect]:
         return [effect for who, effect in self.did if who == name and isinstance(effect, kind)]
 
-    def leader(self) -> str | None:
+    def leader(self) -> str:
+        """The node that leads and is ready; nobody is an empty name."""
         leaders = [n for n, p in self.peers.items() if p.raft.is_ready]
-        return max(leaders, key=lambda n: self.peers[n].raft.term, default=None)
+        return max(leaders, key=lambda n: self.peers[n].raft.term, default="")
 
     def _later(self, delay: int, name: str, event: Event) -> None:
         self._count += 1
@@ -141,7 +153,7 @@ class Little:
         self.until(lambda: False, milliseconds, must=False)
         self.now = Instant(end)
 
-    def until(self, happened, within_ms: int = 20_000, *, must: bool = True) -> int:  # type: ignore[no-untyped-def]
+    def until(self, happened: Callable[[], bool], within_ms: int = 20_000, *, must: bool = True) -> int:
         """Let time pass until ``happened()``; gives the milliseconds that it took."""
         begin, end = self.now, self.now + within_ms
         while not happened():

@@ -202,7 +202,7 @@ class Server:
         self._tensors.lend(bucket, version, self._endpoint.send(b"worker-%d" % worker, message, shown.frames))
 
     def _write(self, effect: x.WritePart) -> None:
-        path = Path(self._assignment.directory) / f"part-{effect.step}.safetensors"
+        path = Path(self._assignment.directory) / f"{'final' if effect.final else 'part'}-{effect.step}.safetensors"
         size = self._tensors.write(path, effect.step, effect.extra)
         with path.open("rb") as file:
             blob = BlobHash(hashlib.file_digest(file, "sha256").hexdigest())

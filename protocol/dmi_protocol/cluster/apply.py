@@ -201,11 +201,15 @@ def _keep(state: ClusterState, command: KeepPart) -> Outcome:
     job = _in_force(state, command.job, command.generation)
     if job is None or (job.checkpoint is not None and (command.step < job.checkpoint.step or job.final)):
         return _STALE
-    parts = {part.shard: part for part in (*job.parts.get(command.step, ()), command.part)}
-    job.parts[command.step] = tuple(parts[shard] for shard in sorted(parts))
+    before = job.final_parts if command.final else job.parts.get(command.step, ())
+    shards = {part.shard: part for part in (*before, command.part)}
+    parts = tuple(shards[shard] for shard in sorted(shards))
+    if command.final:
+        job.final_parts = parts
+    else:
+        job.parts[command.step] = parts
     if len(parts) == len(job.servers):
-        job.checkpoint = Checkpoint(command.step, job.parts[command.step])
-        job.final = command.final
+        job.checkpoint, job.final = Checkpoint(command.step, parts), command.final
         job.parts = {step: found for step, found in job.parts.items() if step > command.step}
     return _DONE
 

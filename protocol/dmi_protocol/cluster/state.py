@@ -58,6 +58,8 @@ class Job(Struct):
     completed: tuple[RoleKey, ...] = ()
     parts: dict[int, tuple[Part, ...]] = field(default_factory=dict)
     """By step: parts of checkpoints that are not whole yet."""
+    final_parts: tuple[Part, ...] = ()
+    """The same of the final one. A shard may tell its last checkpoint and its final part for the same step."""
     checkpoint: Checkpoint | None = None
     final: bool = False
     """Is ``checkpoint`` the final one?"""

@@ -45,7 +45,7 @@ class Leadership:
         wanted = (voters | frozenset(learners)) - {self._me}
         for gone in self._others.keys() - wanted:
             del self._others[gone]
-        for new in wanted - self._others.keys():
+        for new in sorted(wanted - self._others.keys()):  # in one order, so that equal events give equal effects
             self._others[new] = _Progress(now, self._log.last + 1)
 
     def matched(self) -> dict[NodeId, int]:

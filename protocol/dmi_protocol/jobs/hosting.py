@@ -8,7 +8,7 @@ from msgspec import Struct
 from dmi_protocol.cluster.command import Command, CompleteRole, Finish, KeepPart, Part, SeatRole
 from dmi_protocol.cluster.state import FAILED, RUNNING, STARTING, ClusterState, Job
 from dmi_protocol.effects import Effect, FetchBlob, StartRole, StopRole, TellRole
-from dmi_protocol.identity import BlobHash, JobId, NodeId, RequestId
+from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.messages.roles import (
     Assignment,
     Bound,
@@ -37,6 +37,8 @@ class _Local(Struct):
     is_gone: bool = False
     has_spoken: bool = False
     """It has said how it ended: completed, or failed."""
+    public_key: PublicKey | None = None
+    """Of its data socket, once it is bound."""
     progress: Progressed | None = None
 
 
@@ -85,10 +87,13 @@ class Hosting:
 
     def _want(self, role: RoleKey, job: Job, facts: list[Command], state: ClusterState) -> list[Effect]:
         local = self._local.get(role)
+        seat = next((record.seat for record in job.seats if record.seat.key == role), None)
+        if seat is not None and (local is None or local.public_key != seat.public_key):
+            # The seat is that of a process from before this daemon was restarted. The news of it may come late, when a
+            # process was started again here already: nobody will ever speak with that one.
+            facts.append(self._failed(role, NodeLost(role_name(role), self._name)))
+            return []
         if local is None:
-            if any(record.seat.key == role for record in job.seats):  # it ran before this daemon was restarted
-                facts.append(self._failed(role, NodeLost(role_name(role), self._name)))
-                return []
             self._local[role] = _Local(job.bundle)
             return [FetchBlob(job.bundle, tuple(n for n in job.holders if n != self._me and n in state.members))]
         if job.state == RUNNING and local.is_started and not local.is_told:
@@ -146,6 +151,7 @@ class Hosting:
             return []
         match event:
             case Bound(address, public_key, pid):
+                local.public_key = public_key
                 return [SeatRole(_request(role, "seat"), role, address, public_key, pid)]
             case Progressed():
                 local.progress = event

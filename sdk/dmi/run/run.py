@@ -89,7 +89,7 @@ class Run:
             definition = define(self._module, optimizer, self.leaves, clip_norm)
         except OptimizerRefusedError as error:
             raise UsageError(str(error)) from None
-        if optimizer.state:
+        if any(float(state.get("step", 1)) for state in optimizer.state.values()):
             raise UsageError("the optimizer has already made steps; give run.optimizer a fresh one")
         self._model = Model(self._module, definition)
         self._optimizer = optimizer

@@ -1,0 +1,1 @@
+"""Any bytes give a message or a refusal."""
