@@ -1,0 +1,32 @@
+"""TOML, then environment, then flags; and what is wrong is named."""
+
+from pathlib import Path
+
+import pytest
+
+from dmi_node import config
+from dmi_node.config import ConfigError
+
+
+def test_the_later_source_wins(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('name = "file"\nlisten = "127.0.0.1:1"\nlog_level = "debug"\n')
+    environment = {"DMI_NAME": "environment", "DMI_LISTEN": "127.0.0.1:2"}
+    found = config.read(path, environment, {"listen": "127.0.0.1:3", "name": None})
+    assert (found.name, found.listen, found.log_level) == ("environment", "127.0.0.1:3", "debug")
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ('listn = "127.0.0.1:1"', "did you mean 'listen'"),
+        ("nonsense", "cannot be read"),
+        ("name = 7", "name"),
+        ('listen = "nowhere"', "host:port"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, text: str, hint: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=hint):
+        config.read(path, {}, {})
