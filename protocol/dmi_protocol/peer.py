@@ -204,6 +204,7 @@ class Peer:
                         self._apply(entry, effects)
                     self._meet(now, effects)
                 case Restore(snapshot):
+                    self._is_dirty = True
                     self.state = ClusterState.decode(snapshot.state)
                     self._meet(now, effects)
                 case _:

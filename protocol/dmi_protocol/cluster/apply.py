@@ -157,7 +157,7 @@ def _cancel(state: ClusterState, command: Cancel) -> Outcome:
 def _place(state: ClusterState, command: Place) -> Outcome:
     job = state.jobs.get(command.job)
     is_next = job is not None and job.state in {QUEUED, STARTING} and command.generation == job.generation + 1
-    if job is None or not is_next or not {*command.workers, *command.servers} <= state.members.keys():
+    if job is None or not is_next:  # a node that was removed meanwhile is lost like any other: it is placed again
         return _STALE
     job.generation = command.generation
     job.workers, job.servers = command.workers, command.servers

@@ -5,8 +5,8 @@ The shell holds the tensors and does the arithmetic (``dmi_tensor``); here only 
 all shards are known, when the job clips), ``Show``. When every bucket of this shard is shown the machine stands at the
 next step.
 
-**No torn step.** Version ``t`` stays readable until step ``t`` is complete on *all* shards. A contribution to ``t + 1``
-proves that, because a worker computes on ``t + 1`` only when it was shown all of it.
+**No torn step.** Version ``t`` stays readable until step ``t`` is complete on *all* shards, and every worker has it. A
+contribution to ``t + 1`` proves the first, because a worker computes on ``t + 1`` only when it was shown all of it.
 """
 
 from dmi_protocol.errors import LocalProtocolError, RemoteProtocolError
@@ -59,6 +59,8 @@ class Shard:
         self._began: dict[int, int] = {}
         self._gatherings: dict[int, Gathering] = {}
         self._applied: set[int] = set()
+        self._is_under_way = False
+        """Has somebody contributed to the step in flight?"""
         self._readable: set[int] = {0}
         self._squares: dict[int, float] = {}
         self._norms: dict[int, tuple[tuple[int, float], ...]] = {}
@@ -199,6 +201,7 @@ class Shard:
         root = Subtree(0, definition.leaves)
         self._gatherings = {bucket: Gathering([root]) for bucket in definition.buckets}
         self._applied.clear()
+        self._is_under_way = False
         self._squares.clear()
         self._norms.clear()
 
@@ -244,9 +247,7 @@ class Shard:
         if event.step < self._step or event.bucket in self._applied:
             return _release(event.handle)
         work: list[ShardEffect] = []
-        if event.step - 1 in self._readable:
-            self._readable.discard(event.step - 1)
-            work.append(Forget(event.step - 1))
+        self._is_under_way = True
         gathering = self._gatherings[event.bucket]
         was_complete = gathering.is_complete()
         work.extend(gathering.add(event.subtree, event.handle))
@@ -289,11 +290,21 @@ class Shard:
             return False
         return not self._opened.clips or self._norms.keys() == set(self._opened.shards)
 
-    def _advance(self) -> list[ShardEffect]:
-        if not self._may_apply():
+    def _forget(self) -> list[ShardEffect]:
+        """The version before the current one is given up once the step that made the current one is complete everywhere,
+        and no worker has still to be shown it: one without leaves may be behind, and holds nobody up until then."""
+        old = self._step - 1
+        is_wanted = any(self._began.get(worker, -1) < old for worker in self._roster.workers)
+        if old not in self._readable or not self._is_under_way or is_wanted:
             return []
+        self._readable.discard(old)
+        return [Forget(old)]
+
+    def _advance(self) -> list[ShardEffect]:
+        work = self._forget()
+        if not self._may_apply():
+            return work
         assert self._hyper is not None
-        work: list[ShardEffect] = []
         norms = tuple(sorted(square for squares in self._norms.values() for square in squares))
         for bucket, gathering in self._gatherings.items():
             if bucket not in self._applied and gathering.is_complete():

@@ -1,0 +1,77 @@
+"""What goes wrong in a script, or in what is asked for, has its own clear line."""
+
+from pathlib import Path
+
+import pytest
+
+import dmi
+from dmi.errors import JobFailedError
+from tests.mesh.local import LocalMesh, command
+
+pytestmark = [pytest.mark.mesh, pytest.mark.timeout(300)]
+
+LINEAR = Path(__file__).parent / "scripts" / "linear.py"
+
+
+@pytest.mark.parametrize(
+    ("trouble", "hint"),
+    [
+        ("package", "'no_such_package' is not installed"),
+        ("raises", "planted in line 16"),
+        ("samples", "fewer leaves"),
+        ("parameters", "without parameters"),
+        ("nan", "the loss is nan"),
+        ("data", "digest of the data"),
+    ],
+)
+def test_the_reason_is_one_clear_line(five: LocalMesh, trouble: str, hint: str) -> None:
+    job = dmi.connect(five.home).submit(LINEAR, [trouble], workers=2)
+    with pytest.raises(JobFailedError):
+        job.wait()
+    why = job.why()
+    assert why["state"] == "failed"
+    assert hint in why["sentence"] + (why["detail"] or "")
+    assert "\n" not in why["sentence"]
+    shown = command("why", job.id, home=five.node(3)).stdout
+    assert hint in shown
+    assert ("Traceback" in shown) == (trouble == "raises")
+    assert "runpy" not in shown
+
+
+def test_a_syntax_error_is_found_at_submit(five: LocalMesh, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("def f(:\n")
+    said = command("submit", tmp_path / "broken.py", home=five.node(0), check=False)
+    assert said.returncode == 2
+    assert "broken.py, line 1" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "hint", "code"),
+    [
+        (("--workers", "9"), "the mesh has 5 nodes", 1),
+        (("--backups", "1"), "not built yet", 1),
+        (("--leaves", "3"), "power of two", 2),
+    ],
+)
+def test_what_cannot_be_is_refused_at_submit(five: LocalMesh, options: tuple[str, ...], hint: str, code: int) -> None:
+    said = command("submit", *options, LINEAR, home=five.node(0), check=False)
+    assert said.returncode == code
+    assert hint in said.stderr
+    assert len(said.stderr.strip().splitlines()) == 1
+
+
+def test_leaves_of_the_command_and_of_the_script_must_agree(five: LocalMesh) -> None:
+    job = dmi.connect(five.home).submit(LINEAR, workers=1, leaves=8)
+    with pytest.raises(JobFailedError, match="leaves=4"):
+        job.wait()
+
+
+async def test_the_same_with_await(five: LocalMesh) -> None:
+    mesh = await dmi.aio.connect(five.home)
+    job = await mesh.submit(LINEAR, workers=2)
+    states = [event["state"] async for event in job.events()]
+    assert states[-1] == "succeeded"
+    assert (await job.wait())["step"] == 8
+    assert [job["id"] for job in await mesh.jobs()].count(job.id) == 1
+    with pytest.raises(dmi.errors.UnknownJobError):
+        await mesh.job("no-such-job")
