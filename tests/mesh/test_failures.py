@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 import dmi
+from dmi.connection import Connection
 from dmi.errors import NoNodeError
 from dmi.mesh import Mesh
 from tests.mesh.local import ROOT, LocalMesh, command, job, submit, until
@@ -122,6 +123,31 @@ def test_a_role_that_dies_is_in_status_within_half_a_second(make_mesh: MakeMesh)
         assert victim["node"] in why
     print(f"\ndeath of a role in another node's status after {[round(s, 3) for s in delays]} s")
     assert median(delays) < 0.5
+
+
+def test_a_role_that_stops_moving_is_ended_and_named(make_mesh: MakeMesh) -> None:
+    mesh = make_mesh(2)
+    node = dmi.connect(mesh.node(0))
+    identity = submit(mesh, DIGITS, "--", "--epochs", "1000")
+    until(partial(moves, mesh, identity), 90, "the job moves")
+    victim = next(r for r in node.roles() if r["role"] == "worker")
+    os.kill(victim["pid"], signal.SIGSTOP)
+    until(partial(has_ended, node, identity), 20, "the job has ended")
+    assert "stopped moving" in command("why", identity, home=mesh.node(0), check=False).stdout
+    assert not psutil.pid_exists(victim["pid"])
+
+
+def test_a_whole_mesh_that_was_killed_comes_back_as_it_was(make_mesh: MakeMesh) -> None:
+    mesh = make_mesh(3)
+    until(lambda: voters(dmi.connect(mesh.node(0))) == 3, 15, "three voters")
+    before = mesh.status()
+    for index in range(3):
+        mesh.kill(index)
+    for index in range(3):
+        mesh.start(index)
+    node = Mesh(Connection(mesh.node(1)))
+    until(lambda: everybody_is_alive(node, 3), 15, "all are alive again")
+    assert node.status()["mesh"] == before["mesh"]
 
 
 def test_children_end_with_their_daemon(make_mesh: MakeMesh) -> None:

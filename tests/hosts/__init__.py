@@ -1,0 +1,1 @@
+"""Hosts of their own: network namespaces, made and removed by the test."""
