@@ -217,3 +217,20 @@ def test_what_no_correct_worker_sends_is_the_peers_fault(event: x.ShardEvent) ->
 def test_a_measure_that_nobody_asked_for_is_ours() -> None:
     with pytest.raises(LocalProtocolError):
         ready().step(NOW, x.Measured(5, 0, 1.0))
+
+
+def test_a_version_is_kept_for_a_worker_without_leaves_that_has_not_seen_it() -> None:
+    """Simulation, seed 167: it asked for the version again, and was declined."""
+    shard = ready(workers=2)
+    begin(shard, 0, 0)
+    begin(shard, 1, 0)
+    whole(shard, 0, 0, 1)
+    begin(shard, 0, 1)
+    assert x.Forget(0) in whole(shard, 1, 0, 2), "everybody has begun step 0"
+    begin(shard, 0, 2)
+    assert x.Forget(1) not in whole(shard, 2, 0, 3), "worker 1 may not have seen version 1 yet"
+    assert shard.step(NOW, x.Pulled(1, 3, 1, (0,))) == [x.Show(1, 0, (1,))]
+    effects = begin(shard, 1, 1)
+    assert effects[0] == x.Forget(1), "before its memory is written"
+    assert isinstance(effects[1], x.Apply)
+    assert shard.readable == {2, 3}

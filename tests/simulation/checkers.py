@@ -1,0 +1,230 @@
+"""What must hold at every moment, whatever breaks. Each checker sees all nodes at once, which no node does."""
+
+from collections import Counter
+
+from msgspec import msgpack
+
+from dmi_protocol.cluster.apply import apply
+from dmi_protocol.cluster.command import Admit, Command, CompleteRole, Finish, KeepPart, Place, SeatRole
+from dmi_protocol.cluster.state import ClusterState, Job
+from dmi_protocol.consensus.quorum import is_quorum
+from dmi_protocol.effects import Answer, StartRole
+from dmi_protocol.identity import NodeId, PublicKey, RequestId
+from dmi_protocol.messages.consensus import Entry, Noop, Voted, Voters
+from dmi_protocol.messages.roles import RoleKey
+from dmi_protocol.peer import Peer
+from tests.simulation.node import Node
+from tests.simulation.trouble import demand
+
+
+class Agreement:
+    """One leader per term; committed entries are never lost or changed; equal state at equal index."""
+
+    def __init__(self, nodes: dict[NodeId, Node], begun: ClusterState, counters: Counter[str]) -> None:
+        self._nodes = nodes
+        self._counters = counters
+        self._leaders: dict[int, NodeId] = {}
+        self._votes: dict[tuple[NodeId, int], NodeId] = {}
+        self._committed: dict[int, Entry] = {}
+        self._digests: dict[int, int] = {}
+        self._seen: dict[NodeId, tuple[int, int]] = {}
+        """By node: its life, and up to where its commits were looked at."""
+        self._applied: dict[NodeId, int] = {}
+        self.state = ClusterState.decode(begun.encode())
+        """The dumb twin: one replica that applies every committed entry, one after another."""
+        self.commit = begun.applied
+        self.fencing = Fencing()
+
+    def votes(self, voter: NodeId, candidate: NodeId, vote: Voted) -> None:
+        """A vote left a node: it votes once in a term, whatever befalls it (3.4)."""
+        if vote.granted:
+            other = self._votes.setdefault((voter, vote.term), candidate)
+            demand("votes", other == candidate, f"{voter} votes for {other} and for {candidate} in term {vote.term}")
+
+    def turned(self, node: Node, peer: Peer) -> None:
+        """A node has made a turn, and what it wrote is durable."""
+        raft, me = peer.raft, node.me.node
+        if raft.is_leader:
+            if raft.term not in self._leaders:
+                self._counters["elections"] += 1
+            other = self._leaders.setdefault(raft.term, me)
+            demand("leaders", other == me, f"{other} and {me} both lead term {raft.term}")
+        seen = self._seen.get(me)
+        if seen is None or seen[0] != node.life:
+            seen = (node.life, 0)
+        if raft.commit > seen[1]:
+            for index in range(seen[1] + 1, raft.commit + 1):
+                self._commits(node, index)
+            self._seen[me] = (node.life, raft.commit)
+            self._applies(node, peer)
+
+    def _commits(self, node: Node, index: int) -> None:
+        entry = node.disk.history.get(index)
+        if entry is None:
+            return
+        known = self._committed.get(index)
+        if known is None:
+            self._committed[index] = entry
+            self._is_safe(node, entry)
+            self._advance()
+            return
+        is_same = known is entry or known == entry
+        demand("committed", is_same, f"entry {index} was {known} and is {entry} on {node.name}")
+
+    def _is_safe(self, node: Node, entry: Entry) -> None:
+        """Nobody can be elected any more who does not have the entry (3.6.3), should everybody crash now."""
+        for candidate in node.peer.raft.voters if node.peer is not None else ():
+            if candidate not in self._nodes or self._nodes[candidate].disk.has(entry):
+                continue
+            disk = self._nodes[candidate].disk
+            voters = disk.voters()
+            granting = [v for v in voters if v in self._nodes and self._nodes[v].disk.last <= disk.last]
+            can_win = candidate in voters and is_quorum(voters, granting)
+            what = f"{node.name} commits entry {entry.index} of term {entry.term} that {candidate} could still undo"
+            demand("committed", not can_win, what)
+
+    def _advance(self) -> None:
+        while (entry := self._committed.get(self.commit + 1)) is not None:
+            self.commit += 1
+            if isinstance(entry.command, Noop | Voters):
+                self._counters["voter changes"] += isinstance(entry.command, Voters)
+                self.state.applied = entry.index
+            else:
+                self.fencing.before(self.state, entry.command)
+                apply(self.state, entry.index, entry.command)
+                self.fencing.after(self.state, entry.command)
+            self._digests[self.commit] = digest(self.state)
+
+    def _applies(self, node: Node, peer: Peer) -> None:
+        state = peer.state
+        if state is None or state.applied == self._applied.get(node.me.node):
+            return
+        self._applied[node.me.node] = state.applied
+        expected = self._digests.get(state.applied)
+        if expected is not None:
+            demand("states", digest(state) == expected, f"{node.name} differs from the others at {state.applied}")
+
+
+def digest(state: ClusterState) -> int:
+    """Equal for equal states."""
+    return hash(msgpack.encode(state))
+
+
+class Fencing:
+    """What is said of a placement that is not in force any more changes nothing; an invitation works once."""
+
+    def __init__(self) -> None:
+        self._before: tuple[object, ...] | None = None
+        self._admitted: dict[PublicKey, NodeId] = {}
+
+    def before(self, state: ClusterState, command: Command) -> None:
+        """``command`` is about to be applied."""
+        job = _stale(state, command)
+        self._before = None if job is None else _shape(job)
+
+    def after(self, state: ClusterState, command: Command) -> None:
+        """It was applied."""
+        if self._before is not None and isinstance(command, Finish | KeepPart | Place):
+            is_same = _shape(state.jobs[command.job]) == self._before
+            demand("generations", is_same, f"{command} of a stale generation changed job {command.job}")
+        elif self._before is not None and isinstance(command, SeatRole | CompleteRole):
+            is_same = _shape(state.jobs[command.role.job]) == self._before
+            demand("generations", is_same, f"{command} of a stale generation changed job {command.role.job}")
+        if isinstance(command, Admit) and state.requests[command.request].refusal is None:
+            node = NodeId(state.requests[command.request].value)
+            other = self._admitted.setdefault(command.invitation, node)
+            demand("invitations", other == node, f"one invitation lets in {other} and {node}")
+
+
+def _stale(state: ClusterState, command: Command) -> Job | None:
+    """The job, when ``command`` speaks of a generation of it that is not in force."""
+    match command:
+        case Finish(_, job, generation) | KeepPart(_, job, generation):
+            expected = generation
+        case SeatRole(_, role) | CompleteRole(_, role):
+            job, expected = role.job, role.generation
+        case Place(_, job, generation):
+            expected = generation - 1
+        case _:
+            return None
+    found = state.jobs.get(job)
+    return found if found is not None and found.generation != expected else None
+
+
+def _shape(job: Job) -> tuple[object, ...]:
+    return (
+        job.state,
+        job.generation,
+        job.workers,
+        job.servers,
+        job.seats,
+        job.completed,
+        dict(job.parts),
+        job.checkpoint,
+    )
+
+
+class Roles:
+    """At most one holder of a role in a generation."""
+
+    def __init__(self) -> None:
+        self._holders: dict[RoleKey, NodeId] = {}
+
+    def starts(self, node: NodeId, effect: StartRole, living: bool) -> None:
+        """``living`` says that a process of this role lives already."""
+        other = self._holders.setdefault(effect.role, node)
+        demand("roles", other == node, f"{other} and {node} both hold {effect.role}")
+        demand("roles", not living, f"{node} starts {effect.role} twice")
+
+
+class Incarnations:
+    """What a node knows of another never becomes older (SWIM, 4.2)."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[NodeId, int], dict[NodeId, tuple[int, int]]] = {}
+
+    def turned(self, node: Node, peer: Peer) -> None:
+        """Look at all that a node knows. A member that was removed and comes again is known anew."""
+        known = self._known.setdefault((node.me.node, node.life), {})
+        for other, member in peer.swim.members.items():
+            before = known.get(other)
+            identity = id(member)
+            if before is not None and before[0] == identity:
+                what = f"{node.name} knew {other} at incarnation {before[1]} and believes {member.incarnation}"
+                demand("incarnations", member.incarnation >= before[1], what)
+            known[other] = (identity, member.incarnation)
+
+
+class Answers:
+    """Who asks is answered once, and what is answered with yes is committed."""
+
+    def __init__(self, agreement: Agreement) -> None:
+        self._agreement = agreement
+        self._open: dict[tuple[RequestId, str, int], tuple[Node, int]] = {}
+        """By request, node and life of the node: who must answer, and until when."""
+        self._said: list[tuple[Node, Answer]] = []
+
+    def asked(self, node: Node, request: RequestId, ends_at: int) -> None:
+        """At this node, which has until ``ends_at``."""
+        self._open[request, node.name, node.life] = (node, ends_at)
+
+    def answered(self, node: Node, answer: Answer) -> None:
+        """By this node."""
+        asked = self._open.pop((answer.request, node.name, node.life), None)
+        demand("answers", asked is not None, f"{node.name} answers {answer.request} twice")
+        if answer.refusal is None:
+            self._said.append((node, answer))
+
+    def turned(self) -> None:
+        """A turn is over: what was said in it must be so."""
+        for node, answer in self._said:
+            outcome = self._agreement.state.requests.get(answer.request)
+            is_so = outcome is not None and (outcome.value, outcome.refusal) == (answer.value, None)
+            demand("answers", is_so, f"{node.name} says yes to {answer.request}, which is not committed")
+        self._said.clear()
+
+    def at_end(self, now: int) -> None:
+        """Nobody waits beyond the patience."""
+        for (request, _, life), (node, ends_at) in self._open.items():
+            waits = node.life == life and node.is_up and now > ends_at + 1_000
+            demand("answers", not waits, f"{node.name} never answers {request}")

@@ -1,0 +1,182 @@
+"""One node of a universe: a peer, its disk, and a driver that does what the daemon's does.
+
+The driver holds the machines to their word and no more: what stands *before* the first write of a turn leaves at once,
+what stands after it leaves when the write is durable, and meanwhile events queue.
+"""
+
+from collections.abc import Sequence
+from random import Random
+from typing import Protocol
+
+from dmi_protocol import limits
+from dmi_protocol.consensus.settings import Restored
+from dmi_protocol.effects import Effect, Link, Unlink
+from dmi_protocol.events import Event, Ticked
+from dmi_protocol.identity import NodeId
+from dmi_protocol.messages.control import Introduced
+from dmi_protocol.peer import Me, Peer, PeerSettings
+from tests.simulation.clock import Clock
+from tests.simulation.disk import WRITES, Disk
+from tests.simulation.trouble import demand
+
+_RESTLESS = 200
+"""So many turns without time passing are a livelock."""
+
+
+class Shell(Protocol):
+    """What a node's effects act upon."""
+
+    def do(self, node: "Node", effect: Effect) -> None:
+        """Carry out an effect that is not a write."""
+        ...
+
+    def turned(self, node: "Node") -> None:
+        """A turn is over, and all it wrote is durable."""
+        ...
+
+
+class Node:
+    """``life`` counts starts; whatever was planned for an earlier life does not happen."""
+
+    def __init__(
+        self, clock: Clock, me: Me, restored: Restored, introduced: Sequence[Introduced], shell: Shell
+    ) -> None:
+        self.me = me
+        self.name = me.name
+        self.disk = Disk(restored)
+        self.peer: Peer | None = None
+        self.life = 0
+        self.is_writing = False
+        self.write_ms = 2
+        self.is_paused = False
+        self.known: dict[NodeId, Introduced] = {other.node: other for other in introduced}
+        self.linked: set[NodeId] = set()
+        self.torn = 0
+        self.refutations = 0
+        self._clock = clock
+        self._shell = shell
+        self._events: list[Event] = []
+        self._pending: list[Effect] = []
+        self._tick_at: int | None = None
+        self._turns = (0, 0)
+
+    @property
+    def is_up(self) -> bool:
+        """Does the daemon run?"""
+        return self.peer is not None
+
+    def start(self, settings: PeerSettings) -> None:
+        """The daemon starts from what the disk holds."""
+        self.life += 1
+        self.linked = set()
+        introduced = tuple(self.known.values())
+        random = Random(self._clock.random.random())
+        self.peer = Peer(self.me, settings, random, self.disk.restored(), introduced)
+        self.give(Ticked())
+
+    def crash(self) -> None:
+        """Gone without a word; a write under way is torn."""
+        assert self.peer is not None
+        self.refutations += self.peer.swim.refutations
+        self.life += 1
+        if self.is_writing:
+            writes = [effect for effect in self._pending if isinstance(effect, WRITES)]
+            self.torn += self.disk.tear(writes, self._clock.random)
+        self.peer = None
+        self.is_writing = self.is_paused = False
+        self._events, self._pending = [], []
+        self._tick_at = None
+
+    def give(self, event: Event) -> None:
+        """An event happens now."""
+        if self.peer is None:
+            return
+        self._events.append(event)
+        demand(
+            "queues", len(self._events) < limits.EVENT_QUEUE_ITEMS, f"{len(self._events)} events wait at {self.name}"
+        )
+        if not self.is_writing and not self.is_paused:
+            self._turn()
+
+    def pause(self) -> None:
+        """The host stands still."""
+        self.is_paused = True
+
+    def unpause(self) -> None:
+        """The host goes on, with all that came meanwhile."""
+        self.is_paused = False
+        if self.peer is not None and not self.is_writing:
+            self._events.append(Ticked())
+            self._turn()
+
+    def _turn(self) -> None:
+        peer, now = self.peer, self._clock.now
+        assert peer is not None
+        self._turns = (now, self._turns[1] + 1) if self._turns[0] == now else (now, 0)
+        demand("livelock", self._turns[1] < _RESTLESS, f"{self.name} turns and turns while no time passes")
+        events = self._events[: limits.EVENTS_PER_WRITE]
+        del self._events[: limits.EVENTS_PER_WRITE]
+        effects: list[Effect] = []
+        for event in events:
+            effects += peer.step(now, event)
+            peer.check()
+        first = next((place for place, effect in enumerate(effects) if isinstance(effect, WRITES)), None)
+        if first is None:
+            self._do(effects)
+            self._end_turn()
+        else:
+            self.is_writing = True
+            self._pending = effects[first:]
+            delay = 1 + int(self.write_ms * self._clock.random.random())
+            self._clock.later(delay, self._written, self.life)
+            self._do(effects[:first])
+
+    def _written(self, life: int) -> None:
+        if life != self.life:
+            return
+        effects, self._pending = self._pending, []
+        self.is_writing = False
+        for effect in effects:
+            if isinstance(effect, WRITES):
+                self.disk.write(effect)
+        self._do([effect for effect in effects if not isinstance(effect, WRITES)])
+        self._end_turn()
+
+    def _do(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Link):
+                self.known[effect.node] = Introduced(effect.node, effect.name, effect.address, effect.public_key)
+                self.linked.add(effect.node)
+            elif isinstance(effect, Unlink):
+                self.known.pop(effect.node, None)
+                self.linked.discard(effect.node)
+            self._shell.do(self, effect)
+
+    def _end_turn(self) -> None:
+        self._shell.turned(self)
+        if self.is_paused:
+            return
+        if self._events:
+            self._turn()
+        else:
+            self._set_tick()
+
+    def _set_tick(self) -> None:
+        assert self.peer is not None
+        deadline = self.peer.deadline()
+        if deadline is not None and (self._tick_at is None or deadline < self._tick_at):
+            self._tick_at = deadline
+            self._clock.at(deadline, self._tick, self.life, deadline)
+
+    def _tick(self, life: int, planned: int) -> None:
+        if life != self.life or self._tick_at != planned:
+            return
+        self._tick_at = None
+        if self.is_writing or self.is_paused or self.peer is None:
+            return
+        deadline = self.peer.deadline()
+        if deadline is not None and deadline <= self._clock.now:
+            self._events.append(Ticked())
+            self._turn()
+        else:
+            self._set_tick()

@@ -1,0 +1,133 @@
+"""One seed: begin, burn, heal, and show that life goes on."""
+
+import traceback
+from collections import Counter
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from dmi_protocol.cluster.command import Cancel, JobSpec, Submit
+from dmi_protocol.errors import ProtocolError
+from dmi_protocol.identity import JobId, RequestId
+from tests.simulation.faults import Faults
+from tests.simulation.trouble import Violation, demand
+from tests.simulation.workload import BUNDLE, Workload
+from tests.simulation.world import World
+
+_BURNS_MS = 42_000
+_ENDS_MS = 60_000
+_PROGRESS_MS = 30_000
+_LOOK_MS = 250
+REQUIRED = ("elections", "truncations", "torn writes", "snapshots", "voter changes", "refutations")
+
+
+class Report(Struct):
+    """What a universe was like. ``checker`` is empty when nothing was violated."""
+
+    seed: int
+    peers: int = 0
+    virtual_ms: int = 0
+    faults: Counter[str] = Counter()
+    counters: Counter[str] = Counter()
+    trace: int = 0
+    checker: str = ""
+    what: str = ""
+
+
+class Universe:
+    """Everything in it is a function of ``seed``."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.world = World(seed, founders=5)
+        self.workload = Workload(self.world, _BURNS_MS)
+        self.faults = Faults(self.world, self.workload)
+        self.progress_ms = 0
+
+    def live(self) -> None:
+        """From the beginning to the end; raises ``Violation``."""
+        clock = self.world.clock
+        self.workload.begin()
+        self.faults.plan(20 + int(12 * clock.random.random()), 800, _BURNS_MS)
+        clock.run(_BURNS_MS)
+        self.faults.over()
+        self._demand_progress()
+        clock.run(max(clock.now, _ENDS_MS))
+        self.world.answers.at_end(clock.now)
+
+    def _demand_progress(self) -> None:
+        """A leader, a command committed everywhere, all members alive, every job ended; then a new job, to its end."""
+        self.world.ask(self.world.nodes["n1"], Cancel(RequestId("word"), JobId("nothing")), _PROGRESS_MS)
+        self._wait_for(self.missing)
+        first = self.world.nodes["n0"]
+        spec = JobSpec("last", "train.py", ("4",), workers=3, servers=2, leaves=4)
+        self.world.ask(first, Submit(RequestId("last"), spec, BUNDLE, (first.me.node,)), _PROGRESS_MS)
+        self._wait_for(self.unfinished)
+
+    def _wait_for(self, missing: Callable[[], str]) -> None:
+        clock, begun = self.world.clock, self.world.clock.now
+        while what := missing():
+            demand("progress", clock.now < begun + _PROGRESS_MS, f"{what}, {_PROGRESS_MS} ms after all has healed")
+            clock.run(clock.now + _LOOK_MS)
+        self.progress_ms += clock.now - begun
+
+    def missing(self) -> str:
+        """What a healthy mesh would have and this one has not; empty when it has all."""
+        state = self.world.agreement.state
+        members = [node for node in self.world.nodes.values() if node.me.node in state.members]
+        peers = [node.peer for node in members if node.peer is not None]
+        if not any(peer.raft.is_ready for peer in peers):
+            return "no leader"
+        for peer in peers:
+            if peer.state is None or peer.state.applied != self.world.agreement.commit:
+                return f"{peer.me.name} is behind"
+            away = [other.name for other in state.members.values() if peer.standing(other.node) != "alive"]
+            known = [name for name in away if name in self.world.nodes]
+            if known:
+                return f"{peer.me.name} does not see {known}"
+        going_on = self.workload.unfinished()
+        if going_on:
+            return f"{going_on} have not ended"
+        return "" if "word" in state.requests else "a command is not committed"
+
+    def unfinished(self) -> str:
+        """What the last job still lacks."""
+        job = next((job for job in self.world.agreement.state.jobs.values() if job.spec.name == "last"), None)
+        if job is None:
+            return "the last job is not submitted"
+        return "" if job.state == "succeeded" else f"the last job is {job.state}: {job.reason}"
+
+    def report(self) -> Report:
+        """What has happened so far."""
+        nodes = self.world.nodes.values()
+        counters = Counter(self.world.counters)
+        counters["truncations"] += sum(node.disk.truncations for node in nodes)
+        counters["snapshots"] += sum(node.disk.snapshots for node in nodes)
+        counters["torn writes"] += sum(node.torn for node in nodes)
+        living = sum(node.peer.swim.refutations for node in nodes if node.peer is not None)
+        counters["refutations"] += living + sum(node.refutations for node in nodes)
+        counters["messages lost"] += self.world.network.lost
+        counters["messages repeated"] += self.world.network.repeated
+        for job in self.world.agreement.state.jobs.values():
+            counters[f"jobs {job.state}"] += 1
+            counters["generations"] += job.generation
+        clock = self.world.clock
+        return Report(self.seed, len(nodes), clock.now, self.faults.happened, counters, clock.trace)
+
+
+_CRASHES = (AssertionError, ProtocolError, LookupError, ValueError, TypeError, AttributeError)
+
+
+def run(seed: int) -> Report:
+    """Live through one universe. What it raises is in the report."""
+    universe = Universe(seed)
+    checker = what = ""
+    try:
+        universe.live()
+    except Violation as violation:
+        checker, what = violation.checker, violation.what
+    except _CRASHES as error:
+        checker, what = "crash", f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+    report = universe.report()
+    report.checker, report.what = checker, what
+    return report

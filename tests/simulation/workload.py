@@ -1,0 +1,149 @@
+"""What people do with a mesh while it burns: submit, cancel, invite, join, expel."""
+
+from dmi_protocol.cluster.command import Cancel, Command, Invite, JobSpec, Remove, Submit
+from dmi_protocol.cluster.state import ENDED
+from dmi_protocol.consensus.settings import Restored
+from dmi_protocol.effects import Answer
+from dmi_protocol.events import JoinAsked
+from dmi_protocol.identity import BlobHash, JobId, PublicKey, RequestId
+from dmi_protocol.messages.control import Introduced, Join
+from dmi_protocol.peer import Me
+from dmi_protocol.reasons import NoCoordinator, NoQuorum, TimedOut
+from tests.simulation.node import Node
+from tests.simulation.roles import Process, exits
+from tests.simulation.world import World, me
+
+BUNDLE = BlobHash("b" * 64)
+_MOST_NODES = 7
+
+
+class Workload:
+    """Asks something every now and then, of a random node, until ``until_ms``."""
+
+    def __init__(self, world: World, until_ms: int) -> None:
+        self._world = world
+        self._until_ms = until_ms
+        self._count = 0
+        self.jobs: list[JobId] = []
+        self._keys: dict[RequestId, PublicKey] = {}
+
+    def begin(self) -> None:
+        """Let it run."""
+        self._world.clock.later(500, self._act)
+
+    def _act(self) -> None:
+        world, random = self._world, self._world.random
+        if world.clock.now >= self._until_ms:
+            return
+        world.clock.later(100 + int(2_400 * random.random()), self._act)
+        nodes = world.up()
+        if not nodes:
+            return
+        node = random.choice(nodes)
+        what = random.random()
+        if what < 0.22:
+            self.submit(node)
+        elif what < 0.35 and self.jobs:
+            world.ask(node, Cancel(self._request("cancel"), random.choice(self.jobs)))
+        elif what < 0.45:
+            self._invite(node)
+        elif what < 0.50:
+            self._expel(node)
+        else:
+            for _ in range(random.choice([1, 1, 3])):
+                world.ask(node, Cancel(self._request("nothing"), JobId("nothing")))
+
+    def _request(self, what: str) -> RequestId:
+        self._count += 1
+        return RequestId(f"{what}-{self._count}")
+
+    def submit(self, node: Node) -> RequestId:
+        """A job of a few small steps; sometimes with more workers than leaves."""
+        random = self._world.random
+        spec = JobSpec(
+            "job",
+            "train.py",
+            (str(random.choice([2, 4, 8])),),
+            workers=random.choice([1, 2, 3, 4]),
+            servers=random.choice([1, 2, 3]),
+            leaves=random.choice([2, 2, 4, 8]),
+        )
+        command = Submit(self._request("submit"), spec, BUNDLE, (node.me.node,))
+        self._world.ask(node, command, then=self._submitted)
+        return command.request
+
+    def _submitted(self, node: Node, answer: Answer) -> None:
+        if answer.refusal is None:
+            self.jobs.append(JobId(answer.value))
+
+    # Members come and go
+
+    def _invite(self, node: Node) -> None:
+        if len(self._world.nodes) >= _MOST_NODES:
+            return
+        number = self._count
+        key = PublicKey(f"invitation-{number}".ljust(40, "."))
+        request = self._request("invite")
+        self._keys[request] = key
+        self._world.ask(node, Invite(request, key, 1_000), then=self._invited)
+
+    def _invited(self, node: Node, answer: Answer) -> None:
+        """Two strangers hold the same invitation, and turn to different nodes: one gets in."""
+        key = self._keys.get(answer.request)
+        nodes = self._world.up()
+        if answer.refusal is not None or key is None or not nodes:
+            return
+        for name in (f"n{len(self._world.nodes)}", f"n{90 + self._count % 10}"):
+            self._knock(me(name), key)
+
+    def _knock(self, who: Me, key: PublicKey) -> None:
+        """A stranger asks any node, and another one when that does not answer."""
+        request = RequestId(f"join/{key}/{who.name}")
+        known = self._world.told.get(request)
+        if known is not None and not isinstance(known.refusal, NoQuorum | NoCoordinator | TimedOut):
+            return
+        nodes = self._world.up()
+        if nodes:
+            via = self._world.random.choice(nodes)
+            join = Join(who.name, who.address, who.public_key, witness=False)
+            self._world.expect(via, request, 11_000, self._joined)
+            via.give(JoinAsked(request, key, join, 0))
+        self._world.clock.later(12_000, self._knock, who, key)
+
+    def _joined(self, node: Node, answer: Answer) -> None:
+        name = answer.request.rpartition("/")[2]
+        if answer.refusal is not None or node.peer is None or node.peer.state is None or name in self._world.nodes:
+            return
+        members = node.peer.state.members.values()
+        introduced = [Introduced(m.node, m.name, m.address, m.public_key) for m in members if m.name != name]
+        self._world.add(me(name), Restored(), introduced)
+        self._world.counters["joins"] += 1
+
+    def _expel(self, node: Node) -> None:
+        """Never one of the first five, so that a universe keeps its size."""
+        late = [other for other in self._world.nodes.values() if int(other.name[1:]) >= 5]
+        if not late or not self._world.random.random() < 0.5:
+            return
+        gone = self._world.random.choice(late)
+        command: Command = Remove(self._request("remove"), gone.me.node)
+        self._world.ask(node, command, then=self._expelled)
+
+    def _expelled(self, node: Node, answer: Answer) -> None:
+        self._world.counters["expelled"] += answer.refusal is None
+
+    # Role processes
+
+    def living(self) -> list[Process]:
+        """The role processes that live."""
+        return [process for process in self._world.sockets.processes.values() if process.is_alive]
+
+    def kill_role(self) -> None:
+        """One of them dies."""
+        living = self.living()
+        if living:
+            exits(self._world.random.choice(living), -9, 9)
+
+    def unfinished(self) -> list[JobId]:
+        """The jobs that have not ended, as the twin knows them."""
+        jobs = self._world.agreement.state.jobs.values()
+        return [job.id for job in jobs if job.state not in ENDED]

@@ -1,0 +1,271 @@
+"""A universe: nodes, the network between them, the role processes on them, and the checkers that watch it all."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from dmi_protocol import limits
+from dmi_protocol.cluster.command import Command
+from dmi_protocol.cluster.state import ClusterState, MemberRecord
+from dmi_protocol.codec import open_envelope, seal
+from dmi_protocol.consensus.settings import RaftSettings, Restored
+from dmi_protocol.effects import (
+    Answer,
+    Effect,
+    FetchBlob,
+    Link,
+    Send,
+    StartRole,
+    StopRole,
+    TellRole,
+    Unlink,
+)
+from dmi_protocol.events import Asked, BlobArrived, Connected, Disconnected, Event, Received
+from dmi_protocol.identity import NodeId, PublicKey, RequestId, node_id
+from dmi_protocol.messages.consensus import Snapshot, Voted
+from dmi_protocol.messages.control import Introduced
+from dmi_protocol.messages.mesh import Message, Wire
+from dmi_protocol.messages.roles import Roster
+from dmi_protocol.peer import Me, Peer, PeerSettings
+from tests.simulation.checkers import Agreement, Answers, Incarnations, Roles
+from tests.simulation.clock import Clock
+from tests.simulation.network import Network
+from tests.simulation.node import Node
+from tests.simulation.roles import Process, Sockets, exits, spawn
+from tests.simulation.trouble import demand
+
+_CODEC_EVERY = 97
+_NOTICE_MS = 400
+_RECONNECT_MS = 300
+
+
+def me(name: str) -> Me:
+    """A node of this name; its key is made of it."""
+    key = PublicKey(name.ljust(40, "."))
+    return Me(node_id(key), name, f"127.0.0.1:{7000 + int(name[1:])}", key, pid=7, version="0")
+
+
+class World:
+    """Begins with so many ``founders``; everything that happens in it is a function of ``seed``."""
+
+    def __init__(self, seed: int, founders: int) -> None:
+        self.clock = Clock(seed)
+        self.random = self.clock.random
+        self.counters: Counter[str] = Counter()
+        self.network = Network(self.clock)
+        self.sockets = Sockets(self.clock, self.network)
+        self.nodes: dict[str, Node] = {}
+        self.of: dict[NodeId, Node] = {}
+        self.settings = PeerSettings(
+            raft=RaftSettings(entries_per_message=self.random.choice([1, 1, 2, 256])),
+            compact_entries=self.random.choice([12, 25, 60]),
+        )
+        self.told: dict[RequestId, Answer] = {}
+        self._when_told: dict[RequestId, Callable[[Node, Answer], None]] = {}
+        self._connected: set[tuple[str, str]] = set()
+        self._sent = 0
+        members = [me(f"n{number}") for number in range(founders)]
+        begun = _founded(members)
+        self.agreement = Agreement(self.of, begun, self.counters)
+        self.roles = Roles()
+        self.incarnations = Incarnations()
+        self.answers = Answers(self.agreement)
+        self._begin(members, begun)
+
+    def _begin(self, members: Sequence[Me], begun: ClusterState) -> None:
+        """Half of all universes begin with one voter, the others with the most that can be."""
+        introduced = [Introduced(m.node, m.name, m.address, m.public_key) for m in members]
+        has_one = self.random.random() < 0.5
+        voters = tuple(sorted(m.node for m in members[: 1 if has_one else limits.VOTERS]))
+        full = Restored(1, None, Snapshot(1, 1, voters, begun.encode()))
+        for number, who in enumerate(members):
+            others = [other for other in introduced if other.node != who.node]
+            self.add(who, full if number == 0 or not has_one else Restored(), others)
+
+    def add(self, who: Me, restored: Restored, introduced: Sequence[Introduced]) -> Node:
+        """A new host, and its daemon."""
+        node = Node(self.clock, who, restored, introduced, self)
+        self.nodes[who.name] = self.of[who.node] = node
+        self.start(node)
+        return node
+
+    # Hosts and daemons
+
+    def up(self) -> list[Node]:
+        """The nodes whose daemons run."""
+        return [node for node in self.nodes.values() if node.is_up]
+
+    def start(self, node: Node) -> None:
+        """The daemon starts, again or for the first time; who keeps a link to it reconnects."""
+        self.clock.note(f"start {node.name}")
+        node.start(self.settings)
+        for other in self.up():
+            if node.me.node in other.linked:
+                self._connect_soon(other, node)
+
+    def crash(self, node: Node) -> None:
+        """The daemon and its children are gone; who has a connection to it sees it break, unless that is cut."""
+        self.clock.note(f"crash {node.name}")
+        for process in self.sockets.processes.values():
+            if process.node is node:
+                process.is_alive = False
+        node.crash()
+        for other in self.up():
+            self._connected.discard((node.name, other.name))
+            if self.network.is_open(node.name, other.name):
+                self.break_link(other, node, within_ms=20)
+
+    # Links
+
+    def _connect_soon(self, node: Node, other: Node) -> None:
+        self.clock.later(2 + int(_RECONNECT_MS * self.random.random()), self._connect, node, node.life, other)
+
+    def _connect(self, node: Node, life: int, other: Node) -> None:
+        is_wanted = (
+            node.life == life and other.me.node in node.linked and (node.name, other.name) not in self._connected
+        )
+        if not is_wanted or not other.is_up:
+            return
+        if self.network.is_open(node.name, other.name) and self.network.is_open(other.name, node.name):
+            self._connected.add((node.name, other.name))
+            node.give(Connected(other.me.node))
+        else:
+            self._connect_soon(node, other)
+
+    def break_link(self, node: Node, other: Node, within_ms: int) -> None:
+        """The connection of ``node`` to ``other`` breaks, and it is noticed in a while."""
+        if (node.name, other.name) in self._connected:
+            self._connected.discard((node.name, other.name))
+            self.clock.later(1 + int(within_ms * self.random.random()), self._broken, node, node.life, other)
+
+    def _broken(self, node: Node, life: int, other: Node) -> None:
+        if node.life == life:
+            node.give(Disconnected(other.me.node))
+            self._connect_soon(node, other)
+
+    def cut(self, source: str, target: str, *, noticed: bool) -> None:
+        """Nothing gets from one to the other. TCP may notice on both sides, or be silent for long."""
+        self.network.close_way(source, target)
+        if noticed and target in self.nodes and source in self.nodes:
+            self.break_link(self.nodes[source], self.nodes[target], _NOTICE_MS)
+            self.break_link(self.nodes[target], self.nodes[source], _NOTICE_MS)
+
+    # What nodes do
+
+    def do(self, node: Node, effect: Effect) -> None:
+        """See ``Shell``."""
+        match effect:
+            case Send(to, message):
+                self._send(node, to, message)
+            case Link(other) if other in self.of:
+                self._connect_soon(node, self.of[other])
+            case Unlink(other) if other in self.of:
+                self._connected.discard((node.name, self.of[other].name))
+            case Answer():
+                self._answered(node, effect)
+            case FetchBlob(blob):
+                self.clock.later(5 + int(100 * self.random.random()), give, node, node.life, BlobArrived(blob))
+            case StartRole() | TellRole() | StopRole():
+                self._do_role(node, effect)
+            case _:
+                pass
+
+    def _do_role(self, node: Node, effect: StartRole | TellRole | StopRole) -> None:
+        process = self.sockets.holders.get(effect.role)
+        is_living = process is not None and process.is_alive
+        if isinstance(effect, StartRole):
+            self.roles.starts(node.me.node, effect, is_living)
+            spawn(self.sockets, node, effect.assignment)
+        elif process is None or not is_living:
+            pass
+        elif isinstance(effect, TellRole):
+            self.clock.later(1, _begin, process, effect.roster)
+        else:
+            self.clock.later(2, exits, process, 0, 15)
+
+    def _send(self, node: Node, to: NodeId, message: Message) -> None:
+        target = self.of.get(to)
+        if target is None or (node.name, target.name) not in self._connected:
+            return
+        if isinstance(message, Voted):
+            self.agreement.votes(node.me.node, to, message)
+        self._sent += 1
+        if self._sent % _CODEC_EVERY == 0:
+            sealed = seal(message)
+            demand("codec", open_envelope(sealed, Wire) == message, f"{message} changes on its way")
+        self.network.send(node.name, target.name, self._deliver, node.me.node, target, message)
+
+    def _deliver(self, sender: NodeId, target: Node, message: Message) -> None:
+        if target.is_up and sender in target.linked:
+            self.clock.note(f"{self.clock.now} {target.name} {type(message).__name__}")
+            target.give(Received(sender, message))
+
+    def turned(self, node: Node) -> None:
+        """See ``Shell``."""
+        peer = node.peer
+        assert peer is not None
+        self.agreement.turned(node, peer)
+        self.answers.turned()
+        self.incarnations.turned(node, peer)
+        bounds(node, peer, self.settings)
+
+    # Asking
+
+    def ask(
+        self, node: Node, command: Command, within_ms: int = 5_000, then: Callable[[Node, Answer], None] | None = None
+    ) -> None:
+        """Somebody at ``node`` wants ``command`` agreed."""
+        self.expect(node, command.request, within_ms, then)
+        node.give(Asked(command.request, command, within_ms))
+
+    def expect(
+        self, node: Node, request: RequestId, within_ms: int, then: Callable[[Node, Answer], None] | None = None
+    ) -> None:
+        """An answer must come."""
+        self.answers.asked(node, request, self.clock.now + within_ms)
+        if then is not None:
+            self._when_told[request] = then
+
+    def _answered(self, node: Node, answer: Answer) -> None:
+        self.answers.answered(node, answer)
+        self.told[answer.request] = answer
+        then = self._when_told.pop(answer.request, None)
+        if then is not None:
+            self.clock.later(1, then, node, answer)
+
+    def heal(self) -> None:
+        """Everything works from now on."""
+        self.network.heal()
+        for node in self.nodes.values():
+            node.write_ms = 2
+            if not node.is_up:
+                self.start(node)
+            elif node.is_paused:
+                node.unpause()
+
+
+def bounds(node: Node, peer: Peer, settings: PeerSettings) -> None:
+    """Every queue stays below its bound."""
+    rumors, members = len(peer.swim.rumors), len(peer.swim.members)
+    demand("queues", rumors <= limits.RUMORS, f"{node.name} holds {rumors} rumors")
+    demand("queues", members <= limits.MEMBERS, f"{node.name} knows {members} members")
+    held = peer.raft.commit - peer.raft.log.start
+    demand("queues", held <= 4 * settings.compact_entries + 256, f"{node.name} has not compacted {held} entries")
+
+
+def give(node: Node, life: int, event: Event) -> None:
+    """An event for a daemon, if it is still the same one."""
+    if node.life == life:
+        node.give(event)
+
+
+def _begin(process: Process, roster: Roster) -> None:
+    if process.is_alive:
+        process.begin(roster)
+
+
+def _founded(members: Sequence[Me]) -> ClusterState:
+    state = ClusterState("universe")
+    for who in members:
+        state.members[who.node] = MemberRecord(who.node, who.name, who.address, who.public_key, witness=False)
+    state.applied = 1
+    return state
