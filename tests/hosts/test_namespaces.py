@@ -55,7 +55,7 @@ class Hosts:
         home.mkdir()
         address = f"10.213.0.{host + 1}:7600"
         with (home / "daemon.log").open("wb") as log:
-            command = [BIN / "dmi-node", "run", "--home", home, "--name", f"host{host}"]
+            command = [str(BIN / "dmi-node"), "run", "--home", str(home), "--name", f"host{host}"]
             child = subprocess.Popen(
                 [
                     "ip",
