@@ -1,20 +1,27 @@
-"""The client with ``await``: the same calls, each in a thread, so that there is one implementation."""
+"""The client with ``await``: the same calls, each in a thread, so that there is one implementation.
+
+A task that is cancelled while it waits for an item lets the thread go too.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dmi import job as blocking_job
 from dmi import mesh as blocking
+from dmi.connection import Stream
 
 Item = TypeVar("Item")
 
 
-async def _items(source: Iterator[Item]) -> AsyncIterator[Item]:
+async def _items(source: Stream[Item]) -> AsyncIterator[Item]:
     end = object()
-    while (item := await asyncio.to_thread(next, source, end)) is not end:
-        yield item  # type: ignore[misc]
+    try:
+        while (item := await asyncio.to_thread(next, source, end)) is not end:
+            yield item  # type: ignore[misc]
+    finally:
+        source.close()
 
 
 async def connect(home: str | Path | None = None) -> "Mesh":
@@ -39,7 +46,10 @@ class Job:
 
     async def wait(self) -> dict[str, Any]:
         """See ``dmi.job.Job.wait``."""
-        return await asyncio.to_thread(self._job.wait)
+        last = await self.status()
+        async for event in self.events():
+            last = event
+        return await asyncio.to_thread(self._job.judge, last)
 
     def logs(self, *, follow: bool = False) -> AsyncIterator[tuple[str, str]]:
         """See ``dmi.job.Job.logs``."""
@@ -64,9 +74,33 @@ class Mesh:
     def __init__(self, mesh: blocking.Mesh) -> None:
         self._mesh = mesh
 
-    async def submit(self, script: str | Path, args: tuple[str, ...] = (), **options: Any) -> Job:
+    async def submit(
+        self,
+        script: str | Path,
+        args: Sequence[str] = (),
+        *,
+        name: str | None = None,
+        workers: int | None = None,
+        servers: int | None = None,
+        backups: int = 0,
+        leaves: int | None = None,
+        threads: int = 1,
+        include: Iterable[str | Path] = (),
+    ) -> Job:
         """See ``dmi.mesh.Mesh.submit``."""
-        return Job(await asyncio.to_thread(self._mesh.submit, script, args, **options))
+        submitted = await asyncio.to_thread(
+            self._mesh.submit,
+            script,
+            args,
+            name=name,
+            workers=workers,
+            servers=servers,
+            backups=backups,
+            leaves=leaves,
+            threads=threads,
+            include=include,
+        )
+        return Job(submitted)
 
     async def job(self, name: str) -> Job:
         """See ``dmi.mesh.Mesh.job``."""
@@ -91,3 +125,23 @@ class Mesh:
     async def roles(self) -> list[dict[str, Any]]:
         """See ``dmi.mesh.Mesh.roles``."""
         return await asyncio.to_thread(self._mesh.roles)
+
+    async def invite(self, ttl_s: int = 3600) -> dict[str, Any]:
+        """See ``dmi.mesh.Mesh.invite``."""
+        return await asyncio.to_thread(self._mesh.invite, ttl_s)
+
+    async def leave(self) -> None:
+        """See ``dmi.mesh.Mesh.leave``."""
+        await asyncio.to_thread(self._mesh.leave)
+
+    async def expel(self, node: str) -> None:
+        """See ``dmi.mesh.Mesh.expel``."""
+        await asyncio.to_thread(self._mesh.expel, node)
+
+    async def stop(self) -> None:
+        """See ``dmi.mesh.Mesh.stop``."""
+        await asyncio.to_thread(self._mesh.stop)
+
+    async def version(self) -> str:
+        """See ``dmi.mesh.Mesh.version``."""
+        return await asyncio.to_thread(self._mesh.version)

@@ -83,14 +83,25 @@ def _imported(script: Path, root: Path) -> set[Path]:
             continue
         found.add(path)
         for module, level in _imports(path):
-            base = root if not level else path.parents[level - 1]
-            waiting += [near for near in _files_of(base, module) if near not in found]
+            base = _base_of(path, level, root)
+            if base is not None:
+                waiting += [near for near in _files_of(base, module) if near not in found]
     return found
+
+
+def _base_of(path: Path, level: int, root: Path) -> Path | None:
+    """Where an import of ``level`` dots starts; None above the script's folder, where a job could not import either."""
+    if not level:
+        return root
+    folders = [folder for folder in path.parents if folder.is_relative_to(root)]
+    return folders[level - 1] if level <= len(folders) else None
 
 
 def _imports(path: Path) -> list[tuple[list[str], int]]:
     try:
         tree = ast.parse(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
     except SyntaxError as error:
         raise UsageError(f"{path.name}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from error
     except ValueError as error:

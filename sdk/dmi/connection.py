@@ -1,10 +1,11 @@
 """One conversation with a node on this host, over its control socket."""
 
 import os
+import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from dmi.errors import DmiError, NoNodeError, NoQuorumError, RefusedError, UnknownJobError, UsageError
 from dmi_protocol import limits
@@ -14,7 +15,9 @@ from dmi_protocol.errors import RemoteProtocolError
 _LENGTH_BYTES = 4
 _CONNECT_S = 5.0
 _ANSWER_S = 60.0
+_QUIET_S = 30.0
 _SOCKET = "control.sock"
+Item = TypeVar("Item")
 _ERRORS: dict[str, type[DmiError]] = {
     "unknown": UnknownJobError,
     "refused": RefusedError,
@@ -45,15 +48,19 @@ class Conversation:
 
     def __init__(self, home: Path) -> None:
         """Raises ``NoNodeError`` when nobody listens there."""
-        self._home = home
+        self.home = home
         try:
             directory = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as error:
+        except FileNotFoundError as error:
             raise NoNodeError(
                 f"no node has its home at {home}: start one with `dmi-node up`, or name another --home"
             ) from error
+        except OSError as error:
+            raise NoNodeError(
+                f"the home {home} cannot be opened ({error.strerror}): name another --home, or ask as its owner"
+            ) from error
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._socket.settimeout(_CONNECT_S)
             self._socket.connect(f"/proc/self/fd/{directory}/{_SOCKET}")
         except OSError as error:
@@ -66,28 +73,52 @@ class Conversation:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """The end of it."""
         self._socket.close()
 
+    def interrupt(self) -> None:
+        """Wake a thread that waits in ``receive``: nothing comes any more."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return  # the other end was faster
+
+    def is_quiet(self, for_s: float) -> bool:
+        """Whether nothing can be read for so long."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return not poll.poll(for_s * 1000)
+
     def send(self, value: object) -> None:
-        """Say one thing."""
+        """Say one thing. When the node has hung up, its last word is raised: it says why."""
         body = pack(value)
         try:
             self._socket.sendall(len(body).to_bytes(_LENGTH_BYTES, "big") + body)
         except OSError as error:
-            raise NoNodeError(f"the node at {self._home} has gone: {error}") from error
+            self._hear_refusal()
+            raise NoNodeError(f"the node at {self.home} has gone: {error}") from error
 
-    def receive(self, within_s: float | None = _ANSWER_S) -> dict[str, Any]:
+    def _hear_refusal(self) -> None:
+        try:
+            self.receive(_CONNECT_S)
+        except NoNodeError:
+            return
+
+    def receive(self, within_s: float = _ANSWER_S) -> dict[str, Any]:
         """The next thing that the node says; its refusals are raised."""
         self._socket.settimeout(within_s)
         try:
             length = int.from_bytes(self._exactly(_LENGTH_BYTES), "big")
             if length > limits.MESSAGE_BYTES:
-                raise NoNodeError(f"what answers at {self._home} is no node")
+                raise NoNodeError(f"what answers at {self.home} is no node")
             found: dict[str, Any] = unpack(self._exactly(length))
         except TimeoutError as error:
-            raise NoNodeError(f"the node at {self._home} did not answer within {within_s:g} s") from error
+            raise NoNodeError(f"the node at {self.home} did not answer within {within_s:g} s") from error
         except (OSError, RemoteProtocolError) as error:
-            raise NoNodeError(f"the node at {self._home} has gone: {error}") from error
+            raise NoNodeError(f"the node at {self.home} has gone: {error}") from error
         if "error" in found:
             raise _ERRORS.get(found["error"]["kind"], DmiError)(found["error"]["line"])
         return found
@@ -125,9 +156,61 @@ class Connection:
             talk.send({"verb": verb, "args": args})
             return talk.receive()["ok"]
 
-    def stream(self, verb: str, **args: Any) -> Iterator[Any]:
-        """One question, and items until they end."""
-        with self.open() as talk:
-            talk.send({"verb": verb, "args": args})
-            while "item" in (found := talk.receive(None)):
-                yield found["item"]
+    def stream(self, verb: str, shape: Callable[[Any], Item], **args: Any) -> "Stream[Item]":
+        """One question, and items until they end, each as ``shape`` makes it. Nothing is asked before the first ``next``."""
+        return Stream(self.open, {"verb": verb, "args": args}, shape)
+
+
+class Stream(Generic[Item]):
+    """The items of one question. ``close`` may come from another thread, and ends a ``next`` that waits.
+
+    A stream may be silent for as long as nothing changes; a node that is silent because it no longer moves is found by
+    asking it something else, and raises ``NoNodeError``.
+    """
+
+    def __init__(self, connect: Callable[[], Conversation], request: object, shape: Callable[[Any], Item]) -> None:
+        self._connect = connect
+        self._request = request
+        self._shape = shape
+        self._talk: Conversation | None = None
+        self._ended = False
+
+    def __iter__(self) -> Iterator[Item]:
+        return self
+
+    def __next__(self) -> Item:
+        if self._ended:
+            raise StopIteration
+        try:
+            found = self._receive()
+        except BaseException:
+            self._finish()
+            raise
+        if "item" not in found:
+            self._finish()
+            raise StopIteration
+        return self._shape(found["item"])
+
+    def __del__(self) -> None:
+        self._finish()
+
+    def close(self) -> None:
+        """No more items."""
+        self._ended = True
+        if self._talk is not None:
+            self._talk.interrupt()
+
+    def _receive(self) -> dict[str, Any]:
+        if self._talk is None:
+            self._talk = self._connect()
+            self._talk.send(self._request)
+        while not self._ended and self._talk.is_quiet(_QUIET_S):
+            with Conversation(self._talk.home) as other:
+                other.send({"verb": "version", "args": {}})
+                other.receive()
+        return {} if self._ended else self._talk.receive()
+
+    def _finish(self) -> None:
+        self._ended = True
+        if self._talk is not None:
+            self._talk.close()

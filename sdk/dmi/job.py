@@ -1,11 +1,10 @@
 """One job, as the one who submitted it sees it."""
 
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dmi.connection import Connection
+from dmi.connection import Connection, Stream
 from dmi.errors import DmiError, JobFailedError, UnknownJobError
 
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
@@ -29,21 +28,26 @@ class Job:
                 return found
         raise UnknownJobError(f"no job is named {self.id!r}; `dmi-node jobs` lists them")
 
-    def events(self) -> Iterator[dict[str, Any]]:
+    def events(self) -> Stream[dict[str, Any]]:
         """The job's object whenever it changes, until the job has ended."""
-        return self._connection.stream("events", job=self.id)
+        return self._connection.stream("events", dict, job=self.id)
 
     def wait(self) -> dict[str, Any]:
         """Wait for the end. Raises ``JobFailedError`` when it is not a success."""
-        last = [self.status(), *self.events()][-1]
+        last = self.status()
+        for event in self.events():
+            last = event
+        return self.judge(last)
+
+    def judge(self, last: dict[str, Any]) -> dict[str, Any]:
+        """``last``, the last of the events, when it is a success. Raises ``JobFailedError`` when it is not."""
         if last["state"] != "succeeded":
             raise JobFailedError(self.why()["sentence"])
         return last
 
-    def logs(self, *, follow: bool = False) -> Iterator[tuple[str, str]]:
+    def logs(self, *, follow: bool = False) -> Stream[tuple[str, str]]:
         """(process, line) of what the job printed; with ``follow`` until it has ended."""
-        for item in self._connection.stream("logs", job=self.id, follow=follow):
-            yield item["worker"], item["line"]
+        return self._connection.stream("logs", _line, job=self.id, follow=follow)
 
     def why(self) -> dict[str, Any]:
         """Why the job is in its state: ``{"job", "state", "sentence", "detail"}``."""
@@ -68,3 +72,7 @@ class Job:
             export(Path(path), model.tensors(), model.optimizer_state())
         except (CorruptPartError, OSError) as error:
             raise DmiError(f"{self.id} cannot be written to {path}: {error}") from error
+
+
+def _line(item: dict[str, str]) -> tuple[str, str]:
+    return item["worker"], item["line"]

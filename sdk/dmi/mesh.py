@@ -1,12 +1,12 @@
 """The mesh as its user sees it: ask any node of it."""
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dmi import bundle
-from dmi.connection import Connection
+from dmi.connection import Connection, Stream
 from dmi.job import Job
 
 _CHUNK = 1 << 20
@@ -72,9 +72,9 @@ class Mesh:
         found: dict[str, Any] = self._connection.ask("status")
         return found
 
-    def watch(self) -> Iterator[dict[str, Any]]:
+    def watch(self) -> Stream[dict[str, Any]]:
         """``status`` whenever it changes, at most five times a second."""
-        return self._connection.stream("watch")
+        return self._connection.stream("watch", dict)
 
     def members(self) -> list[dict[str, Any]]:
         """The members."""
