@@ -4,7 +4,7 @@ from random import Random
 
 from dmi_protocol.cluster.command import Cancel
 from dmi_protocol.consensus.settings import Restored
-from dmi_protocol.effects import PersistEntries, PersistSnapshot, PersistVote
+from dmi_protocol.effects import Effect, PersistEntries, PersistSnapshot, PersistVote
 from dmi_protocol.identity import JobId, NodeId, RequestId
 from dmi_protocol.messages.consensus import Entry, Snapshot
 from tests.simulation.disk import Disk
@@ -29,7 +29,7 @@ def test_writes_replace_the_tail_and_snapshots_the_head() -> None:
 
 
 def test_a_torn_write_leaves_a_prefix() -> None:
-    writes = [PersistVote(5, B), PersistEntries(2, (entry(2, 5), entry(3, 5)))]
+    writes: list[Effect] = [PersistVote(5, B), PersistEntries(2, (entry(2, 5), entry(3, 5)))]
     outcomes = set()
     for seed in range(200):
         disk = Disk(Restored(4, A, None, (entry(1), entry(2))))
