@@ -14,7 +14,7 @@ import click
 import psutil
 
 from dmi.connection import Connection, default_home
-from dmi.errors import DmiError, NoNodeError
+from dmi.errors import DmiError
 from dmi.mesh import Mesh
 from dmi_node.cli import output
 from dmi_node.cli.options import home, home_option, json_option, telling
@@ -40,6 +40,7 @@ def up(nodes: int, detach: bool, as_json: bool) -> None:
             click.echo(f"{nodes} nodes are up under {root}; `dmi-node down --home {root}` ends them")
     if detach:
         return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for child in started:
             child.wait()
@@ -53,20 +54,41 @@ def _start(root: Path, nodes: int) -> list[subprocess.Popen[bytes]]:
     homes = [root / f"n{index}" for index in range(nodes)]
     if any(_pid_of(path) for path in homes):
         raise DmiError(f"a mesh is already up under {root}: `dmi-node down --home {root}` ends it")
+    children: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        _start_all(homes, children)
+    except BaseException:  # a mesh that did not come up, or Ctrl-C meanwhile, leaves nothing running
+        _end_children(list(children.values()))
+        raise
+    return list(children.values())
+
+
+def _start_all(homes: list[Path], children: dict[str, subprocess.Popen[bytes]]) -> None:
+    """Every process goes into ``children`` under its node's name as soon as it runs."""
     founded = (homes[0] / "state.sqlite").exists()
-    children = [_spawn(homes[0], 0)]
-    if founded:
-        children += [
-            _spawn(path, index) for index, path in enumerate(homes) if index and (path / "state.sqlite").exists()
-        ]
+    children["n0"] = _spawn(homes[0], 0)
+    for index, path in enumerate(homes):
+        if founded and index and (path / "state.sqlite").exists():
+            children[path.name] = _spawn(path, index)
     first = Mesh(Connection(homes[0]))
     _until(lambda: first.status()["quorum"], children)
     for index, path in enumerate(homes):
-        if not (path / "state.sqlite").exists():
-            children.append(_spawn(path, index, first.invite()["token"]))
+        if path.name not in children:
+            children[path.name] = _spawn(path, index, first.invite()["token"])
     for path in homes:
-        _until(partial(_is_whole, path, nodes), children)
-    return children
+        _until(partial(_is_whole, path, len(homes)), children)
+
+
+def _end_children(children: list[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        child.terminate()
+    end = time.monotonic() + _DOWN_S
+    for child in children:
+        try:
+            child.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
 
 
 def _is_whole(path: Path, nodes: int) -> bool:
@@ -93,17 +115,17 @@ def _spawn(path: Path, index: int, token: str | None = None) -> subprocess.Popen
         )
 
 
-def _until(happened: Callable[[], bool], children: list[subprocess.Popen[bytes]]) -> None:
+def _until(happened: Callable[[], bool], children: dict[str, subprocess.Popen[bytes]]) -> None:
     end = time.monotonic() + _READY_S
     while time.monotonic() < end:
         try:
             if happened():
                 return
-        except (NoNodeError, DmiError):
-            pass
-        for index, child in enumerate(children):
+        except DmiError:
+            pass  # not yet; the deadline decides
+        for name, child in children.items():
             if child.poll() not in {None, 0}:
-                raise DmiError(f"n{index} ended with code {child.returncode}: see its daemon.log")
+                raise DmiError(f"{name} ended with code {child.returncode}: see its daemon.log")
         time.sleep(_STEP_S)
     raise DmiError(f"the mesh was not ready within {_READY_S:g} s: see the nodes' daemon.log")
 

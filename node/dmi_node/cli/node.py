@@ -1,6 +1,7 @@
 """Verbs that are a node, or set one up."""
 
 import asyncio
+import json
 import os
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ import uvloop
 from dmi.connection import default_home
 from dmi_node import config as configuration
 from dmi_node import logs
-from dmi_node.cli.options import home, home_option
+from dmi_node.cli import output
+from dmi_node.cli.options import home, home_option, json_option
 from dmi_node.cli.output import end
 from dmi_node.config import ConfigError
 from dmi_node.daemon import serve
@@ -56,26 +58,40 @@ def run(**flags: Any) -> None:
 
 @click.command(epilog="Example: dmi-node join dmi-AbC...")
 @home_option
+@json_option
 @click.argument("token")
 @click.option("--name", help="What people call this node; its host's name by default.")
-def join(token: str, name: str | None) -> None:
+def join(token: str, name: str | None, as_json: bool) -> None:
     """Let this host join a mesh: writes the home's configuration; the service takes it at its next start."""
     root = Path(home() or default_home())
     try:
         Invitation.of_token(token)
     except JoinError as error:
-        end(str(error), 2)
+        end(str(error), output.USAGE)
     if (root / "state.sqlite").exists():
-        end(f"{root} is a member of a mesh already: `dmi-node leave` first, or use another --home", 1)
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lines = [f'join = "{token}"', *([f'name = "{name}"'] if name else [])]
+        end(f"{root} is a member of a mesh already: `dmi-node leave` first, or use another --home", output.UNHEALTHY)
     path = root / "config.toml"
-    kept = (
-        [line for line in path.read_text().splitlines() if not line.startswith(("join", "name"))]
-        if path.exists()
-        else []
-    )
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write("\n".join([*lines, *kept]) + "\n")
-    click.echo(f"{path} is written; start the node: systemctl restart dmi-node, or dmi-node run --home {root}")
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _set(path, {"join": token.strip()} | ({"name": name} if name else {}))
+    except OSError as error:
+        end(f"{path} cannot be written ({error.strerror}): run this as the owner of {root}", output.UNHEALTHY)
+    if as_json:
+        output.as_json({"config": str(path)})
+    else:
+        click.echo(f"{path} is written; start the node: systemctl restart dmi-node, or dmi-node run --home {root}")
+
+
+def _set(path: Path, values: dict[str, str]) -> None:
+    """Set top-level keys of a TOML file and keep its other lines. It holds a secret, so only the home's owner may read."""
+    text = path.read_text() if path.exists() else ""
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    lines += [line for line in text.splitlines() if line.partition("=")[0].strip() not in values]
+    new = path.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write("\n".join(lines) + "\n")
+        owner = path.parent.stat()
+        if os.geteuid() == 0:
+            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)  # the service has a user of its own
+    new.replace(path)

@@ -1,0 +1,103 @@
+"""Verbs about jobs, against a node that answers from a table."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from dmi_node.cli.main import cli
+from tests.sdk.fake_node import JOB, Client, FakeNode, items, refuse, value
+
+WHY = {"job": JOB["id"], "state": "succeeded", "sentence": "all 12 steps are done", "detail": None}
+FAILED = {"job": JOB["id"], "state": "failed", "sentence": "worker-0 on n1 raised", "detail": "Traceback\n  planted"}
+
+
+def invoke(home: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(cli, ["--home", str(home), *arguments])
+
+
+def submitted(client: Client, _: object) -> object:
+    client.send({"need": False})
+    return {"id": JOB["id"]}
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> str:
+    (tmp_path / "train.py").write_text("")
+    return str(tmp_path / "train.py")
+
+
+def test_submit_prints_the_id_and_passes_what_follows_the_dashes(tmp_path: Path, script: str) -> None:
+    with FakeNode(tmp_path, submit=submitted) as node:
+        shown = invoke(tmp_path, "submit", script, "--workers", "2", "--name", "x", "--", "--epochs", "3", "--wait")
+        spec = node.asked[-1][1]["spec"]
+    assert shown.output == "digits-1a2b\n"
+    assert (spec["args"], spec["workers"], spec["name"]) == (["--epochs", "3", "--wait"], 2, "x")
+
+
+def test_submit_and_wait_shows_progress_beside_the_id(tmp_path: Path, script: str) -> None:
+    running = JOB | {"state": "running", "step": 3, "samples_per_second": 1234.5, "loss": 0.5}
+    with FakeNode(tmp_path, submit=submitted, events=items(running, JOB), why=value(WHY)):
+        shown = invoke(tmp_path, "submit", script, "--wait", "--json")
+    assert shown.exit_code == 0
+    assert json.loads(shown.stdout) == {"id": "digits-1a2b"}
+    assert "running: step 3 of 12, 1,234 samples/s, loss 0.5000" in shown.stderr
+    assert "all 12 steps are done" in shown.stderr
+
+
+def test_waiting_for_a_failure_ends_with_1_and_its_cause(tmp_path: Path, script: str) -> None:
+    with FakeNode(tmp_path, submit=submitted, events=items(JOB | {"state": "failed"}), why=value(FAILED)):
+        shown = invoke(tmp_path, "submit", script, "--wait")
+    assert shown.exit_code == 1
+    assert "planted" in shown.stderr
+    assert shown.stderr.splitlines()[-1] == "digits-1a2b: worker-0 on n1 raised"
+
+
+@pytest.mark.parametrize("text", [None, "def f(:\n"])
+def test_a_script_that_cannot_be_is_exit_2_and_one_line(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "bad.py").write_text(text)
+    with FakeNode(tmp_path):
+        shown = invoke(tmp_path, "submit", str(tmp_path / "bad.py"))
+    assert shown.exit_code == 2
+    assert len(shown.stderr.splitlines()) == 1
+    assert "bad.py" in shown.stderr
+
+
+@pytest.mark.parametrize("option", ["--workers", "--servers", "--leaves", "--threads"])
+def test_a_number_that_cannot_be_is_wrong_usage(tmp_path: Path, script: str, option: str) -> None:
+    with FakeNode(tmp_path):
+        assert invoke(tmp_path, "submit", script, option, "0").exit_code == 2
+
+
+def test_logs_are_prefixed_by_their_process(tmp_path: Path) -> None:
+    line = {"worker": "worker-0@n1", "line": "epoch 0 loss 1.0"}
+    with FakeNode(tmp_path, why=value(WHY), logs=items(line)) as node:
+        assert invoke(tmp_path, "logs", "digits").output == "worker-0@n1: epoch 0 loss 1.0\n"
+        assert node.asked[-1] == ("logs", {"job": JOB["id"], "follow": False})
+        assert json.loads(invoke(tmp_path, "logs", "-f", "digits", "--json").output) == line
+        assert node.asked[-1] == ("logs", {"job": JOB["id"], "follow": True})
+
+
+def test_why_shows_the_sentence_and_the_traceback(tmp_path: Path) -> None:
+    with FakeNode(tmp_path, why=value(FAILED)):
+        shown = invoke(tmp_path, "why", "digits")
+        assert json.loads(invoke(tmp_path, "why", "digits", "--json").output) == FAILED
+    assert shown.exit_code == 0
+    assert shown.output == "digits-1a2b is failed: worker-0 on n1 raised\n\nTraceback\n  planted\n"
+
+
+@pytest.mark.parametrize("verb", [("why",), ("logs",), ("cancel",), ("export",)])
+def test_an_unknown_job_is_exit_1_and_one_line(tmp_path: Path, verb: tuple[str, ...]) -> None:
+    rest = ("out.safetensors",) if verb == ("export",) else ()
+    with FakeNode(tmp_path, why=refuse("unknown", "no job is named 'digts'; did you mean 'digits'?")):
+        shown = invoke(tmp_path, *verb, "digts", *rest)
+    assert (shown.exit_code, shown.stdout) == (1, "")
+    assert shown.stderr == "no job is named 'digts'; did you mean 'digits'?\n"
+
+
+def test_cancel_asks_for_the_job_by_its_id(tmp_path: Path) -> None:
+    with FakeNode(tmp_path, why=value(WHY), cancel=value({"id": JOB["id"]})) as node:
+        assert invoke(tmp_path, "cancel", "digits").exit_code == 0
+        assert node.asked[-1][1]["job"] == JOB["id"]

@@ -1,0 +1,102 @@
+"""Verbs about the mesh, against a node that answers from a table."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from dmi_node.cli.main import cli
+from tests.sdk.fake_node import JOB, FakeNode, items, refuse, value
+
+MEMBER = {
+    "name": "n0",
+    "id": "ab" * 8,
+    "state": "alive",
+    "address": "127.0.1.1:7600",
+    "voter": True,
+    "roles": [{"job": "digits-1a2b", "role": "worker-0", "pid": 41}],
+    "pid": 40,
+    "version": "0.1.0",
+}
+STATUS: dict[str, Any] = {
+    "mesh": "cafe",
+    "node": "n0",
+    "coordinator": "n0",
+    "term": 4,
+    "quorum": True,
+    "quorum_reason": None,
+    "refused": {},
+    "members": [MEMBER],
+    "jobs": [JOB],
+}
+
+
+def invoke(home: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(cli, [*arguments, "--home", str(home)])
+
+
+def test_status_shows_coordinator_members_and_jobs(tmp_path: Path) -> None:
+    with FakeNode(tmp_path, status=value(STATUS | {"refused": {"stranger": 3, "garbage": 1}})):
+        shown = invoke(tmp_path, "status")
+    assert shown.exit_code == 0
+    assert "coordinator n0, term 4; no voter can be lost now" in shown.output
+    assert "n0    alive  127.0.1.1:7600  yes    40   worker-0" in shown.output
+    assert "12 of 12" in shown.output
+    assert "refused: 1 garbage, 3 stranger" in shown.output
+
+
+def test_without_a_quorum_status_says_why_and_ends_with_1(tmp_path: Path) -> None:
+    lost = STATUS | {"quorum": False, "coordinator": None, "quorum_reason": "no quorum: n1 and n2 are away"}
+    with FakeNode(tmp_path, status=value(lost)):
+        shown = invoke(tmp_path, "status")
+    assert shown.exit_code == 1
+    assert "no quorum: n1 and n2 are away" in shown.output
+
+
+def test_watch_prints_a_line_of_json_for_each_change(tmp_path: Path) -> None:
+    with FakeNode(tmp_path, watch=items(STATUS, STATUS | {"term": 5})):
+        shown = invoke(tmp_path, "status", "--watch", "--json")
+    assert [json.loads(line)["term"] for line in shown.output.splitlines()] == [4, 5]
+
+
+@pytest.mark.parametrize(("verb", "found"), [("members", [MEMBER]), ("jobs", [JOB]), ("status", STATUS)])
+def test_json_is_what_the_node_said(tmp_path: Path, verb: str, found: object) -> None:
+    with FakeNode(tmp_path, **{verb: value(found)}):
+        assert json.loads(invoke(tmp_path, verb, "--json").output) == found
+
+
+def test_roles_name_their_shards(tmp_path: Path) -> None:
+    role = {"job": "digits-1a2b", "role": "server", "index": 1, "node": "n2", "pid": 7}
+    with FakeNode(tmp_path, roles=value([role | {"shards": [{"shard": 1, "primary": True}]}])):
+        shown = invoke(tmp_path, "roles")
+    assert shown.output.splitlines()[1].split() == ["digits-1a2b", "server-1", "n2", "7", "1"]
+
+
+def test_an_invitation_alone_is_on_standard_output(tmp_path: Path) -> None:
+    with FakeNode(tmp_path, invite=value({"token": "dmi-abc", "expires_unix": 1_800_000_000})) as node:
+        shown = invoke(tmp_path, "invite", "--hours", "2")
+        assert node.asked[-1] == ("invite", {"ttl_s": 7200})
+    assert shown.stdout == "dmi-abc\n"
+    assert "good once" in shown.stderr
+
+
+def test_expel_names_a_member(tmp_path: Path) -> None:
+    with FakeNode(tmp_path, expel=lambda _, __: "done") as node:
+        assert invoke(tmp_path, "expel", "n2").exit_code == 0
+        assert node.asked[-1] == ("expel", {"node": "n2"})
+
+
+@pytest.mark.parametrize(("kind", "code"), [("unknown", 1), ("refused", 1), ("no-quorum", 1), ("usage", 2)])
+def test_a_refusal_is_one_line_and_an_exit_code(tmp_path: Path, kind: str, code: int) -> None:
+    with FakeNode(tmp_path, expel=refuse(kind, "because of n9")):
+        shown = invoke(tmp_path, "expel", "n9")
+    assert (shown.exit_code, shown.stdout, shown.stderr) == (code, "", "because of n9\n")
+
+
+def test_version_names_the_command_and_the_node(tmp_path: Path) -> None:
+    with FakeNode(tmp_path):
+        found = json.loads(invoke(tmp_path, "version", "--json").output)
+    assert found["node"] == "9.9"
+    assert found["command"]
