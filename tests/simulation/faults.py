@@ -3,12 +3,23 @@
 from collections import Counter
 from collections.abc import Callable
 
+from dmi_protocol.cluster.state import STARTING
+from dmi_protocol.effects import PersistVote
 from dmi_protocol.events import Stopping
 from tests.simulation.node import Node
+from tests.simulation.roles import Process, exits
 from tests.simulation.workload import Workload
 from tests.simulation.world import World
 
 Undo = Callable[[], None]
+
+
+def _leads(node: Node) -> bool:
+    return node.peer is not None and node.peer.raft.is_leader
+
+
+def _grants_vote(node: Node) -> bool:
+    return any(isinstance(write, PersistVote) and write.voted_for not in {None, node.me.node} for write in node.writes)
 
 
 class Faults:
@@ -21,7 +32,9 @@ class Faults:
         self.kinds: dict[str, Callable[[], Undo | None]] = {
             "crash": self._crash,
             "crash-in-write": self._crash_in_write,
+            "crash-in-vote": self._crash_in_vote,
             "crash-leader": self._crash_leader,
+            "rivals": self._rivals,
             "restart-all": self._restart_all,
             "stop": self._stop,
             "partition": self._partition,
@@ -34,6 +47,8 @@ class Faults:
             "pause": self._pause,
             "flap": self._flap,
             "role-dies": self._role_dies,
+            "crash-starting": self._crash_starting,
+            "deaf-worker": self._deaf_worker,
         }
         self._is_over = False
 
@@ -71,7 +86,7 @@ class Faults:
         return self._world.random.choice(nodes) if nodes else None
 
     def _leader(self) -> Node | None:
-        leaders = [node for node in self._world.up() if node.peer is not None and node.peer.raft.is_leader]
+        leaders = [node for node in self._world.up() if _leads(node)]
         return self._world.random.choice(leaders) if leaders else None
 
     def _down(self, node: Node | None) -> Undo | None:
@@ -92,17 +107,51 @@ class Faults:
 
     def _crash_in_write(self) -> Undo | None:
         """The power fails while a disk writes; the node is back soon."""
-        self._catch_writing(400)
+        self._catch(lambda node: node.is_writing, 20, 500)
         return None
 
-    def _catch_writing(self, tries: int) -> None:
-        writing = [node for node in self._world.up() if node.is_writing]
-        if writing and not self._is_over:
-            node = self._world.random.choice(writing)
+    def _crash_in_vote(self) -> Undo | None:
+        """An election on a slow network and slow disks, whose voters lose their power while they write."""
+        world = self._world
+        undo = self._down(self._leader())
+        world.network.slowness_ms = 300
+        for node in world.up():
+            node.write_ms = 40
+        for _ in range(4):
+            self._catch(_grants_vote, 1, 30)
+
+        def calm() -> None:
+            world.network.slowness_ms = 0
+            for node in world.nodes.values():
+                node.write_ms = 2
+            if undo is not None:
+                undo()
+
+        return calm
+
+    def _rivals(self) -> Undo | None:
+        """A leader goes on with one friend only; whoever the others elect fails at once (Raft, figure 8)."""
+        leader = self._leader()
+        if leader is None:
+            return None
+        friends = {leader.name, self._world.random.choice([name for name in self._world.nodes if name != leader.name])}
+        others = [name for name in self._world.nodes if name not in friends]
+        undo = self._cut([way for a in friends for b in others for way in ((a, b), (b, a))])
+        for number in range(3):
+            self._world.clock.later(10 + 20 * number, self._workload.chat, leader)
+        self._catch(lambda node: node is not leader and node.is_writing and _leads(node), 1_500, 3_000)
+        return undo
+
+    def _catch(self, is_it: Callable[[Node], bool], soonest_ms: int, latest_ms: int, tries: int = 1_500) -> None:
+        """Watch for a moment, and crash the node that is in it."""
+        found = [node for node in self._world.up() if is_it(node)]
+        if found and not self._is_over:
+            node = self._world.random.choice(found)
             self._world.crash(node)
-            self._world.clock.later(20 + int(500 * self._world.random.random()), self._back, node)
-        elif tries:
-            self._world.clock.later(3, self._catch_writing, tries - 1)
+            delay = soonest_ms + int((latest_ms - soonest_ms) * self._world.random.random())
+            self._world.clock.later(delay, self._back, node)
+        elif tries and not self._is_over:
+            self._world.clock.later(2, self._catch, is_it, soonest_ms, latest_ms, tries - 1)
 
     def _restart_all(self) -> Undo | None:
         """A short power cut of everything."""
@@ -142,9 +191,49 @@ class Faults:
 
         return undo
 
+    # What jobs run on
+
     def _role_dies(self) -> Undo | None:
-        self._workload.kill_role()
+        self._on_role(lambda process: True, lambda process: exits(process, -9, 9))
         return None
+
+    def _crash_starting(self) -> Undo | None:
+        """A host is lost for longer than others wait for it, while its roles are seated and others are not yet."""
+        self._on_role(self._is_seated_early, lambda process: self._lose(process.node))
+        return None
+
+    def _is_seated_early(self, process: Process) -> bool:
+        job = self._world.agreement.state.jobs.get(process.key.job)
+        is_starting = job is not None and job.state == STARTING
+        return is_starting and job is not None and any(record.seat.key == process.key for record in job.seats)
+
+    def _lose(self, node: Node) -> None:
+        self._world.crash(node)
+        self._world.clock.later(1_500 + int(5_000 * self._world.random.random()), self._back, node)
+
+    def _deaf_worker(self) -> Undo | None:
+        """What servers show does not get to one worker's host, which speaks on. The others can go on without it."""
+        self._on_role(self._is_far_worker, self._deafen)
+        return None
+
+    def _is_far_worker(self, process: Process) -> bool:
+        beside = [other for other in self._workload.living() if other.node is process.node]
+        return process.key.role == "worker" and all(other.key.role == "worker" for other in beside)
+
+    def _deafen(self, process: Process) -> None:
+        name = process.node.name
+        undo = self._cut([(other, name) for other in self._world.nodes if other != name])
+        self._world.clock.later(300 + int(3_000 * self._world.random.random()), self._end, undo)
+
+    def _on_role(self, is_it: Callable[[Process], bool], act: Callable[[Process], None], tries: int = 400) -> None:
+        """Wait for an occasion, and use it."""
+        if self._is_over:
+            return
+        found = [process for process in self._workload.living() if is_it(process) and process.node.is_up]
+        if found:
+            act(self._world.random.choice(found))
+        elif tries:
+            self._world.clock.later(20, self._on_role, is_it, act, tries - 1)
 
     # The network
 

@@ -65,6 +65,11 @@ class Node:
         """Does the daemon run?"""
         return self.peer is not None
 
+    @property
+    def writes(self) -> list[Effect]:
+        """What the disk is writing now."""
+        return [effect for effect in self._pending if isinstance(effect, WRITES)]
+
     def start(self, settings: PeerSettings) -> None:
         """The daemon starts from what the disk holds."""
         self.life += 1
@@ -80,8 +85,7 @@ class Node:
         self.refutations += self.peer.swim.refutations
         self.life += 1
         if self.is_writing:
-            writes = [effect for effect in self._pending if isinstance(effect, WRITES)]
-            self.torn += self.disk.tear(writes, self._clock.random)
+            self.torn += self.disk.tear(self.writes, self._clock.random)
         self.peer = None
         self.is_writing = self.is_paused = False
         self._events, self._pending = [], []

@@ -374,7 +374,8 @@ def spawn(sockets: Sockets, node: Node, assignment: Assignment) -> Process:
     sockets.processes[process.public_key] = sockets.holders[assignment.key] = process
     clock = sockets.clock
     tell_daemon(process, clock, Started(1))
-    clock.later(5 + int(60 * clock.random.random()), _bind, process, clock)
+    slowest = clock.random.choice([50, 50, 500, 4_000])  # some import torch on a busy host
+    clock.later(5 + int(slowest * clock.random.random()), _bind, process, clock)
     return process
 
 

@@ -115,7 +115,7 @@ class Universe:
         return Report(self.seed, len(nodes), clock.now, self.faults.happened, counters, clock.trace)
 
 
-_CRASHES = (AssertionError, ProtocolError, LookupError, ValueError, TypeError, AttributeError)
+_CRASHES = (ProtocolError, LookupError, ValueError, TypeError, AttributeError)
 
 
 def run(seed: int) -> Report:
@@ -126,6 +126,8 @@ def run(seed: int) -> Report:
         universe.live()
     except Violation as violation:
         checker, what = violation.checker, violation.what
+    except AssertionError as error:
+        checker, what = "invariants", f"{error}\n{traceback.format_exc()}"
     except _CRASHES as error:
         checker, what = "crash", f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
     report = universe.report()

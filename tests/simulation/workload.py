@@ -10,7 +10,7 @@ from dmi_protocol.messages.control import Introduced, Join
 from dmi_protocol.peer import Me
 from dmi_protocol.reasons import NoCoordinator, NoQuorum, TimedOut
 from tests.simulation.node import Node
-from tests.simulation.roles import Process, exits
+from tests.simulation.roles import Process
 from tests.simulation.world import World, me
 
 BUNDLE = BlobHash("b" * 64)
@@ -51,11 +51,16 @@ class Workload:
             self._expel(node)
         else:
             for _ in range(random.choice([1, 1, 3])):
-                world.ask(node, Cancel(self._request("nothing"), JobId("nothing")))
+                self.chat(node)
 
     def _request(self, what: str) -> RequestId:
         self._count += 1
         return RequestId(f"{what}-{self._count}")
+
+    def chat(self, node: Node) -> None:
+        """Have something agreed that does nothing."""
+        if node.is_up:
+            self._world.ask(node, Cancel(self._request("nothing"), JobId("nothing")))
 
     def submit(self, node: Node) -> RequestId:
         """A job of a few small steps; sometimes with more workers than leaves."""
@@ -66,7 +71,7 @@ class Workload:
             (str(random.choice([2, 4, 8])),),
             workers=random.choice([1, 2, 3, 4]),
             servers=random.choice([1, 2, 3]),
-            leaves=random.choice([2, 2, 4, 8]),
+            leaves=random.choice([1, 2, 4, 8]),
         )
         command = Submit(self._request("submit"), spec, BUNDLE, (node.me.node,))
         self._world.ask(node, command, then=self._submitted)
@@ -136,12 +141,6 @@ class Workload:
     def living(self) -> list[Process]:
         """The role processes that live."""
         return [process for process in self._world.sockets.processes.values() if process.is_alive]
-
-    def kill_role(self) -> None:
-        """One of them dies."""
-        living = self.living()
-        if living:
-            exits(self._world.random.choice(living), -9, 9)
 
     def unfinished(self) -> list[JobId]:
         """The jobs that have not ended, as the twin knows them."""

@@ -116,8 +116,8 @@ class World:
 
     # Links
 
-    def _connect_soon(self, node: Node, other: Node) -> None:
-        self.clock.later(2 + int(_RECONNECT_MS * self.random.random()), self._connect, node, node.life, other)
+    def _connect_soon(self, node: Node, other: Node, within_ms: int = _RECONNECT_MS) -> None:
+        self.clock.later(1 + int(within_ms * self.random.random()), self._connect, node, node.life, other)
 
     def _connect(self, node: Node, life: int, other: Node) -> None:
         is_wanted = (
@@ -157,7 +157,7 @@ class World:
             case Send(to, message):
                 self._send(node, to, message)
             case Link(other) if other in self.of:
-                self._connect_soon(node, self.of[other])
+                self._connect_soon(node, self.of[other], within_ms=10)
             case Unlink(other) if other in self.of:
                 self._connected.discard((node.name, self.of[other].name))
             case Answer():

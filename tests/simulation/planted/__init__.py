@@ -1,0 +1,1 @@
+"""Bugs that are planted on purpose, into a copy: a simulator that does not find them proves nothing."""
