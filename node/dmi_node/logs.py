@@ -5,5 +5,7 @@ import logging
 
 def configure(level: str) -> None:
     """``level`` is a name that ``logging`` knows."""
-    logging.basicConfig(level=level.upper(), format="%(levelname).1s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s.%(msecs)03d %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
     logging.getLogger("asyncio").setLevel(logging.WARNING)

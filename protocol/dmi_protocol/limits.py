@@ -8,6 +8,8 @@ CHUNK_BYTES = 1024 * 1024
 COLLECTION_ITEMS = 65_536
 """The longest array or map that an envelope may claim."""
 STRING_BYTES = 1024 * 1024
+COMMAND_BYTES = 1024 * 1024
+"""The largest command in the log, so that any entry fits a message."""
 MESH_QUEUE_MESSAGES = 1_000
 """ZeroMQ's high-water mark of one mesh link; beyond it messages are dropped, which consensus and gossip survive."""
 EVENT_QUEUE_ITEMS = 10_000
@@ -64,6 +66,7 @@ def check() -> None:
     """Assert the relations between the bounds."""
     assert CHUNK_BYTES + 64 * 1024 <= MESSAGE_BYTES
     assert STRING_BYTES <= MESSAGE_BYTES
+    assert COMMAND_BYTES + CHUNK_BYTES + 64 * 1024 <= MESSAGE_BYTES
     assert BUCKET_BYTES <= TENSOR_FRAME_BYTES
     assert 4 * BUCKETS <= DATA_QUEUE_MESSAGES
     assert PEER_BEAT_MS * 4 <= PEER_SILENT_MS

@@ -20,6 +20,7 @@ _REFUSED_S = 0.05
 """After a refusal libzmq gives up; a newcomer's admission may only be on its way, so we do not. Doubled each time."""
 _REFUSED_MAX_S = 5.0
 _LOOK_S = 0.02
+_WRITABLE_S, _WRITABLE_TRIES = 0.001, 1_000
 _EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 
 Notify = Callable[[], None]
@@ -65,6 +66,7 @@ class Link:
             number = int.from_bytes(event[:2], "little")
             if number == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 pause = _REFUSED_S
+                await self._writable()
                 connected()
             elif number == zmq.EVENT_DISCONNECTED:
                 disconnected()
@@ -73,6 +75,13 @@ class Link:
                 pause = min(_REFUSED_MAX_S, 2 * pause)
                 self._socket.disconnect(self._address)
                 self._socket.connect(self._address)
+
+    async def _writable(self) -> None:
+        """The handshake is told a moment before the socket can be written; what is sent in between would be dropped."""
+        for _ in range(_WRITABLE_TRIES):
+            if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT:
+                return
+            await asyncio.sleep(_WRITABLE_S)
 
     def send(self, frame: bytes) -> None:
         """Give ``frame`` to the network, or drop it when there is no connection or no room."""

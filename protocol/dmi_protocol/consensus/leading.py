@@ -4,26 +4,13 @@ from collections.abc import Iterable
 
 from dmi_protocol import limits
 from dmi_protocol.consensus.log import Log
+from dmi_protocol.consensus.progress import Progress
 from dmi_protocol.consensus.quorum import is_quorum
 from dmi_protocol.consensus.settings import RaftSettings
 from dmi_protocol.effects import Send
 from dmi_protocol.identity import NodeId
 from dmi_protocol.instant import Instant, after, earliest
-from dmi_protocol.messages.consensus import Append, Appended, Entry, Install, Installed
-
-
-class _Progress:
-    """One follower as the leader knows it."""
-
-    def __init__(self, now: Instant, next_index: int) -> None:
-        self.matched = 0
-        self.next_index = next_index
-        self.is_streaming = False
-        """Its log is known to match: entries may follow before the last ones are acknowledged."""
-        self.heard_at = now
-        self.beat_at = now
-        self.offset = 0
-        """How much of the snapshot it has."""
+from dmi_protocol.messages.consensus import Append, Appended, Entry, Install, Installed, TimeoutNow
 
 
 class Leadership:
@@ -34,10 +21,10 @@ class Leadership:
         self._term = term
         self._log = log
         self._settings = settings
-        self._others: dict[NodeId, _Progress] = {}
+        self._others: dict[NodeId, Progress] = {}
         self.voters: frozenset[NodeId] = frozenset()
         self.since = now
-        self.transferring_to: NodeId | None = None
+        self._successor: tuple[NodeId, Instant] | None = None
 
     def follow(self, now: Instant, voters: frozenset[NodeId], learners: Iterable[NodeId]) -> None:
         """Replicate to these from now on, and to nobody else."""
@@ -46,7 +33,7 @@ class Leadership:
         for gone in self._others.keys() - wanted:
             del self._others[gone]
         for new in sorted(wanted - self._others.keys()):  # in one order, so that equal events give equal effects
-            self._others[new] = _Progress(now, self._log.last + 1)
+            self._others[new] = Progress(now, self._log.last + 1)
 
     def matched(self) -> dict[NodeId, int]:
         """How much of our log everybody has; we have all of it."""
@@ -66,19 +53,21 @@ class Leadership:
         beats = [self._beat_due(node, other) for node, other in self._others.items()]
         return earliest(*beats)
 
-    def _beat_due(self, node: NodeId, other: _Progress) -> Instant:
+    def _beat_due(self, node: NodeId, other: Progress) -> Instant:
         is_voter = node in self.voters
         return after(other.beat_at, self._settings.heartbeat_ms if is_voter else self._settings.learner_heartbeat_ms)
+
+    def hurry(self, node: NodeId) -> None:
+        """Its connection has just come up: its heartbeat is due at once."""
+        if node in self._others:
+            self._others[node].beat_at = Instant(self._others[node].beat_at - self._settings.learner_heartbeat_ms)
 
     def beat(self, now: Instant, commit: int) -> list[Send]:
         """Heartbeats that are due; they carry what is missing."""
         sends: list[Send] = []
         for node, other in self._others.items():
             if now >= self._beat_due(node, other):
-                other.is_streaming = other.is_streaming and other.matched >= other.next_index - 1
-                other.next_index = max(
-                    1, other.next_index if other.is_streaming else min(other.next_index, self._log.last + 1)
-                )
+                other.doubt()
                 sends += self._send(now, node, commit, always=True)
         return sends
 
@@ -107,24 +96,30 @@ class Leadership:
         previous = other.next_index - 1
         previous_term = self._log.term_at(previous)
         if previous_term is None:
-            return [Send(node, self._piece(other))]
-        entries: tuple[Entry, ...] = ()
-        if other.is_streaming or always:
-            last = min(self._log.last, previous + self._settings.entries_per_message)
-            entries = self._log.between(other.next_index, last)
+            return [Send(node, self._piece(0, 0))] if always else []
+        entries = self._batch(other)
         if not entries and not always:
             return []
         if other.is_streaming:
             other.next_index += len(entries)
         return [Send(node, Append(self._term, previous, previous_term, entries, commit))]
 
-    def _piece(self, other: _Progress) -> Install:
+    def _batch(self, other: Progress) -> tuple[Entry, ...]:
+        """What may leave now: little while its log is in doubt, and never more on trust than the window."""
+        settings = self._settings
+        last = min(self._log.last, other.next_index - 1 + settings.entries_per_message)
+        if not other.is_streaming:
+            return self._log.batch(other.next_index, last, settings.probe_bytes, first_any_size=False)
+        last = min(last, other.matched + settings.window_entries)
+        return self._log.batch(other.next_index, last, settings.batch_bytes, first_any_size=True)
+
+    def _piece(self, offset: int, most_bytes: int) -> Install:
+        """A piece of the snapshot. One without bytes is a heartbeat, and asks how much the follower has."""
         snapshot = self._log.snapshot
         assert snapshot is not None
-        data = snapshot.state[other.offset : other.offset + limits.CHUNK_BYTES]
-        return Install(
-            self._term, snapshot.index, snapshot.term, snapshot.voters, other.offset, len(snapshot.state), data
-        )  # fmt: skip
+        data = snapshot.state[offset : offset + most_bytes]
+        total = len(snapshot.state)
+        return Install(self._term, snapshot.index, snapshot.term, snapshot.voters, offset, total, data)
 
     def appended(self, now: Instant, node: NodeId, answer: Appended, commit: int) -> list[Send]:
         """A follower says how much of our log it has, or where to try again."""
@@ -133,21 +128,9 @@ class Leadership:
             return []
         other.heard_at = now
         if answer.matched:
-            other.matched = max(other.matched, min(answer.index, self._log.last))
-            was_streaming, other.is_streaming = other.is_streaming, True
-            other.next_index = max(other.next_index if was_streaming else 0, other.matched + 1)
+            other.confirm(min(answer.index, self._log.last))
             return self._send(now, node, commit)
-        if answer.index <= other.matched:
-            return []
-        return self._retry(now, node, other, max(1, answer.index), commit)
-
-    def _retry(self, now: Instant, node: NodeId, other: _Progress, index: int, commit: int) -> list[Send]:
-        if not other.is_streaming and index >= other.next_index:
-            return []
-        other.is_streaming = False
-        other.next_index = min(index, self._log.last + 1)
-        other.offset = 0
-        return self._send(now, node, commit, always=True)
+        return self._send(now, node, commit, always=True) if other.back_off(answer.index) else []
 
     def installed(self, now: Instant, node: NodeId, answer: Installed, commit: int) -> list[Send]:
         """A follower has so much of our snapshot."""
@@ -157,23 +140,36 @@ class Leadership:
             return []
         other.heard_at = now
         if snapshot is None or answer.index != snapshot.index:
-            other.offset = 0
             return []
         if answer.offset >= len(snapshot.state):
-            other.matched = max(other.matched, snapshot.index)
-            other.next_index, other.is_streaming, other.offset = other.matched + 1, True, 0
+            other.confirm(snapshot.index)
             return self._send(now, node, commit, always=True)
-        if self._log.term_at(other.next_index - 1) is not None:
+        if self._log.term_at(other.next_index - 1) is not None or not other.wants_piece(max(0, answer.offset)):
             return []
-        other.offset = answer.offset
-        return [Send(node, self._piece(other))]
+        return [Send(node, self._piece(max(0, answer.offset), limits.CHUNK_BYTES))]
+
+    # Handing over (3.10)
+
+    def transfer(self, now: Instant, to: NodeId) -> list[Send]:
+        """Make ``to`` the successor, if it has all of our log within an election timeout."""
+        self._successor = (to, after(now, self._settings.election_ms))
+        return self.finish_transfer(now)
+
+    def finish_transfer(self, now: Instant) -> list[Send]:
+        """Tell the successor to campaign, once it has everything; forget it when that takes too long."""
+        if self._successor is None:
+            return []
+        to, until = self._successor
+        other = self._others.get(to)
+        if now >= until or other is None:
+            self._successor = None
+            return []
+        if other.matched < self._log.last:
+            return []
+        self._successor = None
+        return [Send(to, TimeoutNow(self._term))]
 
     def most_complete(self) -> NodeId | None:
         """The other voter that has most of our log."""
         candidates = [node for node in self._others if node in self.voters]
         return max(candidates, key=lambda node: (self._others[node].matched, node), default=None)
-
-    def has_everything(self, node: NodeId) -> bool:
-        """Has this follower all of our log?"""
-        other = self._others.get(node)
-        return other is not None and other.matched == self._log.last

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from dmi_protocol.codec import pack
 from dmi_protocol.identity import NodeId
 from dmi_protocol.messages.consensus import Entry, Snapshot, Voters
 
@@ -39,6 +40,21 @@ class Log:
     def between(self, first: int, last: int) -> tuple[Entry, ...]:
         """The entries from ``first`` to ``last``, both included; all must be here."""
         return tuple(self._entries[first - self.start - 1 : last - self.start])
+
+    def batch(self, first: int, last: int, most_bytes: int, *, first_any_size: bool) -> tuple[Entry, ...]:
+        """Entries from ``first`` to ``last`` at most that together weigh at most ``most_bytes`` when they are packed.
+
+        ``first_any_size`` lets a first one that weighs more go alone.
+        """
+        if last == first and first_any_size:
+            return self.between(first, last)
+        taken = 0
+        for entry in self.between(first, last):
+            most_bytes -= len(pack(entry))
+            if most_bytes < 0 and not (first_any_size and taken == 0):
+                break
+            taken += 1
+        return self.between(first, first + taken - 1)
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Take entries in, and drop whatever stood at their places and after."""

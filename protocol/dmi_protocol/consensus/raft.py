@@ -8,14 +8,17 @@ never campaigns.
 from collections.abc import Iterable
 from random import Random
 
+from dmi_protocol import limits
 from dmi_protocol.cluster.command import Command
+from dmi_protocol.codec import pack
+from dmi_protocol.consensus.following import Pieces, is_sound, place
 from dmi_protocol.consensus.leading import Leadership
 from dmi_protocol.consensus.log import Log
 from dmi_protocol.consensus.output import Apply, Output, Restore
 from dmi_protocol.consensus.quorum import committed_index, is_quorum
 from dmi_protocol.consensus.settings import RaftSettings, Restored
 from dmi_protocol.effects import PersistEntries, PersistSnapshot, PersistVote, Send
-from dmi_protocol.errors import LocalProtocolError, RemoteProtocolError
+from dmi_protocol.errors import LocalProtocolError
 from dmi_protocol.events import Connected, Disconnected, Event, Received, Stopping
 from dmi_protocol.identity import NodeId
 from dmi_protocol.instant import Instant, after
@@ -58,8 +61,7 @@ class Raft:
         self._leadership: Leadership | None = None
         self._asking: type[PreVote | Vote] | None = None
         self._granted: set[NodeId] = set()
-        self._pieces = bytearray()
-        self._pieces_of: tuple[int, int] | None = None
+        self._pieces = Pieces()
 
     @property
     def is_leader(self) -> bool:
@@ -102,14 +104,16 @@ class Raft:
                 self._election_at = now
         match event:
             case Received(sender, message) if isinstance(message, ConsensusMessage):
-                return self._received(now, sender, message)
+                return self._received(now, sender, message) if is_sound(message) else []
+            case Connected(peer) if self._leadership is not None:
+                self._leadership.hurry(peer)
             case Connected(peer) if peer == self.leader:
                 self._link_broken = False
             case Disconnected(peer) if peer == self.leader:
                 self._link_broken = True
                 self._election_at = after(now, self._random.randint(*self._settings.broken_link_ms))
             case Stopping():
-                return self._hand_over()
+                return self._hand_over(now)
         return self._tick(now)
 
     def _tick(self, now: Instant) -> list[Output]:
@@ -198,7 +202,7 @@ class Raft:
                 return output + self._append_from(now, sender, message)
             case Install():
                 return output + self._install_from(now, sender, message)
-            case TimeoutNow(term) if term == self.term and self._me in self.voters:
+            case TimeoutNow(term) if term == self.term and self._me in self.voters and self._leadership is None:
                 return output + self._campaign(now, Vote, transfer=True)
             case Appended() | Installed() if message.term == self.term and self._leadership is not None:
                 return output + self._answered(now, self._leadership, sender, message)
@@ -231,47 +235,31 @@ class Raft:
     # Following
 
     def _append_from(self, now: Instant, leader: NodeId, message: Append) -> list[Output]:
-        if self._leadership is not None:
-            raise RemoteProtocolError(f"{leader} claims to lead term {self.term}, which we lead")
+        placed = place(self.log, self.commit, message)
+        if placed is None or self._leadership is not None:
+            return []  # a second leader of our term, or a committed entry changed: no promise is made to such a one
         self._follow(now, leader)
-        if message.previous_index < self.commit:
-            message = self._after_commit(message)
-        if self.log.term_at(message.previous_index) != message.previous_term:
-            known = min(message.previous_index, self.log.last)
-            retry = self.log.first_of_term(known) if known == message.previous_index else known + 1
-            return [Send(leader, Appended(self.term, matched=False, index=max(retry, self.commit + 1)))]
-        new = [entry for entry in message.entries if self.log.term_at(entry.index) != entry.term]
+        if not placed.matched:
+            return [Send(leader, Appended(self.term, matched=False, index=placed.index))]
         output: list[Output] = []
-        if new:
-            if new[0].index <= self.commit:
-                raise RemoteProtocolError(f"{leader} would change the committed entry {new[0].index}")
-            kept = tuple(entry for entry in message.entries if entry.index >= new[0].index)
-            self.log.append(kept)
+        if placed.kept:
+            self.log.append(placed.kept)
             self.voters = self.log.voters_at(self.log.last)
-            output.append(PersistEntries(kept[0].index, kept))
-        matched = message.previous_index + len(message.entries)
-        output.append(Send(leader, Appended(self.term, matched=True, index=matched)))
-        return output + self._commit_to(min(message.commit, matched))
-
-    def _after_commit(self, message: Append) -> Append:
-        """Without the entries that are committed here: they are the leader's too (leader completeness, 3.6.3)."""
-        entries = tuple(entry for entry in message.entries if entry.index > self.commit)
-        term = self.log.term_at(self.commit)
-        assert term is not None
-        return Append(message.term, self.commit, term, entries, message.commit)
+            output.append(PersistEntries(placed.kept[0].index, placed.kept))
+        output.append(Send(leader, Appended(self.term, matched=True, index=placed.index)))
+        return output + self._commit_to(min(message.commit, placed.index))
 
     def _install_from(self, now: Instant, leader: NodeId, piece: Install) -> list[Output]:
+        if self._leadership is not None:
+            return []
         self._follow(now, leader)
         if piece.index <= self.commit:
             return [Send(leader, Installed(self.term, piece.index, piece.total))]
-        if self._pieces_of != (piece.term, piece.index):
-            self._pieces_of, self._pieces = (piece.term, piece.index), bytearray()
-        if piece.offset == len(self._pieces):
-            self._pieces += piece.data
-        if len(self._pieces) < piece.total:
-            return [Send(leader, Installed(self.term, piece.index, len(self._pieces)))]
-        snapshot = Snapshot(piece.index, piece.last_term, piece.voters, bytes(self._pieces))
-        self._pieces_of, self._pieces = None, bytearray()
+        have = self._pieces.add(piece)
+        snapshot = self._pieces.whole(piece)
+        answer = Send(leader, Installed(self.term, piece.index, have))
+        if snapshot is None:
+            return [answer]
         keeps = self.log.term_at(snapshot.index) == snapshot.term
         if keeps:
             self.log.compact(snapshot)
@@ -279,7 +267,6 @@ class Raft:
             self.log.replace(snapshot)
         self.voters = self.log.voters_at(self.log.last)
         self.commit = snapshot.index
-        answer = Send(leader, Installed(self.term, piece.index, piece.total))
         return [PersistSnapshot(snapshot, keeps), answer, Restore(snapshot)]
 
     def _commit_to(self, index: int) -> list[Output]:
@@ -312,6 +299,8 @@ class Raft:
         output = self._commit_to(index)
         output += lead.tell_commit(now, self.commit)
         if self._me not in self.voters and self.log.voters_index() <= self.commit:
+            heir = lead.most_complete()
+            output += [Send(heir, TimeoutNow(self.term))] if heir is not None else []
             self._follow(now, None)  # we have voted ourselves out, and that is committed (4.2.2)
         return output
 
@@ -321,21 +310,12 @@ class Raft:
             if isinstance(answer, Appended)
             else lead.installed(now, sender, answer, self.commit)
         )
-        return [*sends, *self._advance(now), *self._finish_transfer(lead)]
+        return [*sends, *self._advance(now), *lead.finish_transfer(now)]
 
-    def _finish_transfer(self, lead: Leadership) -> list[Output]:
-        to = lead.transferring_to
-        if to is None or not lead.has_everything(to):
-            return []
-        lead.transferring_to = None
-        return [Send(to, TimeoutNow(self.term))]
-
-    def _hand_over(self) -> list[Output]:
+    def _hand_over(self, now: Instant) -> list[Output]:
         lead = self._leadership
-        if lead is None:
-            return []
-        lead.transferring_to = lead.most_complete()
-        return self._finish_transfer(lead)
+        heir = lead.most_complete() if lead is not None else None
+        return [*lead.transfer(now, heir)] if lead is not None and heir is not None else []
 
     def _leading(self) -> Leadership:
         if self._leadership is None:
@@ -343,9 +323,12 @@ class Raft:
         return self._leadership
 
     def propose(self, now: Instant, command: Command) -> list[Output]:
-        """Put ``command`` into the log; it is applied everywhere once it is committed."""
+        """Put ``command`` into the log; it is applied everywhere once it is committed.
+
+        One that weighs more than ``limits.COMMAND_BYTES`` is not: no message could carry it.
+        """
         self._leading()
-        return self._append(now, command)
+        return self._append(now, command) if len(pack(command)) <= limits.COMMAND_BYTES else []
 
     def may_change_voters(self) -> bool:
         """One change at a time, and none before an entry of our own term is committed (4.1, and its later correction)."""
@@ -355,15 +338,16 @@ class Raft:
         """Put the new voters in force; they must differ from the present ones by one member."""
         self._leading()
         new = frozenset(voters)
-        if not self.may_change_voters() or len(new ^ self.voters) != 1:
+        if not self.may_change_voters() or not new or len(new ^ self.voters) != 1:
             raise LocalProtocolError(f"voters cannot change from {sorted(self.voters)} to {sorted(new)} now")
         return self._append(now, Voters(tuple(sorted(new))))
 
     def transfer(self, now: Instant, to: NodeId) -> list[Output]:
         """Hand the leadership to ``to`` as soon as it has all of our log (4.2.3)."""
         lead = self._leading()
-        lead.transferring_to = to
-        return [*lead.replicate(now, self.commit), *self._finish_transfer(lead)]
+        if to == self._me or to not in self.voters:
+            raise LocalProtocolError(f"{to} is not another voter")
+        return [*lead.replicate(now, self.commit), *lead.transfer(now, to)]
 
     def follow(self, now: Instant, learners: frozenset[NodeId]) -> None:
         """These get the log too."""

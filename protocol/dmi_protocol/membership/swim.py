@@ -213,6 +213,8 @@ class Swim:
         match message:
             case say.Ping(sequence):
                 output.append(Send(sender, say.Ack(sequence, *self._gossip_for(sender))))
+                if sender in self._strange:  # it knows us by now, so it will take our introduction
+                    output += self._ping(now, sender, hurried=True)
             case say.Ack(sequence):
                 output += self._acknowledged(sender, sequence)
             case say.PingRequest(sequence, target) if target in self.members:

@@ -1,0 +1,41 @@
+"""How far one follower is, as the leader knows it: probed until its log is known to match, then streamed to."""
+
+from dmi_protocol.instant import Instant
+
+
+class Progress:
+    """One follower. ``next_index`` is the first entry that was not sent to it yet."""
+
+    def __init__(self, now: Instant, next_index: int) -> None:
+        self.matched = 0
+        self.next_index = next_index
+        self.is_streaming = False
+        """Its log is known to match: entries may follow before the last ones are acknowledged."""
+        self.heard_at = now
+        self.beat_at = now
+        self.piece_at: int | None = None
+        """The offset of the piece of our snapshot that is under way."""
+
+    def confirm(self, index: int) -> None:
+        """Its log equals ours up to ``index``."""
+        self.matched = max(self.matched, index)
+        self.next_index = max(self.next_index if self.is_streaming else 0, self.matched + 1)
+        self.is_streaming, self.piece_at = True, None
+
+    def back_off(self, index: int) -> bool:
+        """Its log differs from ours: try again from ``index``. False when the answer is older than what we know."""
+        if index <= self.matched or (not self.is_streaming and index >= self.next_index):
+            return False
+        self.is_streaming, self.next_index, self.piece_at = False, index, None
+        return True
+
+    def doubt(self) -> None:
+        """A heartbeat is due: what was sent and not acknowledged by now may be lost, so send no more on trust."""
+        self.is_streaming = self.is_streaming and self.matched + 1 >= self.next_index
+        self.piece_at = None
+
+    def wants_piece(self, offset: int) -> bool:
+        """It has ``offset`` bytes of our snapshot: should the next ones leave, or are they under way already?"""
+        is_new = self.piece_at != offset
+        self.piece_at = offset
+        return is_new
