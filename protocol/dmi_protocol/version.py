@@ -10,6 +10,8 @@ SPOKEN = frozenset({PROTOCOL})
 
 def check_version(version: object) -> None:
     """Raise ``RemoteProtocolError`` unless we can read ``version``."""
-    if version not in SPOKEN:
+    if type(version) is not int or version not in SPOKEN:  # a list has no hash, and True would pass for 1
         spoken = ", ".join(map(str, sorted(SPOKEN)))
-        raise RemoteProtocolError(f"protocol version {version!r} where we speak {spoken}; upgrade the older node")
+        raise RemoteProtocolError(
+            f"protocol version {str(version)[:40]} where we speak {spoken}; upgrade the older node"
+        )

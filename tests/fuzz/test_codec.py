@@ -20,6 +20,7 @@ from dmi_protocol.messages.membership import Ping, Rumor, Update
 from dmi_protocol.messages.mesh import Wire
 from dmi_protocol.messages.parameters import ParameterMessage
 from dmi_protocol.messages.roles import FromRole, ToRole
+from dmi_protocol.version import PROTOCOL
 
 NODE = NodeId("0123456789abcdef")
 MESSAGES = [
@@ -105,3 +106,12 @@ def test_a_claim_of_absurd_size_takes_no_memory(claim: bytes) -> None:
 def test_another_version_is_refused_by_name() -> None:
     with pytest.raises(RemoteProtocolError, match="version 99"):
         open_envelope(msgpack.packb([99, {"type": "nack", "sequence": 1}]), Wire)
+
+
+@settings(max_examples=500)
+@given(values)
+def test_any_value_in_the_place_of_the_version_is_refused(value: object) -> None:
+    if type(value) is int and value == PROTOCOL:
+        return
+    with pytest.raises(RemoteProtocolError):
+        open_envelope(msgpack.packb([value, {"type": "nack", "sequence": 1}]), Wire)

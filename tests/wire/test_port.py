@@ -1,8 +1,7 @@
 """The mesh port against those who have no business there."""
 
 import asyncio
-import os
-import socket
+import contextlib
 import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from dmi_protocol import limits
 from dmi_protocol.identity import PublicKey
 from dmi_wire.keys import KeyFileError, KeyPair
 from dmi_wire.link import Link
@@ -19,6 +19,8 @@ from dmi_wire.listener import Listener
 from dmi_wire.zap import Gatekeeper
 
 SECONDS = 10
+CLOSES_S = 3
+"""Less than libzmq's patience with a handshake, which would close any connection."""
 
 
 class Port:
@@ -118,33 +120,57 @@ async def test_a_bad_question_does_not_end_the_gatekeeper(port: Port) -> None:
     await hears(port, KeyPair.make(), b"the mesh goes on")
 
 
+def greeting(mechanism: bytes) -> bytes:
+    """How a ZMTP 3.1 connection begins (RFC 37): signature, version, mechanism, role and filler; 64 bytes."""
+    return b"\xff" + bytes(8) + b"\x7f\x03\x01" + mechanism.ljust(20, b"\0") + bytes(32)
+
+
+HUGE = struct.pack(">Q", 2**62) + b"x" * 64
+LONG_COMMAND, LONG_MESSAGE = b"\x06", b"\x02"
+
+
 @pytest.mark.parametrize(
     "garbage",
     [
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 10,
-        os.urandom(4096),
-        b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f\x03\x01NULL"
-        + bytes(48)
-        + b"\x02"
-        + struct.pack(">Q", 2**62)
-        + b"x" * 64,
+        greeting(b"NULL") + LONG_MESSAGE + HUGE,
+        greeting(b"CURVE") + LONG_COMMAND + HUGE,
+        greeting(b"CURVE") + LONG_MESSAGE + HUGE,
     ],
-    ids=["http", "random", "a frame of 2^62 bytes"],
+    ids=["http", "no encryption", "a command of 2^62 bytes", "a message of 2^62 bytes"],
 )
 async def test_garbage_closes_its_connection_and_takes_no_memory(port: Port, garbage: bytes) -> None:
     before = psutil.Process().memory_info().rss
-    with socket.create_connection(("127.0.0.1", port.number), timeout=SECONDS) as raw:
-        loop = asyncio.get_running_loop()
-        raw.setblocking(False)  # noqa: FBT003
-        await loop.sock_sendall(raw, garbage)
-        try:
-            raw.shutdown(socket.SHUT_WR)
-            while await asyncio.wait_for(loop.sock_recv(raw, 65536), SECONDS):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port.number)
+    writer.write(garbage)  # our end stays open: it is the listener that has to close
+    with contextlib.suppress(ConnectionError):
+        async with asyncio.timeout(CLOSES_S):
+            while await reader.read(65536):
                 continue
-        except OSError:  # it was closed already
-            pass
+    writer.close()
     assert psutil.Process().memory_info().rss - before < 32 * 1024 * 1024
     await hears(port, KeyPair.make(), b"the mesh goes on")
+
+
+async def test_a_member_that_sends_too_much_loses_its_connection(port: Port) -> None:
+    keys = KeyPair.make()
+    port.allowed.add(keys.public)
+    link, up, down = port.dial(keys)
+    await asyncio.wait_for(up.wait(), SECONDS)
+    link.send(bytes(limits.MESSAGE_BYTES + 1))
+    await asyncio.wait_for(down.wait(), SECONDS)
+    await hears(port, KeyPair.make(), b"the mesh goes on")
+
+
+async def test_the_key_stands_on_each_message_of_a_connection_that_was_allowed_once(port: Port) -> None:
+    keys = KeyPair.make()
+    port.allowed.add(keys.public)
+    link, up, _ = port.dial(keys)
+    await asyncio.wait_for(up.wait(), SECONDS)
+    port.allowed.clear()
+    link.send(b"after the key was revoked")
+    heard = await asyncio.wait_for(port.listener.receive(), SECONDS)
+    assert heard.key == keys.public
 
 
 def test_a_key_file_is_closed_to_others_and_is_not_overwritten(tmp_path: Path) -> None:
