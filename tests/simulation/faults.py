@@ -7,7 +7,7 @@ from dmi_protocol.cluster.state import STARTING
 from dmi_protocol.effects import PersistVote
 from dmi_protocol.events import Stopping
 from tests.simulation.node import Node
-from tests.simulation.roles import Process, exits
+from tests.simulation.roles import Process, ScriptedWorker, exits
 from tests.simulation.workload import Workload
 from tests.simulation.world import World
 
@@ -212,13 +212,17 @@ class Faults:
         self._world.clock.later(1_500 + int(5_000 * self._world.random.random()), self._back, node)
 
     def _deaf_worker(self) -> Undo | None:
-        """What servers show does not get to one worker's host, which speaks on. The others can go on without it."""
-        self._on_role(self._is_far_worker, self._deafen)
+        """What servers show does not get to the host of a worker without leaves, which speaks on: nobody waits for it."""
+        self._on_role(self._is_far_and_idle, self._deafen)
         return None
 
-    def _is_far_worker(self, process: Process) -> bool:
+    def _is_far_and_idle(self, process: Process) -> bool:
         beside = [other for other in self._workload.living() if other.node is process.node]
-        return process.key.role == "worker" and all(other.key.role == "worker" for other in beside)
+        return (
+            isinstance(process, ScriptedWorker)
+            and process.is_idle
+            and all(isinstance(p, ScriptedWorker) for p in beside)
+        )
 
     def _deafen(self, process: Process) -> None:
         name = process.node.name

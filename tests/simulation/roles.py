@@ -224,6 +224,8 @@ class ScriptedWorker:
         self._steps = int(assignment.args[0])
         self._tensors = Tensors(str(self.key))
         self._machine: Worker | None = None
+        self.is_idle = False
+        """Has it begun, without a leaf to compute?"""
         self._version = 0
         self._parameters = [0] * BUCKETS
         self._shown: dict[tuple[int, int], int] = {}
@@ -237,6 +239,7 @@ class ScriptedWorker:
         self._roster = roster
         share = tuple(shares(roster.speeds, self._leaves)[self.key.index])
         self._machine = Worker(x.Assigned(roster.generation, share), BUCKETS)
+        self.is_idle = not share
         worker, generation = self.key.index, roster.generation
         for seat in roster.servers:
             self._say(seat.public_key, Said(x.Greeted(worker, generation, (("torch", "fake"),), b"model")))

@@ -1,5 +1,6 @@
 """One seed: begin, burn, heal, and show that life goes on."""
 
+import gc
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -122,6 +123,8 @@ def run(seed: int) -> Report:
     """Live through one universe. What it raises is in the report."""
     universe = Universe(seed)
     checker = what = ""
+    gc.collect()
+    gc.disable()  # a universe makes many small things and hardly a circle
     try:
         universe.live()
     except Violation as violation:
@@ -130,6 +133,8 @@ def run(seed: int) -> Report:
         checker, what = "invariants", f"{error}\n{traceback.format_exc()}"
     except _CRASHES as error:
         checker, what = "crash", f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+    finally:
+        gc.enable()
     report = universe.report()
     report.checker, report.what = checker, what
     return report

@@ -68,7 +68,7 @@ class Workload:
         spec = JobSpec(
             "job",
             "train.py",
-            (str(random.choice([2, 4, 8])),),
+            (str(random.choice([2, 6, 10])),),
             workers=random.choice([1, 2, 3, 4]),
             servers=random.choice([1, 2, 3]),
             leaves=random.choice([1, 2, 4, 8]),

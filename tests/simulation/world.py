@@ -23,6 +23,7 @@ from dmi_protocol.events import Asked, BlobArrived, Connected, Disconnected, Eve
 from dmi_protocol.identity import NodeId, PublicKey, RequestId, node_id
 from dmi_protocol.messages.consensus import Snapshot, Voted
 from dmi_protocol.messages.control import Introduced
+from dmi_protocol.messages.membership import MembershipMessage
 from dmi_protocol.messages.mesh import Message, Wire
 from dmi_protocol.messages.roles import Roster
 from dmi_protocol.peer import Me, Peer, PeerSettings
@@ -197,6 +198,8 @@ class World:
     def _deliver(self, sender: NodeId, target: Node, message: Message) -> None:
         if target.is_up and sender in target.linked:
             self.clock.note(f"{self.clock.now} {target.name} {type(message).__name__}")
+            if isinstance(message, MembershipMessage):
+                target.has_gossip = True
             target.give(Received(sender, message))
 
     def turned(self, node: Node) -> None:
@@ -205,8 +208,10 @@ class World:
         assert peer is not None
         self.agreement.turned(node, peer)
         self.answers.turned()
-        self.incarnations.turned(node, peer)
-        bounds(node, peer, self.settings)
+        if node.has_gossip:
+            node.has_gossip = False
+            self.incarnations.turned(node, peer)
+            bounds(node, peer, self.settings)
 
     # Asking
 
