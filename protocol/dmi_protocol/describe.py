@@ -81,6 +81,8 @@ def _name(annotation: Any) -> str:
     """A type as a reader of the wire sees it."""
     if hasattr(annotation, "__supertype__"):
         return _name(annotation.__supertype__)
+    if hasattr(annotation, "__metadata__"):
+        return _name(annotation.__origin__)
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is tuple:
         inner = ", ".join(_name(argument) for argument in arguments if argument is not Ellipsis)

@@ -1,5 +1,6 @@
 """Who may open a connection: our own ZAP handler (RFC 27). Without a running one, libzmq's CURVE lets everybody in."""
 
+import logging
 from collections.abc import Callable
 
 import zmq
@@ -8,6 +9,7 @@ from zmq.utils import z85
 
 from dmi_protocol.identity import PublicKey
 
+_log = logging.getLogger("dmi.zap")
 _ADDRESS = "inproc://zeromq.zap.01"
 _VERSION, _SEQUENCE, _DOMAIN, _ADDRESS_OF_PEER, _IDENTITY, _MECHANISM, _KEY = range(7)
 
@@ -31,7 +33,12 @@ class Gatekeeper:
         """Answer until cancelled."""
         while True:
             request = await self._socket.recv_multipart()
-            await self._socket.send_multipart(self._answer(request))
+            try:
+                answer = self._answer(request)
+            except Exception:  # noqa: BLE001 (a bug of ours must not lock everybody out)
+                _log.exception("a question of authentication could not be answered; it is refused")
+                answer = [b"1.0", request[_SEQUENCE] if len(request) > _SEQUENCE else b"", b"500", b"", b"", b""]
+            await self._socket.send_multipart(answer)
 
     def _answer(self, request: list[bytes]) -> list[bytes]:
         sequence = request[_SEQUENCE] if len(request) > _SEQUENCE else b""

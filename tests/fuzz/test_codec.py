@@ -115,3 +115,9 @@ def test_any_value_in_the_place_of_the_version_is_refused(value: object) -> None
         return
     with pytest.raises(RemoteProtocolError):
         open_envelope(msgpack.packb([value, {"type": "nack", "sequence": 1}]), Wire)
+
+
+@pytest.mark.parametrize("term", [-1, 2**63, 2**64 - 1])
+def test_a_number_that_no_disk_can_hold_is_refused(term: int) -> None:
+    with pytest.raises(RemoteProtocolError):
+        open_envelope(msgpack.packb([1, {"type": "voted", "term": term, "granted": False}]), Wire)

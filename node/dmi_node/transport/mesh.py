@@ -26,6 +26,7 @@ from dmi_wire.zap import Gatekeeper
 DOMAIN = "dmi-mesh"
 _log = logging.getLogger("dmi.mesh")
 _NEWCOMER_S = 1.0
+_JOIN_BYTES = 4096
 
 
 class _Member(Struct):
@@ -153,6 +154,8 @@ class Mesh:
             else:
                 self._give(Received(node, message))
         elif heard.key in self._invitations:
+            if len(heard.frames[0]) > _JOIN_BYTES:
+                raise RemoteProtocolError(f"{len(heard.frames[0])} bytes for a `join`")
             self._join(heard, open_envelope(heard.frames[0], Join))
         else:
             self._refusals.add("revoked", heard.key, "a key that does not count any more, on an open connection")

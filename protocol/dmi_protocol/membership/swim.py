@@ -213,7 +213,8 @@ class Swim:
         match message:
             case say.Ping(sequence):
                 output.append(Send(sender, say.Ack(sequence, *self._gossip_for(sender))))
-                if sender in self._strange:  # it knows us by now, so it will take our introduction
+                is_under_way = any(probe.target == sender and probe.introduces for probe in self._probes.values())
+                if sender in self._strange and not is_under_way:  # it knows us, so it will take our introduction now
                     output += self._ping(now, sender, hurried=True)
             case say.Ack(sequence):
                 output += self._acknowledged(sender, sequence)

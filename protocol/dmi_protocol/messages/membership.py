@@ -5,6 +5,7 @@ from typing import Literal
 from msgspec import Struct
 
 from dmi_protocol.identity import NodeId
+from dmi_protocol.messages.bounds import Count
 
 Standing = Literal["alive", "suspect", "dead"]
 
@@ -14,7 +15,7 @@ class Update(Struct, frozen=True):
 
     node: NodeId
     standing: Standing
-    incarnation: int
+    incarnation: Count
     accuser: NodeId | None = None
 
 
@@ -23,14 +24,14 @@ class Rumor(Struct, frozen=True):
 
     origin: NodeId
     key: str
-    version: int
+    version: Count
     value: bytes
 
 
 class Ping(Struct, frozen=True, tag="ping"):
     """Are you there? Gossip rides along."""
 
-    sequence: int
+    sequence: Count
     updates: tuple[Update, ...] = ()
     rumors: tuple[Rumor, ...] = ()
 
@@ -38,7 +39,7 @@ class Ping(Struct, frozen=True, tag="ping"):
 class Ack(Struct, frozen=True, tag="ack"):
     """I am here; or, for an indirect probe, the one you asked about is."""
 
-    sequence: int
+    sequence: Count
     updates: tuple[Update, ...] = ()
     rumors: tuple[Rumor, ...] = ()
 
@@ -46,7 +47,7 @@ class Ack(Struct, frozen=True, tag="ack"):
 class PingRequest(Struct, frozen=True, tag="ping-request"):
     """I cannot reach ``target``; can you?"""
 
-    sequence: int
+    sequence: Count
     target: NodeId
     updates: tuple[Update, ...] = ()
 
@@ -54,7 +55,7 @@ class PingRequest(Struct, frozen=True, tag="ping-request"):
 class Nack(Struct, frozen=True, tag="nack"):
     """I could not reach it either, but I am here (Lifeguard: the asker need not blame itself)."""
 
-    sequence: int
+    sequence: Count
 
 
 class Gossip(Struct, frozen=True, tag="gossip"):
