@@ -92,6 +92,7 @@ class Node:
         self._ended = asyncio.Event()
         self.changed = Changes()
         self.blobs = Blobs(home.blobs)
+        self.blobs.sweep()
 
     async def run(self, environment: Mapping[str, str]) -> None:
         """Until somebody asks it to end, or a part of it fails."""

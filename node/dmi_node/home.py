@@ -1,12 +1,17 @@
 """Where one node keeps what it knows: the files of its home directory."""
 
 import fcntl
+import hashlib
 import os
+import re
 from pathlib import Path
 from typing import TextIO
 
 from dmi_protocol.identity import BlobHash, JobId
 from dmi_protocol.messages.roles import RoleKey
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
 class HomeBusyError(Exception):
@@ -56,8 +61,8 @@ class Home:
         return self.blobs / blob
 
     def job(self, job: JobId) -> Path:
-        """What is kept of a job."""
-        return self.jobs / job
+        """What is kept of a job. Its name is somebody's choice: one that could lead elsewhere is replaced by its hash."""
+        return self.jobs / (job if _PLAIN.fullmatch(job) else hashlib.sha256(job.encode()).hexdigest())
 
     def role(self, role: RoleKey) -> Path:
         """What is kept of one role process: ``work/`` (its directory), ``log``, ``ledger.jsonl``."""

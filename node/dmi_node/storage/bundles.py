@@ -21,5 +21,5 @@ def unpack(bundle: Path, directory: Path) -> None:
                 if not member.isfile() or number >= limits.BUNDLE_FILES or total > limits.BUNDLE_BYTES:
                     raise BadBundleError(f"{member.name} is no plain file, or too much")
                 archive.extract(member, directory, filter="data")
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, ArithmeticError, EOFError) as error:  # a name with a NUL, a time that is none
         raise BadBundleError(f"not a bundle: {error}") from error

@@ -100,6 +100,8 @@ class Library:
         """Bring the blob here, if it is not. Raises ``NoSourceError``; ``OSError`` is the disk's."""
         if self._blobs.has(blob):
             return
+        if not is_hash(blob):
+            raise NoSourceError(f"{blob[:80]!r} is no SHA-256")
         if blob not in self._fetching:
             task = asyncio.ensure_future(self._fetch(blob, sources))
             self._fetching[blob] = task

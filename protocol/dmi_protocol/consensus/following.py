@@ -26,7 +26,7 @@ def is_sound(message: ConsensusMessage) -> bool:
         return is_within and 0 < message.index < LARGEST and 0 <= message.last_term <= message.term
     if not isinstance(message, Append):
         return True
-    if not (0 <= message.previous_index < LARGEST and 0 <= message.previous_term):
+    if not (0 <= message.previous_index < LARGEST and message.previous_term >= 0):
         return False
     index, term = message.previous_index, message.previous_term
     for entry in message.entries:

@@ -24,7 +24,7 @@ class Progress:
 
     def back_off(self, index: int) -> bool:
         """Its log differs from ours: try again from ``index``. False when the answer is older than what we know."""
-        if index <= self.matched or (not self.is_streaming and index >= self.next_index):
+        if not self.matched < index < self.next_index:
             return False
         self.is_streaming, self.next_index, self.piece_at = False, index, None
         return True

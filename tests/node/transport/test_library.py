@@ -1,0 +1,208 @@
+"""Two libraries that speak with each other without a network in between."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from dmi_node.home import Home
+from dmi_node.storage.blobs import Blobs
+from dmi_node.tasks import Tasks
+from dmi_node.transport import library as module
+from dmi_node.transport.library import Library, NoSourceError
+from dmi_protocol import limits
+from dmi_protocol.errors import RemoteProtocolError
+from dmi_protocol.identity import BlobHash, JobId, NodeId
+from dmi_protocol.messages.blobs import BlobKept, BlobMessage, BlobPiece, KeepBlob, LogPiece, WantBlob, WantLog
+
+HERE, THERE = NodeId("here"), NodeId("there")
+DATA = bytes(range(256)) * (5 * limits.CHUNK_BYTES // 512)
+BLOB = BlobHash(hashlib.sha256(DATA).hexdigest())
+SECONDS = 20
+
+Change = Callable[[BlobMessage], BlobMessage | None]
+
+
+def unchanged(message: BlobMessage) -> BlobMessage:
+    return message
+
+
+class Pair:
+    """``here`` and ``there``; what ``there`` says passes through ``change``."""
+
+    def __init__(self, root: Path, change: Change) -> None:
+        self.tasks = Tasks()
+        self.homes = {node: Home(root / node) for node in (HERE, THERE)}
+        self.blobs: dict[NodeId, Blobs] = {}
+        for node, home in self.homes.items():
+            home.make()
+            self.blobs[node] = Blobs(home.blobs)
+        self.said: list[BlobMessage] = []
+        self.here = Library(self.homes[HERE], self.blobs[HERE], self.tasks, self._from_here)
+        self.there = Library(self.homes[THERE], self.blobs[THERE], self.tasks, self._from_there)
+        self._change = change
+
+    def _from_here(self, to: NodeId, message: BlobMessage) -> None:
+        assert to == THERE
+        self.there.take(HERE, message)
+
+    def _from_there(self, to: NodeId, message: BlobMessage) -> None:
+        assert to == HERE
+        changed = self._change(message)
+        if changed is not None:
+            self.said.append(changed)
+            self.here.take(THERE, changed)
+
+    def put(self, node: NodeId, data: bytes = DATA) -> None:
+        self.homes[node].blobs.joinpath(hashlib.sha256(data).hexdigest()).write_bytes(data)
+
+
+@asynccontextmanager
+async def pair(root: Path, change: Change = unchanged) -> AsyncIterator[Pair]:
+    made = Pair(root, change)
+    try:
+        async with asyncio.timeout(SECONDS):
+            yield made
+    finally:
+        await made.tasks.close()
+
+
+async def test_a_blob_comes_in_pieces(tmp_path: Path) -> None:
+    async with pair(tmp_path) as both:
+        both.put(THERE)
+        await asyncio.gather(both.here.fetch(BLOB, [THERE]), both.here.fetch(BLOB, [THERE]))
+        assert both.blobs[HERE].path(BLOB).read_bytes() == DATA
+        assert len(both.said) == 3  # once, though it was wanted twice
+        await both.here.fetch(BLOB, [])
+
+
+async def test_an_empty_blob_comes_too(tmp_path: Path) -> None:
+    async with pair(tmp_path) as both:
+        both.put(THERE, b"")
+        empty = BlobHash(hashlib.sha256(b"").hexdigest())
+        await both.here.fetch(empty, [THERE])
+        assert both.blobs[HERE].read(empty, 0, 1) == (0, b"")
+
+
+def grows(message: BlobMessage) -> BlobMessage:
+    assert isinstance(message, BlobPiece)
+    return BlobPiece(message.blob, message.offset, message.total + message.offset, message.data)
+
+
+def lies(message: BlobMessage) -> BlobMessage:
+    assert isinstance(message, BlobPiece)
+    return BlobPiece(message.blob, message.offset, message.total, bytes(len(message.data)))
+
+
+def stalls(message: BlobMessage) -> BlobMessage:
+    assert isinstance(message, BlobPiece)
+    return BlobPiece(message.blob, message.offset, message.total, message.data if not message.offset else b"")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [(grows, "how long"), (lies, "hash"), (stalls, "does not have it")],
+    ids=["grows", "lies", "stalls"],
+)
+async def test_a_source_that_cannot_be_right_leaves_nothing(tmp_path: Path, change: Change, why: str) -> None:
+    async with pair(tmp_path, change) as both:
+        both.put(THERE)
+        with pytest.raises(NoSourceError, match=why):
+            await both.here.fetch(BLOB, [THERE])
+        assert list(both.homes[HERE].blobs.iterdir()) == []
+
+
+async def test_who_has_it_not_says_so(tmp_path: Path) -> None:
+    async with pair(tmp_path) as both:
+        with pytest.raises(NoSourceError, match="does not have it"):
+            await both.here.fetch(BLOB, [THERE])
+        with pytest.raises(NoSourceError, match="no node"):
+            await both.here.fetch(BLOB, [])
+        with pytest.raises(NoSourceError, match="no SHA-256"):
+            await both.here.fetch(BlobHash("../state.sqlite"), [THERE])
+
+
+async def test_a_lost_answer_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PIECE_WAIT_S", 0.2)
+    lost: list[BlobMessage] = []
+
+    def loses(message: BlobMessage) -> BlobMessage | None:
+        if lost:
+            return message
+        lost.append(message)
+        return None
+
+    async with pair(tmp_path, loses) as both:
+        both.put(THERE)
+        await both.here.fetch(BLOB, [THERE])
+        assert both.blobs[HERE].has(BLOB)
+
+
+async def test_another_node_keeps_a_copy(tmp_path: Path) -> None:
+    async with pair(tmp_path) as both:
+        both.put(HERE)
+        both.there._send = both._from_there
+        kept = await asyncio.gather(both.here.keep_at(THERE, BLOB, SECONDS), both.here.keep_at(THERE, BLOB, SECONDS))
+        assert kept == [True, True]
+        assert both.blobs[THERE].has(BLOB)
+        assert not await both.here.keep_at(THERE, BlobHash("0" * 64), SECONDS)
+
+
+async def test_nobody_waits_for_a_silent_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PIECE_WAIT_S", 0.05)
+    async with pair(tmp_path, lambda _: None) as both:
+        both.put(HERE)
+        assert not await both.here.keep_at(THERE, BLOB, 0.05)
+        assert await both.here.log(THERE, JobId("digits-1"), {}) == {}
+
+
+async def test_logs_of_another_node_come_from_where_they_were_left(tmp_path: Path) -> None:
+    async with pair(tmp_path) as both:
+        for node in (HERE, THERE):
+            directory = both.homes[node].jobs / "digits-1" / "1" / "worker-0"
+            directory.mkdir(parents=True)
+            (directory / "log").write_text(f"I am {node}\n")
+        job = JobId("digits-1")
+        assert await both.here.log(THERE, job, {}) == {"1/worker-0": (0, b"I am there\n")}
+        assert await both.here.log(THERE, job, {"1/worker-0": 5}) == {"1/worker-0": (5, b"there\n")}
+        assert await both.here.log(None, job, {"1/worker-0": 5}) == {"1/worker-0": (5, b"here\n")}
+        assert await both.here.log(THERE, JobId("../jobs/digits-1"), {}) == {}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        WantBlob(BlobHash("../node.key_secret"), 0),
+        WantBlob(BlobHash(""), 0),
+        WantBlob(BLOB, -1),
+        WantBlob(BLOB, 2**63),
+        KeepBlob(BlobHash("/etc/passwd")),
+        BlobKept(BlobHash("x"), kept=True),
+        BlobPiece(BlobHash("x"), 0, 0, b""),
+        WantLog(1, JobId("digits-1"), {"1/worker-0": -1}),
+    ],
+    ids=lambda message: f"{type(message).__name__} {str(message)[-40:]}",
+)
+async def test_what_no_correct_node_says_is_refused(tmp_path: Path, message: BlobMessage) -> None:
+    async with pair(tmp_path) as both:
+        with pytest.raises(RemoteProtocolError):
+            both.there.take(HERE, message)
+
+
+async def test_questions_beyond_the_bound_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_WAITING", 3)
+    answered: asyncio.Queue[BlobMessage] = asyncio.Queue()
+
+    def notes(message: BlobMessage) -> None:
+        answered.put_nowait(message)
+
+    async with pair(tmp_path, notes) as both:
+        for request in range(5):
+            both.there.take(HERE, WantLog(request, JobId("digits-1"), {}))
+        seen = [await answered.get() for _ in range(3)]
+        both.there.take(HERE, WantLog(9, JobId("digits-1"), {}))
+        seen.append(await answered.get())
+        assert sorted(piece.request for piece in seen if isinstance(piece, LogPiece)) == [0, 1, 2, 9]
