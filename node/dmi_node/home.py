@@ -10,7 +10,6 @@ from typing import TextIO
 from dmi_protocol.identity import BlobHash, JobId
 from dmi_protocol.messages.roles import RoleKey
 
-
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
