@@ -362,7 +362,7 @@ class Peer:
         return reasons.NoQuorum(here, away)
 
     def standing(self, node: NodeId) -> str:
-        """``alive``, ``suspect`` or ``dead``."""
+        """``alive``, ``suspect``, ``dead`` or ``left``."""
         return (
             "alive"
             if node == self.me.node

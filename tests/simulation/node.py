@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from random import Random
 from typing import Protocol
 
+from msgspec import structs
+
 from dmi_protocol import limits
 from dmi_protocol.consensus.settings import Restored
 from dmi_protocol.effects import Effect, Link, Unlink
@@ -81,7 +83,8 @@ class Node:
         self.linked = set()
         introduced = tuple(self.known.values())
         random = Random(self._clock.random.random())
-        self.peer = Peer(self.me, settings, random, self.disk.restored(), introduced)
+        who = structs.replace(self.me, started=1_000 * self.life)
+        self.peer = Peer(who, settings, random, self.disk.restored(), introduced)
         self.give(Ticked())
 
     def crash(self) -> None:

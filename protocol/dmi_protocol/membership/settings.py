@@ -16,6 +16,8 @@ class SwimSettings(Struct, frozen=True):
     indirect: int = 3
     """How many others are asked to try; also how many confirmations bring a suspicion to its minimum."""
     health_max: int = 8
+    probes_max: int = 64
+    """Probes under way at once, those for others included; whoever asks for more is not answered."""
     retransmit: int = 4
     """News rides on this many messages times log2 of the mesh's size."""
     updates_per_message: int = 8

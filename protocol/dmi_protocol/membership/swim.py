@@ -6,25 +6,15 @@ from random import Random
 from msgspec import Struct
 
 from dmi_protocol.effects import Effect, Send
-from dmi_protocol.events import Connected, Disconnected, Event, Received
+from dmi_protocol.events import Connected, Disconnected, Event, Received, Stopping
 from dmi_protocol.identity import NodeId
 from dmi_protocol.instant import Instant, after, earliest
 from dmi_protocol.membership.gossip import Gossip
+from dmi_protocol.membership.member import Member, overrides
 from dmi_protocol.membership.settings import SwimSettings
 from dmi_protocol.membership.suspicion import suspicion_ms
 from dmi_protocol.messages import membership as say
 from dmi_protocol.messages.membership import MembershipMessage, Rumor, Standing, Update
-
-_RANK: dict[Standing, int] = {"alive": 0, "suspect": 1, "dead": 2}
-
-
-class Member(Struct):
-    """A member as this node sees it."""
-
-    standing: Standing
-    incarnation: int
-    since: Instant
-    accusers: set[NodeId]
 
 
 class MemberChanged(Struct, frozen=True):
@@ -59,6 +49,7 @@ class Swim:
         self._settings = settings
         self._random = random
         self._incarnation = 0
+        self._is_leaving = False
         self.members: dict[NodeId, Member] = {}
         self.rumors: dict[tuple[NodeId, str], Rumor] = {}
         self.refutations = 0
@@ -92,7 +83,7 @@ class Swim:
 
     def is_alive(self, node: NodeId) -> bool:
         """Is ``node`` believed to be alive or only suspected? We ourselves are."""
-        return node == self._me or (node in self.members and self.members[node].standing != "dead")
+        return node == self._me or (node in self.members and self.members[node].is_there())
 
     def publish(self, now: Instant, key: str, value: bytes) -> None:
         """Spread a small value; it replaces what we spread under ``key`` before."""
@@ -126,7 +117,15 @@ class Swim:
                 return [*self._ping(now, peer, hurried=True), *self._tick(now)]
             case Disconnected(peer) if peer in self.members and self.members[peer].standing == "alive":
                 return [*self._ping(now, peer, hurried=True), *self._tick(now)]
+            case Stopping():
+                return self._leave()
         return self._tick(now)
+
+    def _leave(self) -> list[Output]:
+        """We end in good order, and say so; whoever hears it need not suspect us first (SWIM, 4.1)."""
+        self._is_leaving = True
+        self._updates.add((self._me, ""), Update(self._me, "left", self._incarnation))
+        return self._tell_some()
 
     # Probing
 
@@ -162,8 +161,10 @@ class Swim:
     def _ping(
         self, now: Instant, target: NodeId, *, hurried: bool = False, asker: tuple[NodeId, int] | None = None
     ) -> list[Output]:
+        if len(self._probes) >= self._settings.probes_max:  # a host that stood still is asked everything at once
+            return []
         self._sequence += 1
-        is_dead = self.members[target].standing == "dead"
+        is_dead = not self.members[target].is_there()
         patience = self._settings.ping_ms * (2 if hurried or asker else 3)
         indirect = None if is_dead or asker else after(now, self._settings.ping_ms)
         introduces = target in self._strange
@@ -251,7 +252,7 @@ class Swim:
         member = self.members.get(update.node)
         if member is None:
             return []
-        if not _overrides(update, member):
+        if not overrides(update, member):
             is_confirmation = (
                 update.standing == member.standing == "suspect" and update.incarnation == member.incarnation
             )
@@ -270,7 +271,7 @@ class Swim:
 
     def _refute(self, update: Update) -> list[Output]:
         """Somebody doubts us: a higher incarnation says that we live."""
-        if update.standing == "alive":
+        if update.standing == "alive" or self._is_leaving:
             return []
         if update.incarnation < self._incarnation:  # the accuser has missed our refutation: it gets it with the answer
             self._updates.add((self._me, ""), Update(self._me, "alive", self._incarnation))
@@ -302,13 +303,5 @@ class Swim:
     def check(self) -> None:
         """Assert the invariants."""
         assert self._me not in self.members
-        assert len(self._probes) <= 4 * (len(self.members) + 1) + 16, "probes pile up"
+        assert len(self._probes) <= self._settings.probes_max, "probes pile up"
         assert all(member.standing != "suspect" or member.accusers for member in self.members.values())
-
-
-def _overrides(update: Update, member: Member) -> bool:
-    """Alive needs a higher incarnation; suspect overrides alive of the same one, dead both; dead of an older incarnation
-    says nothing about a newer one."""
-    if update.incarnation != member.incarnation:
-        return update.incarnation > member.incarnation
-    return _RANK[update.standing] > _RANK[member.standing]

@@ -7,7 +7,8 @@ from msgspec import Struct
 from dmi_protocol.identity import NodeId
 from dmi_protocol.messages.bounds import Count
 
-Standing = Literal["alive", "suspect", "dead"]
+Standing = Literal["alive", "suspect", "dead", "left"]
+"""``left`` is what a member says of itself when it ends in good order."""
 
 
 class Update(Struct, frozen=True):
