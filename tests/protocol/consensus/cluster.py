@@ -52,9 +52,16 @@ def founded(voters: str) -> Snapshot:
 class Cluster:
     """``a``, ``b``, ... with the same beginning. Effects are done at once and in order; messages wait in ``letters``."""
 
-    def __init__(self, voters: str = "abc", learners: str = "", seed: int = 0, **restored: Restored) -> None:
+    def __init__(
+        self,
+        voters: str = "abc",
+        learners: str = "",
+        seed: int = 0,
+        settings: RaftSettings | None = None,
+        **restored: Restored,
+    ) -> None:
         self.now = Instant(0)
-        self.settings = RaftSettings()
+        self.settings = settings or RaftSettings()
         self.seed = seed
         self.members = nodes(voters + learners)
         self.disks = {n: Disk(restored.get(n, Restored(1, None, founded(voters)))) for n in sorted(self.members)}
