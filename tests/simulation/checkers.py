@@ -202,7 +202,7 @@ class Answers:
         self._agreement = agreement
         self._open: dict[tuple[RequestId, str, int], tuple[Node, int]] = {}
         """By request, node and life of the node: who must answer, and until when."""
-        self._said: list[tuple[Node, Answer]] = []
+        self._said: dict[str, list[Answer]] = {}
 
     def asked(self, node: Node, request: RequestId, ends_at: int) -> None:
         """At this node, which has until ``ends_at``."""
@@ -213,18 +213,19 @@ class Answers:
         asked = self._open.pop((answer.request, node.name, node.life), None)
         demand("answers", asked is not None, f"{node.name} answers {answer.request} twice")
         if answer.refusal is None:
-            self._said.append((node, answer))
+            self._said.setdefault(node.name, []).append(answer)
 
-    def turned(self) -> None:
-        """A turn is over: what was said in it must be so."""
-        for node, answer in self._said:
+    def turned(self, name: str) -> None:
+        """A node's turn is over: what it said must be so. (While it writes, its commits are not looked at yet.)"""
+        for answer in self._said.pop(name, ()):
             outcome = self._agreement.state.requests.get(answer.request)
             is_so = outcome is not None and (outcome.value, outcome.refusal) == (answer.value, None)
-            demand("answers", is_so, f"{node.name} says yes to {answer.request}, which is not committed")
-        self._said.clear()
+            demand("answers", is_so, f"{name} says yes to {answer.request}, which is not committed")
 
     def at_end(self, now: int) -> None:
-        """Nobody waits beyond the patience."""
+        """Nobody waits beyond the patience; what was said before a crash was so."""
+        for name in list(self._said):
+            self.turned(name)
         for (request, _, life), (node, ends_at) in self._open.items():
             waits = node.life == life and node.is_up and now > ends_at + 1_000
             demand("answers", not waits, f"{node.name} never answers {request}")

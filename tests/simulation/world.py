@@ -207,7 +207,7 @@ class World:
         peer = node.peer
         assert peer is not None
         self.agreement.turned(node, peer)
-        self.answers.turned()
+        self.answers.turned(node.name)
         if node.has_gossip:
             node.has_gossip = False
             self.incarnations.turned(node, peer)
