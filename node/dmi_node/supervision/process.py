@@ -1,11 +1,14 @@
 """One role process: its channel, its log, its life and its end."""
 
 import asyncio
+import contextlib
+import io
+import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from dmi_node import clock
@@ -13,16 +16,35 @@ from dmi_protocol import limits
 from dmi_protocol.codec import decode_struct, encode_struct
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.instant import Instant
-from dmi_protocol.messages.roles import Assignment, Bound, Exited, FromRole, Moving, RoleEvent, Started, Stop, ToRole
+from dmi_protocol.messages.roles import (
+    Assignment,
+    Bound,
+    Completed,
+    Exited,
+    Failed,
+    FromRole,
+    Moving,
+    PartWritten,
+    Progressed,
+    RoleEvent,
+    Started,
+    Stop,
+    ToRole,
+)
 from dmi_wire.child import DESCRIPTOR
 
+_logger = logging.getLogger("dmi.roles")
 _LENGTH_BYTES = 4
 _PIECE = 1 << 16
+_READ_OUT_S = 5.0
+"""How long the last words of a process that is gone are waited for."""
+_KEY_CHARACTERS = 40
+_ADDRESS_CHARACTERS = 300
 _MODULES = {"worker": "dmi.run.worker", "server": "dmi_node.roles.server"}
 _KEPT = {"PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES"}
 """What of the daemon's environment a role process sees."""
 
-Happened = Callable[[RoleEvent], None]
+Happened = Callable[[RoleEvent], Awaitable[None]]
 
 
 def environment(descriptor: int, source: Mapping[str, str]) -> dict[str, str]:
@@ -32,7 +54,8 @@ def environment(descriptor: int, source: Mapping[str, str]) -> dict[str, str]:
 
 
 class RoleProcess:
-    """Start it with ``run``, which returns when the process is gone. Everything it says goes to ``happened``."""
+    """Start it with ``run``, which returns when the process is gone. Everything it says goes to ``happened``, one thing
+    at a time: a process that says more than can be taken in waits."""
 
     def __init__(self, assignment: Assignment, happened: Happened) -> None:
         self._assignment = assignment
@@ -40,15 +63,55 @@ class RoleProcess:
         self._directory = Path(assignment.directory)
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._output: asyncio.BaseTransport | None = None
         self._moved_at: Instant | None = None
+        self._is_busy = False
+        """We pass on what it said, so it is not to blame for our silence."""
         self._stalled = False
         self._stop_after_ms: int | None = None
 
+    @property
+    def is_wanted(self) -> bool:
+        """Nobody has asked for its end."""
+        return self._stop_after_ms is None
+
     async def run(self) -> None:
-        """The whole life of the process; ends with ``Exited``."""
+        """The whole life of the process; ends with ``Exited``. ``OSError`` when it cannot even be spawned."""
+        process, reader, output = await self._spawn()
+        tasks = [asyncio.create_task(work) for work in (self._listen(reader), self._log(output), self._watch())]
+        try:
+            await self._happened(Started(process.pid))
+            self.tell(self._assignment)
+            if self._stop_after_ms is not None:
+                self.stop(self._stop_after_ms)
+            code = await process.wait()
+            _kill_group(process.pid)  # what it started and left behind, which may hold its output open
+            await self._hear_out(*tasks[:2])
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._end(process)
+        await self._happened(Exited(max(code, 0), max(-code, 0), self._stalled))
+
+    async def _hear_out(self, ear: "asyncio.Task[None]", log: "asyncio.Task[None]") -> None:
+        """Its last words. A large part of a checkpoint may take long to be taken in; a silent channel is not waited for."""
+        await asyncio.wait([ear, log], timeout=_READ_OUT_S)
+        while self._is_busy:
+            await asyncio.wait([ear], timeout=_READ_OUT_S)
+        if ear.done():
+            ear.result()
+
+    async def _spawn(self) -> tuple[asyncio.subprocess.Process, asyncio.StreamReader, asyncio.StreamReader]:
+        """Start it; gives what it says on its channel, and what it prints."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
+        read_end, write_end = os.pipe()  # our own, because asyncio's would be waited for when the process is gone
+        try:
+            output = asyncio.StreamReader()
+            self._output, _ = await asyncio.get_running_loop().connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(output), os.fdopen(read_end, "rb", 0)
+            )
+            self._process = process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 _MODULES[self._assignment.key.role],
@@ -56,31 +119,29 @@ class RoleProcess:
                 env=environment(theirs.fileno(), os.environ),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
+                stdout=write_end,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,
             )
-        reader, self._writer = await asyncio.open_connection(sock=ours)
-        self._happened(Started(self._process.pid))
-        self.tell(self._assignment)
-        if self._stop_after_ms is not None:
-            self.stop(self._stop_after_ms)
-        assert self._process.stdout is not None
-        log = asyncio.create_task(self._log(self._process.stdout))
-        ear = asyncio.create_task(self._listen(reader))
-        watch = asyncio.create_task(self._watch())
-        try:
-            code = await self._process.wait()
-            await asyncio.wait([ear, log], timeout=5)
-        except asyncio.CancelledError:
-            self.kill()
+            reader, self._writer = await asyncio.open_connection(sock=ours)
+        except BaseException:
+            ours.close()
+            await self._end(self._process)
             raise
         finally:
-            for task in (log, ear, watch):
-                task.cancel()
-            await asyncio.gather(log, ear, watch, return_exceptions=True)
-            self._writer.close()
-        self._happened(Exited(max(code, 0), max(-code, 0), self._stalled))
+            os.close(write_end)
+            theirs.close()
+        return process, reader, output
+
+    async def _end(self, process: asyncio.subprocess.Process | None) -> None:
+        """Nothing of it is left, also when its life was cancelled."""
+        if process is not None and process.returncode is None:
+            self.kill()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), _READ_OUT_S)
+        for end in (self._output, self._writer):
+            if end is not None:
+                end.close()
 
     def tell(self, message: ToRole) -> None:
         """Say something to it; nobody hears when it is gone."""
@@ -114,35 +175,70 @@ class RoleProcess:
             while True:
                 length = int.from_bytes(await reader.readexactly(_LENGTH_BYTES), "big")
                 if length > limits.MESSAGE_BYTES:
-                    self.kill()
-                    return
+                    raise RemoteProtocolError(f"a message of {length} bytes")
                 message: FromRole = decode_struct(await reader.readexactly(length), FromRole)
-                self._moved_at = clock.now()
                 if not isinstance(message, Moving):
-                    if isinstance(message, Bound) and self._process is not None and message.pid != self._process.pid:
-                        self.kill()
-                    self._happened(message)
+                    await self._pass_on(self._judged(message))
+                self._moved_at = clock.now()
         except (asyncio.IncompleteReadError, ConnectionError):
             return
-        except RemoteProtocolError:
+        except RemoteProtocolError as error:
+            _logger.warning("%s speaks nonsense and is ended: %s", self._assignment.key, error)
             self.kill()
+
+    async def _pass_on(self, event: RoleEvent) -> None:
+        self._is_busy = True
+        try:
+            await self._happened(event)
+        finally:
+            self._is_busy = False
+
+    def _judged(self, message: Bound | Progressed | PartWritten | Completed | Failed) -> RoleEvent:
+        """What job code says goes to every node, so it is bounded here. Raises ``RemoteProtocolError``."""
+        match message:
+            case Bound(address, public_key, pid):
+                is_ours = self._process is not None and pid == self._process.pid
+                if not is_ours or len(address) > _ADDRESS_CHARACTERS or len(public_key) != _KEY_CHARACTERS:
+                    raise RemoteProtocolError("it is bound to what is no address, or as another process")
+            case Failed(kind, text, starting) if (
+                len(kind) > limits.NAME_CHARACTERS or len(text) > limits.TRACEBACK_BYTES
+            ):
+                return Failed(kind[: limits.NAME_CHARACTERS], text[-limits.TRACEBACK_BYTES :], starting)
+        return message
 
     async def _watch(self) -> None:
         """A process that was seen moving and does not move any more is ended."""
         while True:
             await asyncio.sleep(limits.ROLE_BEAT_MS / 1000)
-            if self._moved_at is not None and clock.now() - self._moved_at > limits.ROLE_STALLED_MS:
+            if self._is_busy or self._moved_at is None:
+                continue
+            if clock.now() - self._moved_at > limits.ROLE_STALLED_MS:
                 self._stalled = True
                 self.kill()
                 return
 
     async def _log(self, output: asyncio.StreamReader) -> None:
-        """All that it prints, up to a bound."""
-        written = 0
-        with (self._directory / "log").open("ab", buffering=0) as file:
-            while piece := await output.read(_PIECE):
-                if written < limits.LOG_BYTES:
-                    file.write(piece[: limits.LOG_BYTES - written])
-                    written += len(piece)
-                    if written >= limits.LOG_BYTES:
-                        file.write(b"\n[the log is full; the rest is left out]\n")
+        """All that it prints, up to a bound. It is read to the end even when the disk takes no more, or it would wait."""
+        room = limits.LOG_BYTES
+        try:
+            with (self._directory / "log").open("ab", buffering=0) as file:
+                while room and (piece := await output.read(_PIECE)):
+                    room -= _write(file, piece[:room])
+                if not room:
+                    _write(file, b"\n[the log is full; the rest is left out]\n")
+        except OSError as error:
+            _logger.warning("the log of %s ends early: %s", self._assignment.key, error)
+        while await output.read(_PIECE):
+            continue
+
+
+def _write(file: io.FileIO, data: bytes) -> int:
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+    return len(data)
+
+
+def _kill_group(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)

@@ -2,7 +2,9 @@
 
 import asyncio
 import shutil
+import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -15,7 +17,7 @@ from dmi_node.tasks import Tasks
 from dmi_protocol.effects import StartRole, StopRole, TellRole
 from dmi_protocol.events import RoleHappened
 from dmi_protocol.identity import JobId
-from dmi_protocol.messages.roles import Assignment, Exited, Failed, PartWritten, RoleEvent, RoleKey
+from dmi_protocol.messages.roles import Exited, Failed, PartWritten, RoleEvent, RoleKey
 
 
 class Supervisor:
@@ -31,58 +33,44 @@ class Supervisor:
 
     def start(self, effect: StartRole) -> None:
         """Unpack, spawn, listen."""
-        life = self._tasks.start(self._live(effect.role, effect.assignment), f"{effect.role.job} {effect.role.role}")
+        directory, bundle = self._home.role(effect.role), self._blobs.path(effect.assignment.bundle_hash)
+        assignment = replace(effect.assignment, directory=str(directory), bundle=str(bundle))
+        process = RoleProcess(assignment, partial(self._pass_on, effect.role))
+        self._processes[effect.role] = process
+        life = self._tasks.start(self._live(effect.role, process, bundle), f"{effect.role.job} {effect.role.role}")
         self._lives.add(life)
         life.add_done_callback(self._lives.discard)
 
-    async def _live(self, role: RoleKey, assignment: Assignment) -> None:
-        directory = self._home.role(role)
-        bundle = self._blobs.path(assignment.bundle_hash)
-        assignment = replace(assignment, directory=str(directory), bundle=str(bundle))
+    async def _live(self, role: RoleKey, process: RoleProcess, bundle: Path) -> None:
+        """The process, or why there is none; every life ends with one ``Exited``."""
         try:
-            await asyncio.to_thread(_prepare, directory, bundle)
+            await asyncio.to_thread(_prepare, self._home.role(role), bundle)
+            if process.is_wanted:
+                await process.run()
+            else:
+                await self._pass_on(role, Exited(0, signal.SIGTERM))
         except (OSError, BadBundleError) as error:
-            self._happened(
-                RoleHappened(
-                    role, Failed("cannot-start", f"the job's files cannot be unpacked: {error}", starting=True)
-                )
-            )
-            self._happened(RoleHappened(role, Exited(1, 0)))
-            return
-        said: asyncio.Queue[RoleEvent] = asyncio.Queue()
-        process = RoleProcess(assignment, said.put_nowait)
-        self._processes[role] = process
-        life = asyncio.ensure_future(process.run())
-        try:
-            while not isinstance(event := await self._next(said, life), Exited):
-                await self._pass_on(role, event)
+            why = f"the job's files cannot be unpacked, or its process started: {error}"
+            await self._pass_on(role, Failed("cannot-start", why, starting=True))
+            await self._pass_on(role, Exited(1, 0))
         finally:
-            life.cancel()
-            await asyncio.gather(life, return_exceptions=True)
             self._processes.pop(role, None)
-        self._happened(RoleHappened(role, event))
-
-    @staticmethod
-    async def _next(said: asyncio.Queue[RoleEvent], life: "asyncio.Future[None]") -> RoleEvent:
-        """The next thing that it says; a process that cannot even be spawned has ended."""
-        get = asyncio.ensure_future(said.get())
-        life.add_done_callback(lambda _: get.cancel() if said.empty() else None)
-        try:
-            return await get
-        except asyncio.CancelledError:
-            if not life.done():
-                raise
-            life.result()
-            return Exited(1, 0)
 
     async def _pass_on(self, role: RoleKey, event: RoleEvent) -> None:
         """A part of a checkpoint is taken into the blobs before anybody hears of it."""
         if isinstance(event, PartWritten):
             try:
-                await asyncio.to_thread(self._blobs.adopt, Path(event.path), event.blob)
-            except (OSError, WrongHashError) as error:
+                await asyncio.to_thread(self._take_in, self._home.role(role), event)
+            except (OSError, ValueError, WrongHashError) as error:
                 event = Failed("disk", f"a part of the checkpoint could not be kept: {error}")
         self._happened(RoleHappened(role, event))
+
+    def _take_in(self, directory: Path, event: PartWritten) -> None:
+        """Job code names the file, so it must be one of its own."""
+        path = Path(event.path).resolve()
+        if not path.is_relative_to(directory.resolve()):
+            raise WrongHashError(f"{event.path[:200]!r} is no file of this role")
+        self._blobs.adopt(path, event.blob)
 
     def tell(self, effect: TellRole) -> None:
         """Hand the roster over."""

@@ -1,0 +1,186 @@
+"""From an effect of the peer to a process and back, with bundles whose role is a script of the test's."""
+
+import asyncio
+import hashlib
+import io
+import signal
+import tarfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dmi_node.home import Home
+from dmi_node.storage.blobs import Blobs
+from dmi_node.supervision import process as module
+from dmi_node.supervision.supervisor import Supervisor
+from dmi_node.tasks import Tasks
+from dmi_protocol.effects import StartRole, StopRole, TellRole
+from dmi_protocol.events import RoleHappened
+from dmi_protocol.identity import BlobHash, JobId, NodeId
+from dmi_protocol.messages.roles import (
+    Assignment,
+    Completed,
+    Exited,
+    Failed,
+    PartWritten,
+    RoleEvent,
+    RoleKey,
+    Roster,
+    Started,
+)
+
+SECONDS = 30
+ROLE = RoleKey(JobId("job-000000"), 1, "worker", 0)
+BEGIN = """
+import hashlib, os, pathlib, time
+from dmi_protocol.messages.roles import Completed, PartWritten
+from dmi_wire.child import Child
+child = Child.inherit()
+given = child.assignment()
+child.start()
+def part(path, data=b"part"):
+    child.tell(PartWritten(3, 0, hashlib.sha256(data).hexdigest(), str(path), len(data), False))
+"""
+
+
+class Host:
+    """A home, its supervisor, and what came of it."""
+
+    def __init__(self, root: Path) -> None:
+        self.home = Home(root / "home")
+        self.home.make()
+        self.blobs = Blobs(self.home.blobs)
+        self.tasks = Tasks()
+        self.said: asyncio.Queue[RoleEvent] = asyncio.Queue()
+        self.supervisor = Supervisor(self.home, self.blobs, self.tasks, self._take)
+
+    def _take(self, happened: RoleHappened) -> None:
+        assert happened.role == ROLE
+        self.said.put_nowait(happened.event)
+
+    def bundle(self, script: str) -> BlobHash:
+        """A bundle in the blobs whose role is ``script``."""
+        body, buffer = (BEGIN + script).encode(), io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:") as archive:
+            member = tarfile.TarInfo("role_of_the_test.py")
+            member.size = len(body)
+            archive.addfile(member, io.BytesIO(body))
+        return self.put(buffer.getvalue())
+
+    def put(self, data: bytes) -> BlobHash:
+        blob = BlobHash(hashlib.sha256(data).hexdigest())
+        self.blobs.path(blob).write_bytes(data)
+        return blob
+
+    def start(self, blob: BlobHash) -> None:
+        assignment = Assignment(
+            ROLE, NodeId("0" * 16), "n0", "train.py", (), "", "", None, 1, 1, 1, "127.0.0.1", (0, 0), blob
+        )
+        self.supervisor.start(StartRole(ROLE, assignment))
+
+    async def until_gone(self) -> list[RoleEvent]:
+        """All that happened until the role has ended."""
+        events = [await self.said.get()]
+        while not isinstance(events[-1], Exited):
+            events.append(await self.said.get())
+        return events
+
+
+@pytest.fixture(autouse=True)
+def no_real_role(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MODULES", {"worker": "role_of_the_test"})
+
+
+@asynccontextmanager
+async def host(root: Path) -> AsyncIterator[Host]:
+    made = Host(root)
+    try:
+        async with asyncio.timeout(SECONDS):
+            yield made
+    finally:
+        await made.tasks.close()
+
+
+async def test_a_role_lives_in_a_directory_of_its_own(tmp_path: Path) -> None:
+    script = "print(os.getcwd(), given.directory, child.roster(20000).lead); child.tell(Completed()); child.end(0)"
+    async with host(tmp_path) as here:
+        here.start(here.bundle(script))
+        assert isinstance(await here.said.get(), Started)
+        here.supervisor.tell(TellRole(ROLE, Roster(1, (), (), (), (), 7)))
+        assert await here.until_gone() == [Completed(), Exited(0, 0)]
+        directory = here.home.role(ROLE)
+        assert (directory / "log").read_text() == f"{directory / 'work'} {directory} 7\n"
+        here.supervisor.forget(ROLE.job)
+        while (directory / "work").exists():
+            await asyncio.sleep(0)
+        assert (directory / "log").exists()
+
+
+@pytest.mark.parametrize("data", [b"garbage" * 1000, None])
+async def test_a_bundle_that_cannot_be_unpacked_is_final(tmp_path: Path, data: bytes | None) -> None:
+    async with host(tmp_path) as here:
+        here.start(here.put(data) if data is not None else BlobHash("0" * 64))
+        failed, exited = await here.until_gone()
+        assert isinstance(failed, Failed)
+        assert (failed.kind, failed.starting) == ("cannot-start", True)
+        assert exited == Exited(1, 0)
+
+
+async def test_one_that_is_stopped_before_it_was_started_never_starts(tmp_path: Path) -> None:
+    async with host(tmp_path) as here:
+        here.start(here.bundle("time.sleep(100)"))
+        here.supervisor.stop(StopRole(ROLE, 20_000))
+        assert await here.until_gone() == [Exited(0, signal.SIGTERM)]
+
+
+async def test_a_part_is_taken_in_before_it_is_told(tmp_path: Path) -> None:
+    script = 'path = pathlib.Path(given.directory, "part"); path.write_bytes(b"part"); part(path); child.end(0)'
+    async with host(tmp_path) as here:
+        here.start(here.bundle(script))
+        _, written, _ = await here.until_gone()
+        assert isinstance(written, PartWritten)
+        assert here.blobs.path(written.blob).read_bytes() == b"part"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        'part(given.directory + "/../../../../node.key_secret", b"secret")',
+        'os.symlink(given.directory + "/../../../../node.key_secret", "link"); part(os.getcwd() + "/link", b"secret")',
+        'part(given.directory + "/missing")',
+        'part("a\\0b")',
+        'pathlib.Path("part").write_bytes(b"other"); part(os.getcwd() + "/part")',
+    ],
+    ids=["outside", "link", "missing", "no path", "other bytes"],
+)
+async def test_job_code_cannot_give_away_what_is_not_its_own(tmp_path: Path, script: str) -> None:
+    async with host(tmp_path) as here:
+        here.home.key.write_bytes(b"secret")
+        bundle = here.bundle(f"{script}; child.end(0)")
+        here.start(bundle)
+        _, failed, _ = await here.until_gone()
+        assert isinstance(failed, Failed)
+        assert failed.kind == "disk"
+        assert here.home.key.read_bytes() == b"secret"
+        assert [path.name for path in here.home.blobs.iterdir()] == [bundle]
+
+
+async def test_all_end_when_the_daemon_does(tmp_path: Path) -> None:
+    async with host(tmp_path) as here:
+        here.start(here.bundle("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(100)"))
+        started = await here.said.get()
+        assert isinstance(started, Started)
+        child = psutil.Process(started.pid)
+        await here.supervisor.close(1.0)
+        assert not psutil.wait_procs([child], timeout=10)[1]
+
+
+async def test_what_is_not_here_is_left_alone(tmp_path: Path) -> None:
+    async with host(tmp_path) as here:
+        here.supervisor.stop(StopRole(ROLE, 1))
+        here.supervisor.tell(TellRole(ROLE, Roster(1, (), (), (), (), 0)))
+        await here.supervisor.close(1.0)
+        assert here.said.empty()
