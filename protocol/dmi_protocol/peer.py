@@ -8,23 +8,22 @@ from msgspec import Struct
 
 from dmi_protocol import reasons
 from dmi_protocol.cluster.apply import apply
-from dmi_protocol.cluster.command import Admit, Command, Readdress
+from dmi_protocol.cluster.circle import Circle
+from dmi_protocol.cluster.command import Admit, Command, Readdress, Remove
 from dmi_protocol.cluster.proposals import Proposals
+from dmi_protocol.cluster.removals import Removals
 from dmi_protocol.cluster.state import ENDED, ClusterState, MemberRecord
 from dmi_protocol.consensus.output import Apply, Restore
 from dmi_protocol.consensus.output import Output as ConsensusOutput
 from dmi_protocol.consensus.raft import Raft
 from dmi_protocol.consensus.settings import RaftSettings, Restored
 from dmi_protocol.effects import (
-    AllowInvitations,
     Changed,
     DropBlob,
     Effect,
     Explain,
     ForgetJob,
-    Link,
     Send,
-    Unlink,
 )
 from dmi_protocol.events import (
     Asked,
@@ -107,15 +106,11 @@ class Peer:
         self.raft = Raft(me.node, settings.raft, Random(random.random()), restored)
         self.swim = Swim(me.node, settings.swim, Random(random.random()), me.started)
         self.state = ClusterState.decode(restored.snapshot.state) if restored.snapshot is not None else None
-        self._introduced = tuple(introduced)
-        self._catches_up_to = self.raft.log.last
-        self._is_caught_up = False
-        """Has the state reached what this disk already knew, ourselves as a member included?"""
+        self._circle = Circle(me.node, introduced, self.raft.log.last)
         self._proposals = Proposals()
+        self._removals = Removals()
         self._hosting = Hosting(me.node, me.name, me.address.rpartition(":")[0], me.ports)
         self._scheduler = Scheduler()
-        self._linked: dict[NodeId, Introduced] = {}
-        self._invitations: tuple[PublicKey, ...] = ()
         self._parts: frozenset[BlobHash] = frozenset()
         self._is_new = True
         self._is_dirty = True
@@ -133,6 +128,8 @@ class Peer:
         before = self.raft.leader
         if self._is_new:
             self._begin(now, effects)
+        if self._circle.is_due(now):
+            self._meet(now, effects)
         self._take(now, event, effects)
         self._follow_up(now, effects)
         if before != self.raft.leader or self._is_dirty:
@@ -143,7 +140,8 @@ class Peer:
     def deadline(self) -> Instant | None:
         """When a ``Ticked`` is wanted."""
         schedule = self._scheduler.deadline(self.state) if self.state is not None and self.raft.is_ready else None
-        return earliest(self.raft.deadline(), self.swim.deadline(), self._proposals.deadline(), schedule)
+        machines = self.raft.deadline(), self.swim.deadline(), self._proposals.deadline()
+        return earliest(*machines, self._circle.deadline(), schedule)
 
     def check(self) -> None:
         """Assert the invariants of every machine."""
@@ -158,7 +156,9 @@ class Peer:
 
     def _take(self, now: Instant, event: Event, effects: list[Effect]) -> None:
         match event:
-            case Received(_, Propose(command)):
+            case Received(sender, Propose(command)):
+                if isinstance(command, Remove) and command.node == sender:
+                    self._circle.wishes_to_leave(now, sender)
                 self._propose_here(now, command, effects)
             case Received(sender, Leaving()):
                 self._pass(now, Disconnected(sender), effects)
@@ -178,7 +178,7 @@ class Peer:
             case Stopping():
                 effects += self._hosting.stop()
                 self._pass(now, event, effects)
-                effects += [Send(node, Leaving()) for node in sorted(self._linked)]
+                effects += [Send(node, Leaving()) for node in sorted(self._circle.members)]
             case _:
                 self._pass(now, event, effects)
 
@@ -197,18 +197,21 @@ class Peer:
     # What was agreed
 
     def _agree(self, now: Instant, outputs: Sequence[ConsensusOutput], effects: list[Effect]) -> None:
+        is_news = False
         for output in outputs:
             match output:
                 case Apply(entries):
                     for entry in entries:
                         self._apply(entry, effects)
-                    self._meet(now, effects)
+                    is_news = True
                 case Restore(snapshot):
                     self._is_dirty = True
                     self.state = ClusterState.decode(snapshot.state)
-                    self._meet(now, effects)
+                    is_news = True
                 case _:
                     effects.append(output)
+        if is_news:  # after the sends: whoever is removed is told so before it is unlinked
+            self._meet(now, effects)
 
     def _apply(self, entry: Entry, effects: list[Effect]) -> None:
         self._is_dirty = True
@@ -226,32 +229,12 @@ class Peer:
                 effects.append(ForgetJob(job.id))
 
     def _meet(self, now: Instant, effects: list[Effect]) -> None:
-        """Speak with the members, and with nobody else."""
-        members = self._members()
-        members.pop(self.me.node, None)
-        for node, member in members.items():
-            if self._linked.get(node) != member:
-                effects.append(Link(node, member.name, member.address, member.public_key))
-        effects += [Unlink(node) for node in sorted(self._linked.keys() - members.keys())]
-        self._linked = members
-        self.swim.set_members(now, members)
-        self.raft.follow(now, frozenset(members))
-        if self.state is not None and tuple(sorted(self.state.invitations)) != self._invitations:
-            self._invitations = tuple(sorted(self.state.invitations))
-            effects.append(AllowInvitations(self._invitations))
+        """Watch, replicate to and hear the members, and nobody else."""
+        effects += self._circle.meet(now, self.state)
+        self.swim.set_members(now, self._circle.members)
+        self.raft.follow(now, self._circle.linked)
         if self.state is not None:
             self._drop_parts(effects)
-
-    def _members(self) -> dict[NodeId, Introduced]:
-        """Those of the state; until it has caught up also those that were known before, or nobody could be asked."""
-        state = self.state
-        agreed = {} if state is None else state.members
-        members = {m.node: Introduced(m.node, m.name, m.address, m.public_key) for m in agreed.values()}
-        if state is not None and self.me.node in agreed and state.applied >= self._catches_up_to:
-            self._is_caught_up = True
-        if not self._is_caught_up:
-            members = {other.node: other for other in self._introduced} | members
-        return members
 
     def _drop_parts(self, effects: list[Effect]) -> None:
         """Parts of checkpoints that nothing speaks of any more."""
@@ -287,11 +270,19 @@ class Peer:
         """Into the log, when we lead and it is not done already."""
         if not self.raft.is_leader or self.state is None or command.request in self.state.requests:
             return
+        if isinstance(command, Remove) and command.node in self._needed() and len(self.state.members) > 1:
+            self._removals.hold(now, command)
+            self._is_dirty = True
+            return
         if self._in_log[0] != self.raft.term:
             self._in_log = (self.raft.term, set())
         if command.request not in self._in_log[1]:
             self._in_log[1].add(command.request)
             self._agree(now, self.raft.propose(now, command), effects)
+
+    def _needed(self) -> frozenset[NodeId]:
+        """Who cannot be removed yet: the voters; and a coordinator is removed by its successor."""
+        return frozenset(self.raft.voters) | {self.me.node}
 
     def _follow_up(self, now: Instant, effects: list[Effect]) -> None:
         """Everything that follows from what is known now; until nothing new follows."""
@@ -310,6 +301,8 @@ class Peer:
     def _mind_jobs(self, now: Instant, effects: list[Effect]) -> None:
         if self.state is None:
             return
+        if not self.raft.is_leader:
+            self._removals.forget()
         if self._is_dirty:
             work, facts = self._hosting.reconcile(self.state)
             effects += work
@@ -329,10 +322,12 @@ class Peer:
         assert self.state is not None
         alive = self.alive()
         if self.raft.may_change_voters():
-            members = frozenset(self.state.members)
+            members = frozenset(self.state.members) - self._removals.going(now)
             voters = next_voters(self.raft.voters, members, alive, self.me.node)
             if voters is not None:
                 self._agree(now, self.raft.change_voters(now, voters), effects)
+            for removal in self._removals.ready(self._needed()):
+                self._propose_here(now, removal, effects)
         if self.me.node not in self.raft.voters:
             return
         for command in self._scheduler.propose(now, self.state, alive):

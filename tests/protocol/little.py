@@ -60,6 +60,8 @@ class Little:
         self.names: dict[NodeId, str] = {}
         self.did: list[tuple[str, Effect]] = []
         self.cut: set[tuple[str, str]] = set()
+        self.linked: set[tuple[str, NodeId]] = set()
+        """Who speaks to whom, and hears whom."""
         self._queue: list[tuple[Instant, int, str, Event]] = []
         self._count = 0
 
@@ -78,6 +80,7 @@ class Little:
     def kill(self, name: str) -> None:
         """Gone without a word; the others see their connections break."""
         del self.peers[name]
+        self.linked = {(one, two) for one, two in self.linked if one != name}
         for other in list(self.peers):
             self.give(other, on.Disconnected(me(name).node))
 
@@ -125,7 +128,7 @@ class Little:
 
     def _step(self, name: str, event: Event) -> None:
         peer = self.peers.get(name)
-        if peer is None:
+        if peer is None or (isinstance(event, on.Received) and (name, event.sender) not in self.linked):
             return
         for effect in peer.step(self.now, event):
             self._do(name, effect)
@@ -135,13 +138,17 @@ class Little:
         match effect:
             case do.Send(to, message):
                 target = self.names.get(to)
-                if target is not None and (name, target) not in self.cut:
+                if target is not None and (name, to) in self.linked and (name, target) not in self.cut:
                     self._later(DELAY_MS, target, on.Received(me(name).node, message))
             case do.PersistVote() | do.PersistEntries() | do.PersistSnapshot():
                 self.disks[name].write(effect)
             case do.Link(node):
+                self.linked.add((name, node))
                 if self.names.get(node) in self.peers:
                     self._later(DELAY_MS, name, on.Connected(node))
+            case do.Unlink(node):
+                self.linked.discard((name, node))
+                self.did.append((name, effect))
             case do.FetchBlob(blob):
                 self._later(DELAY_MS, name, on.BlobArrived(blob))
             case _:

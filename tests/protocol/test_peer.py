@@ -2,12 +2,14 @@
 
 from functools import partial
 
+import pytest
+
 from dmi_protocol import effects as do
 from dmi_protocol import events as on
-from dmi_protocol.cluster.command import Admit, Cancel, JobSpec, Submit
+from dmi_protocol.cluster.command import Admit, Cancel, JobSpec, Remove, Submit
 from dmi_protocol.identity import BlobHash, JobId, PublicKey, RequestId
 from dmi_protocol.messages.roles import Bound, Completed, Exited, PartWritten, Progressed
-from dmi_protocol.reasons import InvitationUsed, NoQuorum
+from dmi_protocol.reasons import InvitationUsed, NoQuorum, TimedOut
 from tests.protocol.little import Little, me
 
 
@@ -179,3 +181,58 @@ def test_a_last_checkpoint_and_the_final_state_may_interleave() -> None:
         little.give(name, on.RoleHappened(role, PartWritten(12, index, blob, "p", 1, final)))
         little.run(50)
     assert little.state("n0").jobs[job].final
+
+
+def is_without(little: Little, gone: str) -> bool:
+    """Do the others agree, without ``gone``, and may they go on?"""
+    others = [name for name in little.peers if name != gone]
+    views = [little.peers[name].view(little.now) for name in others]
+    return all(view.quorum and {member.name for member in view.members} == set(others) for view in views)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+@pytest.mark.parametrize("leads", [True, False])
+def test_a_node_that_leaves_is_told_and_the_others_go_on(size: int, *, leads: bool) -> None:
+    """Whoever it is: the only voter of two nodes hands its vote over, and a learner hears that it is out."""
+    little = mesh(size)
+    little.run(2_000)
+    gone = next(name for name in sorted(little.peers) if (name == little.leader()) == leads)
+    little.ask(gone, Remove(RequestId("leave"), me(gone).node))
+    assert little.answer("leave").refusal is None
+    little.give(gone, on.Stopping())
+    little.run(10)
+    little.kill(gone)
+    little.until(lambda: is_without(little, gone), 5_000)
+    other = next(iter(little.peers))
+    little.ask(other, Cancel(RequestId("on"), JobId("x")))
+    assert not isinstance(little.answer("on").refusal, NoQuorum)
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_a_member_that_is_expelled_is_cut_off_and_the_others_go_on(*, leads: bool) -> None:
+    little = mesh(3)
+    little.run(2_000)
+    leader = little.leader()
+    gone = leader if leads else next(name for name in sorted(little.peers) if name != leader)
+    asker = next(name for name in sorted(little.peers) if name not in {gone, leader})
+    little.ask(asker, Remove(RequestId("expel"), me(gone).node))
+    assert little.answer("expel").refusal is None
+    little.until(lambda: is_without(little, gone), 5_000)
+    node = me(gone).node
+    assert {name for name, effect in little.did if effect == do.Unlink(node)} == set(little.peers) - {gone}
+    little.run(5_000)
+    assert is_without(little, gone)
+
+
+def test_the_only_voter_cannot_leave_while_nobody_can_follow_it() -> None:
+    little = mesh(2)
+    little.run(2_000)
+    little.kill("n1")
+    little.until(lambda: little.peers["n0"].standing(me("n1").node) == "dead", 10_000)
+    little.ask("n0", Remove(RequestId("leave"), me("n0").node), 2_000)
+    assert isinstance(little.answer("leave").refusal, TimedOut)
+    assert me("n0").node in little.state("n0").members
+    little.ask("n0", Remove(RequestId("expel"), me("n1").node))
+    assert little.answer("expel").refusal is None
+    little.ask("n0", Remove(RequestId("end"), me("n0").node))
+    assert little.answer("end").refusal is None, "the last node of a mesh may end it"

@@ -1,6 +1,6 @@
 """Who should vote: an odd number of members, at most five; a dead voter is replaced and never merely removed."""
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 from dmi_protocol import limits
 from dmi_protocol.identity import NodeId
@@ -16,25 +16,34 @@ def next_voters(
 ) -> frozenset[NodeId] | None:
     """The voters after the one change that is due now; None when none is.
 
-    A voter that is no member any more goes first. Then the number is brought to what the members allow, passing through
-    even numbers only on the way. A dead voter is replaced by a live learner in two changes, the newcomer first, so the
-    quorum never shrinks to the dead one's advantage.
+    The number is brought to what the members allow, passing through even numbers only on the way. Whoever is dead, or
+    is no member any more, is replaced by a live learner in two changes, the newcomer first, so the quorum never shrinks
+    to its advantage. Where there is no learner the dead one stays, and the former member goes.
     """
     voters = frozenset(voters)
-    gone = sorted(voters - members)
+    former = sorted(voters - members)
+    dead = sorted((voters & members) - alive - {leader}, reverse=True)
     learners = sorted((members & alive) - voters)
     target = voters_for(len(members))
-    if gone and len(voters) > 1:
-        return voters - {gone[0]}
-    dead = sorted(voters - alive - {leader})
-    if len(voters) < target:
-        return voters | {learners[0]} if learners and _can_grow(len(voters), target, len(learners)) else None
-    if len(voters) == target:
-        return voters | {learners[0]} if dead and learners else None
-    surplus = dead or sorted(voters - {leader})
-    return voters - {surplus[-1]}
+    if len(voters) > target:
+        return _fewer(voters, [*former, *dead] or sorted(voters, reverse=True), alive, leader)
+    is_wanted = former or (dead if len(voters) == target else _can_grow(voters, learners))
+    if learners and is_wanted:
+        return voters | {learners[0]}
+    return _fewer(voters, former, alive, leader)
 
 
-def _can_grow(voters: int, target: int, learners: int) -> bool:
+def _fewer(
+    voters: frozenset[NodeId], unfit: Sequence[NodeId], alive: Set[NodeId], leader: NodeId
+) -> frozenset[NodeId] | None:
+    """Without the first of ``unfit``, the leader being the last; None when those left could agree on nothing."""
+    first = next((node for node in unfit if node != leader), leader if leader in unfit else None)
+    if first is None:
+        return None
+    rest = voters - {first}
+    return rest if 2 * len(rest & (alive | {leader})) > len(rest) else None
+
+
+def _can_grow(voters: Set[NodeId], learners: Sequence[NodeId]) -> bool:
     """Growing from an odd number takes two newcomers, or the mesh would be left with an even one."""
-    return voters % 2 == 0 or learners >= 2 or voters + 1 == target
+    return len(voters) % 2 == 0 or len(learners) >= 2

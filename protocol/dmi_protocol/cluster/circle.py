@@ -1,0 +1,92 @@
+"""Whom this node speaks with: the members of the state, those it was told of before it had one, and for a moment those
+that left by their own wish, so that they hear that they are out."""
+
+from collections.abc import Sequence
+
+from dmi_protocol.cluster.state import ClusterState
+from dmi_protocol.effects import AllowInvitations, Effect, Link, Unlink
+from dmi_protocol.identity import NodeId, PublicKey
+from dmi_protocol.instant import Instant, after, earliest
+from dmi_protocol.messages.control import Introduced
+
+FAREWELL_MS = 1_000
+"""Whoever leaves is sent the log for so much longer. Whoever is expelled is not."""
+WISH_MS = 10_000
+"""So long a wish to leave counts, if nothing comes of it."""
+
+
+class Circle:
+    """``introduced`` are the members that a newcomer was told of, or that a node knew before it was started again;
+    ``catches_up_to`` is the last entry that its disk already had."""
+
+    def __init__(self, me: NodeId, introduced: Sequence[Introduced], catches_up_to: int) -> None:
+        self._me = me
+        self._introduced = tuple(introduced)
+        self._catches_up_to = catches_up_to
+        self._is_caught_up = False
+        """Has the state reached what this disk already knew, ourselves as a member included?"""
+        self._linked: dict[NodeId, Introduced] = {}
+        self._wishes: dict[NodeId, Instant] = {}
+        self._farewells: dict[NodeId, Instant] = {}
+        self._invitations: tuple[PublicKey, ...] = ()
+
+    @property
+    def linked(self) -> frozenset[NodeId]:
+        """Who gets the log."""
+        return frozenset(self._linked)
+
+    @property
+    def members(self) -> frozenset[NodeId]:
+        """The other members."""
+        return frozenset(self._linked.keys() - self._farewells.keys())
+
+    def wishes_to_leave(self, now: Instant, node: NodeId) -> None:
+        """``node`` asks to be removed itself."""
+        if node in self._linked:
+            self._wishes[node] = after(now, WISH_MS)
+
+    def deadline(self) -> Instant | None:
+        """When a farewell is over."""
+        return earliest(*self._farewells.values())
+
+    def is_due(self, now: Instant) -> bool:
+        """Is a farewell over?"""
+        due = self.deadline()
+        return due is not None and now >= due
+
+    def meet(self, now: Instant, state: ClusterState | None) -> list[Effect]:
+        """Speak with the members, and with nobody else."""
+        members = self._members(state)
+        members.pop(self._me, None)
+        self._farewells = self._still_parting(now, members)
+        parting = {node: self._linked[node] for node in self._farewells}
+        effects: list[Effect] = [
+            Link(node, member.name, member.address, member.public_key)
+            for node, member in members.items()
+            if self._linked.get(node) != member
+        ]
+        wanted = members | parting
+        effects += [Unlink(node) for node in sorted(self._linked.keys() - wanted.keys())]
+        self._linked = wanted
+        if state is not None and tuple(sorted(state.invitations)) != self._invitations:
+            self._invitations = tuple(sorted(state.invitations))
+            effects.append(AllowInvitations(self._invitations))
+        return effects
+
+    def _still_parting(self, now: Instant, members: dict[NodeId, Introduced]) -> dict[NodeId, Instant]:
+        self._wishes = {node: until for node, until in self._wishes.items() if now < until}
+        parting = {node: until for node, until in self._farewells.items() if now < until}
+        for node in self._wishes.keys() & (self._linked.keys() - members.keys()):
+            parting[node] = after(now, FAREWELL_MS)
+            del self._wishes[node]
+        return {node: parting[node] for node in sorted(parting) if node not in members}
+
+    def _members(self, state: ClusterState | None) -> dict[NodeId, Introduced]:
+        """Those of the state; until it has caught up also those that were known before, or nobody could be asked."""
+        agreed = {} if state is None else state.members
+        members = {m.node: Introduced(m.node, m.name, m.address, m.public_key) for m in agreed.values()}
+        if state is not None and self._me in agreed and state.applied >= self._catches_up_to:
+            self._is_caught_up = True
+        if not self._is_caught_up:
+            members = {other.node: other for other in self._introduced} | members
+        return members

@@ -1,0 +1,90 @@
+"""Whom a node speaks with."""
+
+from dmi_protocol.cluster.circle import FAREWELL_MS, WISH_MS, Circle
+from dmi_protocol.cluster.state import ClusterState, MemberRecord
+from dmi_protocol.effects import AllowInvitations, Effect, Link, Unlink
+from dmi_protocol.identity import NodeId, PublicKey
+from dmi_protocol.instant import Instant
+from dmi_protocol.messages.control import Introduced
+
+ME, A, B = (NodeId(letter * 16) for letter in "mab")
+
+
+def state(*nodes: NodeId, applied: int = 5) -> ClusterState:
+    members = {n: MemberRecord(n, n[0], f"{n[0]}:1", PublicKey(n), witness=False) for n in nodes}
+    return ClusterState("mesh", members, applied=applied)
+
+
+def linked(effects: list[Effect]) -> list[NodeId]:
+    return [effect.node for effect in effects if isinstance(effect, Link)]
+
+
+def unlinked(effects: list[Effect]) -> list[NodeId]:
+    return [effect.node for effect in effects if isinstance(effect, Unlink)]
+
+
+def test_members_are_linked_once_and_again_at_a_new_address() -> None:
+    circle, agreed = Circle(ME, (), 0), state(ME, A)
+    assert linked(circle.meet(Instant(0), agreed)) == [A]
+    assert circle.meet(Instant(1), agreed) == []
+    agreed.members[A] = MemberRecord(A, "a", "a:2", PublicKey(A), witness=False)
+    (link,) = circle.meet(Instant(2), agreed)
+    assert isinstance(link, Link)
+    assert link.address == "a:2"
+
+
+def test_who_is_expelled_is_unlinked_at_once() -> None:
+    circle = Circle(ME, (), 0)
+    circle.meet(Instant(0), state(ME, A, B))
+    assert unlinked(circle.meet(Instant(1), state(ME, B))) == [A]
+    assert circle.linked == circle.members == {B}
+    assert circle.deadline() is None
+
+
+def test_who_wished_to_leave_still_gets_the_log_and_is_no_member() -> None:
+    circle = Circle(ME, (), 0)
+    circle.meet(Instant(0), state(ME, A, B))
+    circle.wishes_to_leave(Instant(10), A)
+    assert unlinked(circle.meet(Instant(20), state(ME, B))) == []
+    assert circle.linked == {A, B}
+    assert circle.members == {B}
+    over = Instant(20 + FAREWELL_MS)
+    assert circle.deadline() == over
+    assert not circle.is_due(Instant(over - 1))
+    assert circle.is_due(over)
+    assert unlinked(circle.meet(over, state(ME, B))) == [A]
+    assert circle.deadline() is None
+
+
+def test_a_wish_that_nothing_came_of_is_forgotten() -> None:
+    circle = Circle(ME, (), 0)
+    circle.meet(Instant(0), state(ME, A))
+    circle.wishes_to_leave(Instant(0), A)
+    assert unlinked(circle.meet(Instant(WISH_MS), state(ME))) == [A]
+
+
+def test_who_comes_back_during_its_farewell_is_a_member() -> None:
+    circle = Circle(ME, (), 0)
+    circle.meet(Instant(0), state(ME, A))
+    circle.wishes_to_leave(Instant(0), A)
+    circle.meet(Instant(1), state(ME))
+    circle.meet(Instant(2), state(ME, A))
+    assert circle.members == {A}
+    assert circle.deadline() is None
+
+
+def test_those_known_before_are_spoken_with_until_the_state_has_caught_up() -> None:
+    circle = Circle(ME, [Introduced(A, "a", "a:1", PublicKey(A))], 5)
+    assert linked(circle.meet(Instant(0), None)) == [A]
+    assert unlinked(circle.meet(Instant(1), state(ME, B, applied=4))) == []
+    assert circle.members == {A, B}
+    assert unlinked(circle.meet(Instant(2), state(ME, B, applied=5))) == [A]
+
+
+def test_open_invitations_are_told_when_they_change() -> None:
+    circle, agreed = Circle(ME, (), 0), state(ME)
+    agreed.invitations[PublicKey("i")] = 9
+    assert circle.meet(Instant(0), agreed) == [AllowInvitations((PublicKey("i"),))]
+    assert circle.meet(Instant(1), agreed) == []
+    agreed.invitations.clear()
+    assert circle.meet(Instant(2), agreed) == [AllowInvitations(())]

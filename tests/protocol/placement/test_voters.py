@@ -1,0 +1,89 @@
+"""Who votes: an odd number, at most five, changed by one at a time and never into a corner."""
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmi_protocol import limits
+from dmi_protocol.identity import NodeId
+from dmi_protocol.placement.voters import next_voters, voters_for
+
+NODES = [NodeId(letter * 16) for letter in "abcdefgh"]
+A, B, C, D = NODES[:4]
+
+
+def settle(voters: set[NodeId], members: set[NodeId], alive: set[NodeId], leader: NodeId) -> list[frozenset[NodeId]]:
+    """Every set of voters on the way, while nothing else changes; the leader stays while it votes."""
+    steps = [frozenset(voters)]
+    while (after := next_voters(steps[-1], members, alive, leader)) is not None:
+        assert len(after ^ steps[-1]) == 1, "one at a time"
+        steps.append(after)
+        assert len(steps) < 20, "it never ends"
+        if leader not in after:
+            break
+    return steps
+
+
+def test_one_three_or_five() -> None:
+    assert [voters_for(members) for members in range(1, 9)] == [1, 1, 3, 3, 5, 5, 5, 5]
+
+
+def test_two_members_have_one_voter() -> None:
+    assert settle({A}, {A, B}, {A, B}, A) == [{A}]
+
+
+def test_a_third_member_makes_three() -> None:
+    assert settle({A}, {A, B, C}, {A, B, C}, A)[-1] == {A, B, C}
+
+
+def test_one_newcomer_is_not_enough_to_grow() -> None:
+    assert settle({A}, {A, B, C}, {A, B}, A) == [{A}], "two voters survive no loss at all"
+
+
+def test_a_dead_voter_is_replaced_the_newcomer_first() -> None:
+    assert settle({A, B, C}, {A, B, C, D}, {A, B, D}, A) == [{A, B, C}, {A, B, C, D}, {A, B, D}]
+
+
+def test_a_dead_voter_without_a_replacement_stays() -> None:
+    assert settle({A, B, C}, {A, B, C}, {A, B}, A) == [{A, B, C}]
+
+
+def test_a_former_member_is_replaced_too() -> None:
+    assert settle({A, B, C}, {A, B, D}, {A, B, C, D}, A)[-1] == {A, B, D}
+
+
+def test_the_only_voter_hands_its_vote_over_before_it_goes() -> None:
+    """Two nodes, and the coordinator leaves: without this the other one could never agree on anything."""
+    assert settle({A}, {B}, {A, B}, A) == [{A}, {A, B}, {B}]
+
+
+def test_the_only_voter_stays_while_nobody_can_follow_it() -> None:
+    assert settle({A}, {B}, {A}, A) == [{A}]
+
+
+def test_nobody_goes_when_those_left_could_agree_on_nothing() -> None:
+    """C is on its way out, B is dead: A and C still agree, A and B would not."""
+    assert settle({A, B, C}, {A, B}, {A, C}, A) == [{A, B, C}]
+
+
+nodes = st.sets(st.sampled_from(NODES))
+
+
+@given(voters=nodes.filter(lambda s: 1 <= len(s) <= limits.VOTERS), members=nodes, alive=nodes, data=st.data())
+def test_any_mesh_with_a_quorum_keeps_it(
+    voters: set[NodeId], members: set[NodeId], alive: set[NodeId], data: st.DataObject
+) -> None:
+    leader = data.draw(st.sampled_from(sorted(voters)))
+    there = alive | {leader}
+    steps = settle(voters, members, alive, leader)
+    for before, after in pairwise(steps):
+        if 2 * len(before & there) > len(before):
+            assert 2 * len(after & there) > len(after)
+        assert len(after) <= limits.VOTERS + 1
+        assert leader in after or leader not in members, "a leader that stays a member keeps its vote"
+    last = steps[-1]
+    is_whole = members <= there and leader in members and 2 * len(set(voters) & there) > len(voters)
+    if is_whole:
+        assert len(last) == voters_for(len(members))
+        assert last <= members
