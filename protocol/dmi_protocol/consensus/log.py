@@ -38,8 +38,8 @@ class Log:
         return None
 
     def between(self, first: int, last: int) -> tuple[Entry, ...]:
-        """The entries from ``first`` to ``last``, both included; all must be here."""
-        return tuple(self._entries[first - self.start - 1 : last - self.start])
+        """The entries from ``first`` to ``last``, both included; all must be here. None when ``last`` is before."""
+        return tuple(self._entries[first - self.start - 1 : max(first - 1, last) - self.start])
 
     def batch(self, first: int, last: int, most_bytes: int, *, first_any_size: bool) -> tuple[Entry, ...]:
         """Entries from ``first`` to ``last`` at most that together weigh at most ``most_bytes`` when they are packed.

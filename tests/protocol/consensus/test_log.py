@@ -87,3 +87,8 @@ def test_a_batch_is_the_longest_beginning_that_weighs_little_enough(
 
 def test_nothing_is_a_batch_too() -> None:
     assert Log(None, entries(1)).batch(2, 1, 100, first_any_size=True) == ()
+
+
+def test_between_is_empty_when_the_last_is_before_the_first() -> None:
+    log = Log(snapshot(5, 1), entries(1, 1, 1, first=6))
+    assert log.between(6, 3) == log.between(8, 7) == ()

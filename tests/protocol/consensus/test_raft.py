@@ -228,13 +228,19 @@ def test_5_heartbeats_to_a_dead_follower_carry_no_piece_and_little_else() -> Non
     cluster = grown(packed(limits.CHUNK_BYTES))
     cluster.run(10_000, "a", "b")
     assert all(len(seal(le.message)) < 200 for le in cluster.take("a", "d"))
+
+
+def test_probes_of_a_follower_that_died_far_behind_carry_few_entries() -> None:
     cluster = Cluster()
     cluster.elect("a")
     cluster.propose("a", *("x" * 1_000 + str(i) for i in range(100)))
     cluster.take("a", "c")
+    cluster.settle("a", "b")
+    cluster.give("a", Received(C, Appended(2, matched=False, index=3)))
     cluster.run(10_000, "a", "b")
-    weights = [len(seal(le.message)) for le in cluster.take("a", "c")]
-    assert max(weights) < cluster.settings.probe_bytes + 1_000
+    probes = [le.message for le in cluster.take("a", "c")]
+    assert all(isinstance(probe, Append) and probe.previous_index == 2 for probe in probes[-5:])
+    assert max(len(seal(probe)) for probe in probes) < cluster.settings.probe_bytes + 1_000
 
 
 def test_5_a_repeated_answer_starts_no_second_stream_of_pieces() -> None:
