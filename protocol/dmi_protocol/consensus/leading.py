@@ -102,6 +102,7 @@ class Leadership:
             return []
         if other.is_streaming:
             other.next_index += len(entries)
+        other.told = min(commit, previous + len(entries))
         return [Send(node, Append(self._term, previous, previous_term, entries, commit))]
 
     def _batch(self, other: Progress) -> tuple[Entry, ...]:
@@ -129,7 +130,7 @@ class Leadership:
         other.heard_at = now
         if answer.matched:
             other.confirm(min(answer.index, self._log.last))
-            return self._send(now, node, commit)
+            return self._send(now, node, commit, always=other.told < min(commit, other.matched))
         return self._send(now, node, commit, always=True) if other.back_off(answer.index) else []
 
     def installed(self, now: Instant, node: NodeId, answer: Installed, commit: int) -> list[Send]:

@@ -13,6 +13,8 @@ class Progress:
         """Its log is known to match: entries may follow before the last ones are acknowledged."""
         self.heard_at = now
         self.beat_at = now
+        self.told = 0
+        """What it was told to be committed."""
         self.piece_at: int | None = None
         """The offset of the piece of our snapshot that is under way."""
 

@@ -164,6 +164,15 @@ def test_an_idle_mesh_says_little() -> None:
     assert max(len(seal(m)) for m in said) < 120
 
 
+def test_who_acknowledges_after_the_commit_hears_of_it_without_a_heartbeat() -> None:
+    cluster = Cluster("abc", learners="d")
+    cluster.elect("a")
+    assert [cluster.rafts[n].commit for n in (A, B, C, D)] == [2, 2, 2, 2]
+    cluster.propose("a", "x")
+    cluster.settle()
+    assert all(cluster.commands(name) == ["x"] for name in "abcd")
+
+
 # Nobody without a log takes part
 
 
