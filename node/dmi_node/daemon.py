@@ -67,17 +67,21 @@ class Changes:
 
     def __init__(self) -> None:
         self._next: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.count = 0
+        """How often something was new."""
 
     def happened(self) -> None:
         """Something is new."""
+        self.count += 1
         if not self._next.done():
             self._next.set_result(None)
         self._next = asyncio.get_running_loop().create_future()
 
-    async def wait(self) -> None:
-        """Until the next change, or five seconds: what is shown also depends on time."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self._next), 5)
+    async def wait(self, since: int) -> None:
+        """Until there was a change after ``count`` was ``since``, or five seconds: what is shown also depends on time."""
+        if self.count == since:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._next), 5)
 
 
 class Node:
@@ -337,4 +341,7 @@ async def serve(root: Path, config: Config, environment: Mapping[str, str]) -> N
     home = Home(root)
     home.make()
     home.lock()
-    await Node(home, config).run(environment)
+    try:
+        await Node(home, config).run(environment)
+    finally:
+        home.unlock()

@@ -39,7 +39,7 @@ class Home:
             directory.mkdir(mode=0o700, exist_ok=True)
 
     def lock(self) -> None:
-        """Keep other daemons out for as long as this process lives. Raises ``HomeBusyError``."""
+        """Keep other daemons out until ``unlock``, or the end of this process. Raises ``HomeBusyError``."""
         file = self.pid.open("a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -54,6 +54,12 @@ class Home:
         file.write(f"{os.getpid()}\n")
         file.flush()
         self._lock = file
+
+    def unlock(self) -> None:
+        """Let another daemon in."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def blob(self, blob: BlobHash) -> Path:
         """Where a blob lies."""

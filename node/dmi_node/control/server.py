@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Client:
             continue
 
 
-Verb = Callable[[Client, dict[str, Any]], Awaitable[object] | AsyncIterator[object]]
+Verb = Callable[[Client, dict[str, Any]], Awaitable[object] | AsyncGenerator[object, None]]
 
 
 class ControlServer:
@@ -87,29 +87,32 @@ class ControlServer:
         try:
             request = await client.receive()
             verb, arguments = request["verb"], request["args"]
+            if not isinstance(arguments, dict):
+                raise RefusalError("usage", "the arguments of a request are a map")
             if verb not in self._verbs:
                 raise RefusalError(
                     "usage", f"this node does not know the verb {verb!r}; is the command newer than the node?"
                 )
             answer = self._verbs[verb](client, arguments)
-            if isinstance(answer, AsyncIterator):
+            if isinstance(answer, AsyncGenerator):
                 await self._stream(client, answer)
             else:
                 await client.send({"ok": await answer})
         except RefusalError as error:
             await client.send({"error": {"kind": error.kind, "line": str(error)}})
-        except (RemoteProtocolError, KeyError, TypeError, ValueError) as error:
+        except (RemoteProtocolError, LookupError, TypeError, ValueError, ArithmeticError) as error:
             await client.send({"error": {"kind": "usage", "line": f"the request makes no sense: {error!r}"}})
 
-    async def _stream(self, client: Client, items: AsyncIterator[object]) -> None:
+    async def _stream(self, client: Client, items: AsyncGenerator[object, None]) -> None:
         """Items until they end or the client has gone."""
         gone = asyncio.ensure_future(client.gone())
+        waits: list[asyncio.Future[Any]] = [gone]
         try:
             while True:
                 item = asyncio.ensure_future(anext(items))
-                await asyncio.wait([item, gone], return_when=asyncio.FIRST_COMPLETED)
+                waits = [item, gone]
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
                 if not item.done():
-                    item.cancel()
                     return
                 try:
                     await client.send({"item": item.result()})
@@ -117,7 +120,10 @@ class ControlServer:
                     await client.send({"ok": None})
                     return
         finally:
-            gone.cancel()
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+            await items.aclose()
 
     def close(self) -> None:
         """No more clients."""

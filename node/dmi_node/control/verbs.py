@@ -5,21 +5,21 @@ import difflib
 import os
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
 from dmi_node import clock
+from dmi_node.control import checks
 from dmi_node.control.server import Client, RefusalError, Verb
 from dmi_node.joining import Invitation
 from dmi_node.storage.blobs import Blobs, WrongHashError
 from dmi_node.transport.library import Library, NoSourceError
-from dmi_protocol import limits, reasons
-from dmi_protocol.cluster.command import Cancel, Command, Invite, JobSpec, Remove, Submit
+from dmi_protocol import reasons
+from dmi_protocol.cluster.command import Cancel, Command, Invite, Remove, Submit
 from dmi_protocol.cluster.state import ENDED, ClusterState, Job
-from dmi_protocol.codec import convert
 from dmi_protocol.effects import Answer
 from dmi_protocol.identity import BlobHash, JobId, NodeId, RequestId
 from dmi_protocol.peer import Peer
@@ -30,13 +30,17 @@ _WITHIN_MS = 10_000
 _COPY_S = 10.0
 _LOG_S = 0.3
 _WATCH_S = 0.2
+_LINE_BYTES = 64 * 1024
 
 
 class Changing(Protocol):
     """Something that changes."""
 
-    async def wait(self) -> None:
-        """Until the next change."""
+    count: int
+    """How often it has changed."""
+
+    async def wait(self, since: int) -> None:
+        """Until it has changed after it had changed ``since`` times."""
         ...
 
 
@@ -134,19 +138,20 @@ class Verbs:
     async def version(self, client: Client, args: dict[str, Any]) -> object:
         return {"version": self._node.peer.me.version}
 
-    async def watch(self, client: Client, args: dict[str, Any]) -> AsyncIterator[object]:
+    async def watch(self, client: Client, args: dict[str, Any]) -> AsyncGenerator[object, None]:
         last = None
         while True:
-            seen = self._status()
+            since, seen = self._node.changed.count, self._status()
             if seen != last:
                 last = seen
                 yield seen
             await asyncio.sleep(_WATCH_S)
-            await self._node.changed.wait()
+            await self._node.changed.wait(since)
 
-    async def events(self, client: Client, args: dict[str, Any]) -> AsyncIterator[object]:
+    async def events(self, client: Client, args: dict[str, Any]) -> AsyncGenerator[object, None]:
         job, last = self._job(args["job"]), None
         while True:
+            since = self._node.changed.count
             seen = next((_job(view) for view in self._view().jobs if view.id == job.id), None)
             if seen is None:
                 return
@@ -155,7 +160,7 @@ class Verbs:
                 yield seen
             if seen["state"] in ENDED:
                 return
-            await self._node.changed.wait()
+            await self._node.changed.wait(since)
             await asyncio.sleep(_WATCH_S / 4)
 
     def _state(self) -> ClusterState:
@@ -189,9 +194,9 @@ class Verbs:
         return answer.value
 
     async def submit(self, client: Client, args: dict[str, Any]) -> object:
-        spec = convert(args["spec"], JobSpec)
-        blob, size = BlobHash(str(args["bundle"])), int(args["size"])
-        self._check(spec, blob, size)
+        request = checks.request(args["request"])
+        spec = checks.spec(args["spec"], sum(not member.witness for member in self._state().members.values()))
+        blob, size = checks.bundle(args["bundle"], args["size"])
         blobs = self._node.blobs
         need = not blobs.has(blob)
         await client.send({"need": need})
@@ -199,25 +204,7 @@ class Verbs:
             await self._receive(client, blob, size)
         me = self._node.peer.me.node
         holders = (me, *(await self._copy(blob)))
-        return {"id": await self._ask(Submit(RequestId(str(args["request"])), spec, blob, holders))}
-
-    def _check(self, spec: JobSpec, blob: str, size: int) -> None:
-        if len(blob) != 64 or not set(blob) <= set("0123456789abcdef"):
-            raise RefusalError("usage", f"{blob[:80]!r} is no SHA-256")
-        if size > limits.BUNDLE_BYTES:
-            raise RefusalError(
-                "refused", f"the job's files are {size} bytes, more than {limits.BUNDLE_BYTES}; include fewer"
-            )
-        if spec.backups:
-            raise RefusalError("refused", reasons.sentence(reasons.NotYet("--backups above 0")))
-        if spec.leaves is not None and (
-            spec.leaves < 1 or spec.leaves & (spec.leaves - 1) or spec.leaves > limits.LEAVES
-        ):
-            raise RefusalError("usage", f"--leaves must be a power of two up to {limits.LEAVES}, not {spec.leaves}")
-        nodes = sum(not member.witness for member in self._state().members.values())
-        for role, wanted in (("worker", spec.workers), ("server", spec.servers)):
-            if wanted is not None and not 1 <= wanted <= nodes:
-                raise RefusalError("refused", reasons.sentence(reasons.TooFewNodes(role, wanted, nodes)))
+        return {"id": await self._ask(Submit(request, spec, blob, holders))}
 
     async def _receive(self, client: Client, blob: BlobHash, size: int) -> None:
         """The bundle in chunks, into the blobs."""
@@ -233,6 +220,8 @@ class Verbs:
             await asyncio.to_thread(blobs.adopt, Path(name), blob)
         except WrongHashError as error:
             raise RefusalError("usage", f"the bundle arrived damaged: {error}") from error
+        except (TimeoutError, ConnectionError):
+            raise
         except OSError as error:
             raise RefusalError(
                 "refused", f"the bundle cannot be stored: {error}; free some space under {name}"
@@ -252,12 +241,12 @@ class Verbs:
         return ()
 
     async def cancel(self, client: Client, args: dict[str, Any]) -> object:
-        job = self._job(args["job"])
-        await self._ask(Cancel(RequestId(str(args["request"])), job.id))
+        request, job = checks.request(args["request"]), self._job(args["job"])
+        await self._ask(Cancel(request, job.id))
         return {"id": job.id}
 
     async def invite(self, client: Client, args: dict[str, Any]) -> object:
-        keys, expires = KeyPair.make(), clock.unix() + int(args["ttl_s"])
+        keys, expires = KeyPair.make(), clock.unix() + checks.seconds(args["ttl_s"])
         await self._ask(Invite(RequestId(secrets.token_hex(8)), keys.public, expires))
         state, peer = self._state(), self._node.peer
         first = [state.members[peer.me.node]] if peer.me.node in state.members else []
@@ -284,7 +273,7 @@ class Verbs:
 
     # What role processes made
 
-    async def logs(self, client: Client, args: dict[str, Any]) -> AsyncIterator[object]:
+    async def logs(self, client: Client, args: dict[str, Any]) -> AsyncGenerator[object, None]:
         """Lines as they come, each with its process; the last line of a process may have no end."""
         job, follow = self._job(args["job"]), bool(args.get("follow"))
         offsets: dict[NodeId, dict[str, int]] = {}
@@ -316,6 +305,8 @@ class Verbs:
         for process, (start, text) in texts.items():
             offsets[node][process] = start + len(text)
             *whole, rest = (left.pop((node, process), b"") + text).split(b"\n")
+            if len(rest) > _LINE_BYTES:  # no end in sight: what waits for it is bounded
+                whole, rest = [*whole, rest], b""
             left[node, process] = rest
             found[process] = [line.decode(errors="replace") for line in whole]
         return found

@@ -1,0 +1,71 @@
+"""What a client may ask for: bounded here, because it goes into the state of every node. All raise ``RefusalError``."""
+
+from dmi_node.control.server import RefusalError
+from dmi_node.storage.blobs import is_hash
+from dmi_protocol import limits, reasons
+from dmi_protocol.cluster.command import JobSpec
+from dmi_protocol.codec import convert
+from dmi_protocol.identity import BlobHash, RequestId
+
+_REQUEST_CHARACTERS = 128
+_SCRIPT_CHARACTERS = 4_096
+_ARGUMENT_BYTES = 64 * 1024
+"""All arguments of a script together."""
+_THREADS = 1_024
+_INVITATION_S = 366 * 24 * 3600
+
+
+def request(value: object) -> RequestId:
+    """The id that a client gave to its request."""
+    if not isinstance(value, str) or not 0 < len(value) <= _REQUEST_CHARACTERS:
+        raise RefusalError("usage", f"a request's id has 1 to {_REQUEST_CHARACTERS} characters")
+    return RequestId(value)
+
+
+def bundle(name: object, size: object) -> tuple[BlobHash, int]:
+    """The hash of a bundle, and its size in bytes."""
+    if not isinstance(name, str) or not is_hash(name):
+        raise RefusalError("usage", f"{str(name)[:80]!r} is no SHA-256")
+    if not isinstance(size, int) or not size > 0:
+        raise RefusalError("usage", "a bundle has at least one byte")
+    if size > limits.BUNDLE_BYTES:
+        raise RefusalError(
+            "refused", f"the job's files are {size} bytes, more than {limits.BUNDLE_BYTES}; include fewer"
+        )
+    return BlobHash(name), size
+
+
+def spec(value: object, nodes: int) -> JobSpec:
+    """A job for a mesh of ``nodes`` nodes that may play a role."""
+    found: JobSpec = convert(value, JobSpec)
+    if not 0 < len(found.name) <= limits.NAME_CHARACTERS or not found.name.isprintable():
+        raise RefusalError("usage", f"--name takes 1 to {limits.NAME_CHARACTERS} printable characters")
+    if not 0 < len(found.script) <= _SCRIPT_CHARACTERS:
+        raise RefusalError("usage", f"a script's name has 1 to {_SCRIPT_CHARACTERS} characters")
+    if len(found.args) > limits.ARGUMENTS or sum(len(arg.encode()) for arg in found.args) > _ARGUMENT_BYTES:
+        raise RefusalError(
+            "usage",
+            f"a script takes at most {limits.ARGUMENTS} arguments of {_ARGUMENT_BYTES} bytes together; --include a file",
+        )
+    if found.backups:
+        raise RefusalError("refused", reasons.sentence(reasons.NotYet("--backups above 0")))
+    _check_numbers(found, nodes)
+    return found
+
+
+def _check_numbers(found: JobSpec, nodes: int) -> None:
+    leaves = found.leaves
+    if leaves is not None and (leaves < 1 or leaves & (leaves - 1) or leaves > limits.LEAVES):
+        raise RefusalError("usage", f"--leaves must be a power of two up to {limits.LEAVES}, not {leaves}")
+    if not 1 <= found.threads <= _THREADS:
+        raise RefusalError("usage", f"--threads must be 1 to {_THREADS}, not {found.threads}")
+    for role, wanted in (("worker", found.workers), ("server", found.servers)):
+        if wanted is not None and not 1 <= wanted <= nodes:
+            raise RefusalError("refused", reasons.sentence(reasons.TooFewNodes(role, wanted, nodes)))
+
+
+def seconds(value: object) -> int:
+    """How long an invitation is good for."""
+    if not isinstance(value, int) or not 1 <= value <= _INVITATION_S:
+        raise RefusalError("usage", f"an invitation is good for 1 to {_INVITATION_S} seconds, not {str(value)[:40]}")
+    return value
