@@ -44,6 +44,8 @@ LOG_BYTES = 64 * 1024 * 1024
 """What one role process may write to its log before the middle is left out."""
 TRACEBACK_BYTES = 16 * 1024
 JOBS_REMEMBERED = 1_000
+PARTIAL_CHECKPOINTS = 64
+"""Checkpoints of one job that lack a part; the oldest are given up."""
 REQUESTS_REMEMBERED = 4_096
 
 # People and members.

@@ -133,7 +133,7 @@ class InvitationExpired(Struct, frozen=True, tag="invitation-expired"):
 
 
 class NameTaken(Struct, frozen=True, tag="name-taken"):
-    """Two nodes cannot have one name."""
+    """Two nodes cannot have one name, and two jobs cannot have one id."""
 
     name: str
 
@@ -251,7 +251,7 @@ def _refused(reason: Reason) -> str:
         case InvitationExpired():
             return "the invitation has expired; ask for a new one with `dmi-node invite`"
         case NameTaken(name):
-            return f"another member is already named {name!r}; choose another one with --name"
+            return f"the name {name!r} is already taken; choose another one with --name"
         case UnknownMember(name):
             return f"no member is named {name!r}; `dmi-node members` lists them"
         case LimitReached(what, limit):

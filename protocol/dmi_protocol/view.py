@@ -99,6 +99,9 @@ def why(job: Job, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
     """Why the job is in its state."""
     if job.reason is not None:
         return job.reason
+    ready = sum(node in alive and not member.witness for node, member in state.members.items())
+    if job.state == STARTING and any(node not in alive for _, node in job.roles()):
+        return reasons.Waiting(wanted_nodes(job.spec), ready)  # to be placed again
     if job.state == STARTING:
         return reasons.Starting(len(job.seats), len(job.roles()))
     if job.state == RUNNING:
@@ -106,7 +109,6 @@ def why(job: Job, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
         workers = tuple(seat.node_name for seat in seats if seat.key.role == "worker")
         return reasons.Running(workers, tuple(seat.node_name for seat in seats if seat.key.role == "server"))
     assert job.state == QUEUED
-    ready = sum(node in alive and not member.witness for node, member in state.members.items())
     return reasons.Waiting(wanted_nodes(job.spec), ready)
 
 

@@ -85,7 +85,7 @@ def _do(state: ClusterState, index: int, command: Command) -> Outcome:
         case KeepPart():
             return _keep(state, command)
         case Finish():
-            return _finish(state, command)
+            return _finish(state, command) if command.state in ENDED else _STALE
 
 
 # Members
@@ -106,12 +106,14 @@ def _admit(state: ClusterState, command: Admit) -> Outcome:
     if command.at_unix > expires:
         del state.invitations[command.invitation]
         return Outcome(refusal=InvitationExpired())
-    if any(member.name == command.name for member in state.members.values()):
+    node = node_id(command.public_key)
+    if any(member.name == command.name for member in state.members.values() if member.node != node):
         return Outcome(refusal=NameTaken(command.name))
+    if len(command.name) > limits.NAME_CHARACTERS:
+        return Outcome(refusal=LimitReached("characters in a name", limits.NAME_CHARACTERS))
     if len(state.members) >= limits.MEMBERS:
         return Outcome(refusal=LimitReached("members", limits.MEMBERS))
     del state.invitations[command.invitation]
-    node = node_id(command.public_key)
     state.members[node] = MemberRecord(node, command.name, command.address, command.public_key, command.witness)
     return Outcome(node)
 
@@ -134,12 +136,18 @@ def _readdress(state: ClusterState, command: Readdress) -> Outcome:
 
 
 def _submit(state: ClusterState, index: int, command: Submit) -> Outcome:
+    job = job_id(command.spec.name, command.request)
+    known = state.jobs.get(job)
+    if (
+        known is not None
+    ):  # its outcome was forgotten meanwhile; or six digits were not enough, and nothing is overwritten
+        is_same = known.spec == command.spec and known.bundle == command.bundle
+        return Outcome(job) if is_same else Outcome(refusal=NameTaken(job))
     if len(state.jobs) >= limits.JOBS_REMEMBERED:
         ended = next((job.id for job in state.jobs.values() if job.state in ENDED), None)
         if ended is None:
             return Outcome(refusal=LimitReached("jobs", limits.JOBS_REMEMBERED))
         del state.jobs[ended]
-    job = job_id(command.spec.name, command.request)
     state.jobs[job] = Job(job, command.spec, command.bundle, command.holders, index)
     return Outcome(job)
 
@@ -201,6 +209,8 @@ def _keep(state: ClusterState, command: KeepPart) -> Outcome:
     job = _in_force(state, command.job, command.generation)
     if job is None or (job.checkpoint is not None and (command.step < job.checkpoint.step or job.final)):
         return _STALE
+    if not 0 <= command.part.shard < len(job.servers):
+        return _STALE
     before = job.final_parts if command.final else job.parts.get(command.step, ())
     shards = {part.shard: part for part in (*before, command.part)}
     parts = tuple(shards[shard] for shard in sorted(shards))
@@ -208,6 +218,8 @@ def _keep(state: ClusterState, command: KeepPart) -> Outcome:
         job.final_parts = parts
     else:
         job.parts[command.step] = parts
+        while len(job.parts) > limits.PARTIAL_CHECKPOINTS:
+            del job.parts[min(job.parts)]
     if len(parts) == len(job.servers):
         job.checkpoint, job.final = Checkpoint(command.step, parts), command.final
         job.parts = {step: found for step, found in job.parts.items() if step > command.step}

@@ -1,10 +1,23 @@
 """What commands do to the state."""
 
+from itertools import count
+
+from dmi_protocol import limits
 from dmi_protocol.cluster.apply import apply
-from dmi_protocol.cluster.command import Finish, JobSpec, Place, Remove, Submit
-from dmi_protocol.cluster.state import FAILED, STARTING, ClusterState, MemberRecord
-from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
-from dmi_protocol.reasons import Cancelled, Stale
+from dmi_protocol.cluster.command import Admit, Cancel, Finish, JobSpec, KeepPart, Part, Place, Remove, SeatRole, Submit
+from dmi_protocol.cluster.state import CANCELLED, FAILED, RUNNING, STARTING, ClusterState, MemberRecord
+from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId, job_id, node_id
+from dmi_protocol.messages.roles import Role, RoleKey
+from dmi_protocol.reasons import (
+    Cancelled,
+    InvitationExpired,
+    InvitationUsed,
+    JobEnded,
+    LimitReached,
+    NameTaken,
+    Stale,
+    UnknownMember,
+)
 
 A, B = NodeId("a" * 16), NodeId("b" * 16)
 
@@ -38,3 +51,149 @@ def test_what_a_stale_generation_says_changes_nothing() -> None:
     outcome = apply(state, 4, Finish(RequestId("f"), job, 1, FAILED, Cancelled()))
     assert outcome.refusal == Stale()
     assert state.jobs[job].state == STARTING
+
+
+def admit(request: str, key: str, name: str = "c", at_unix: int = 50, who: str = "c" * 40) -> Admit:
+    return Admit(RequestId(request), PublicKey(key), at_unix, name, "h:1", PublicKey(who), witness=False)
+
+
+def invited(*keys: str) -> ClusterState:
+    state, _ = submitted()
+    state.invitations = {PublicKey(key): 100 for key in keys}
+    return state
+
+
+def test_an_invitation_is_redeemed_once() -> None:
+    state = invited("i")
+    outcome = apply(state, 2, admit("one", "i"))
+    assert outcome.value == node_id(PublicKey("c" * 40))
+    assert apply(state, 3, admit("one", "i")) == outcome, "asking again gives the old answer"
+    assert apply(state, 4, admit("two", "i", "d", who="d" * 40)).refusal == InvitationUsed()
+    assert len(state.members) == 3
+
+
+def test_an_invitation_expires_by_the_clock_of_who_was_asked() -> None:
+    state = invited("i", "j")
+    assert apply(state, 2, admit("one", "i", at_unix=101)).refusal == InvitationExpired()
+    assert apply(state, 3, admit("two", "i", at_unix=99)).refusal == InvitationUsed(), "it is gone"
+    assert apply(state, 4, admit("three", "j", at_unix=100)).refusal is None
+
+
+def test_a_name_is_one_member_s_and_a_refusal_leaves_the_invitation() -> None:
+    state = invited("i")
+    assert apply(state, 2, admit("one", "i", name="a")).refusal == NameTaken("a")
+    long = "n" * (limits.NAME_CHARACTERS + 1)
+    assert isinstance(apply(state, 3, admit("two", "i", name=long)).refusal, LimitReached)
+    assert apply(state, 4, admit("three", "i", name="c")).refusal is None
+
+
+def test_a_node_that_is_invited_again_keeps_its_name() -> None:
+    """It lost the answer to its first invitation and has a new one."""
+    state = invited("i", "j")
+    apply(state, 2, admit("one", "i"))
+    assert apply(state, 3, admit("two", "j")).refusal is None
+    assert len(state.members) == 3
+
+
+def test_who_is_removed_is_unknown_from_then_on() -> None:
+    state, _ = submitted()
+    assert apply(state, 2, Remove(RequestId("one"), B)).refusal is None
+    assert apply(state, 3, Remove(RequestId("two"), B)).refusal == UnknownMember(B)
+
+
+def test_a_submission_that_is_repeated_when_its_outcome_is_forgotten_submits_once() -> None:
+    state, job = submitted()
+    apply(state, 2, place(job, 1, A, B))
+    state.requests.clear()
+    again = apply(state, 3, Submit(RequestId("s"), JobSpec("job", "t.py"), BlobHash("b" * 64), (A,)))
+    assert (again.value, again.refusal) == (job, None)
+    assert state.jobs[job].state == STARTING
+
+
+def test_another_job_whose_id_would_be_the_same_overwrites_nothing() -> None:
+    state, _ = submitted()
+    first: dict[JobId, RequestId] = {}
+    for number in count():
+        request = RequestId(f"r{number}")
+        other = first.setdefault(job_id("job", request), request)
+        if other != request:
+            break
+    apply(state, 2, Submit(other, JobSpec("job", "one.py"), BlobHash("1" * 64), (A,)))
+    outcome = apply(state, 3, Submit(request, JobSpec("job", "two.py"), BlobHash("2" * 64), (A,)))
+    assert outcome.refusal == NameTaken(job_id("job", request))
+    assert state.jobs[job_id("job", request)].spec.script == "one.py"
+
+
+def seat(job: JobId, role: Role, index: int) -> SeatRole:
+    return SeatRole(RequestId(f"{role}-{index}"), RoleKey(job, 1, role, index), "h:9", PublicKey("k"), 7)
+
+
+def test_a_job_runs_when_every_seat_is_taken() -> None:
+    state, job = submitted()
+    apply(state, 2, place(job, 1, A))
+    apply(state, 3, seat(job, "server", 0))
+    apply(state, 4, seat(job, "worker", 5))
+    assert state.jobs[job].state == STARTING, "nobody was placed in the second of these seats"
+    apply(state, 5, seat(job, "worker", 0))
+    assert state.jobs[job].state == RUNNING
+
+
+def test_a_job_is_cancelled_once() -> None:
+    state, job = submitted()
+    assert apply(state, 2, Cancel(RequestId("c"), job)).refusal is None
+    assert apply(state, 3, Cancel(RequestId("d"), job)).refusal == JobEnded(job, CANCELLED)
+
+
+def test_a_job_ends_in_a_state_that_is_an_end() -> None:
+    state, job = submitted()
+    apply(state, 2, place(job, 1, A))
+    assert apply(state, 3, Finish(RequestId("f"), job, 1, RUNNING, Cancelled())).refusal == Stale()
+    assert state.jobs[job].reason is None
+
+
+def keep(job: JobId, step: int, shard: int) -> KeepPart:
+    part = Part(shard, BlobHash("1" * 64), 1, A)
+    return KeepPart(RequestId(f"{step}/{shard}"), job, 1, step, part, final=False)
+
+
+def test_a_checkpoint_is_whole_when_every_shard_has_its_part() -> None:
+    state, job = submitted()
+    apply(state, 2, place(job, 1, A, B))
+    apply(state, 3, keep(job, 4, 0))
+    assert apply(state, 4, keep(job, 4, 2)).refusal == Stale(), "there are two shards"
+    assert apply(state, 5, keep(job, 4, -1)).refusal == Stale()
+    assert state.jobs[job].checkpoint is None
+    apply(state, 6, keep(job, 4, 1))
+    checkpoint = state.jobs[job].checkpoint
+    assert checkpoint is not None
+    assert (checkpoint.step, [part.shard for part in checkpoint.parts]) == (4, [0, 1])
+
+
+def test_checkpoints_that_lack_a_part_are_bounded() -> None:
+    state, job = submitted()
+    apply(state, 2, place(job, 1, A, B))
+    for step in range(limits.PARTIAL_CHECKPOINTS + 5):
+        apply(state, 3 + step, keep(job, step, 0))
+    assert sorted(state.jobs[job].parts) == list(range(5, limits.PARTIAL_CHECKPOINTS + 5))
+
+
+def test_outcomes_are_remembered_up_to_a_bound() -> None:
+    state, job = submitted()
+    for number in range(limits.REQUESTS_REMEMBERED + 5):
+        apply(state, 2 + number, Cancel(RequestId(f"c{number}"), JobId("x")))
+    assert len(state.requests) == limits.REQUESTS_REMEMBERED
+    assert RequestId("s") not in state.requests
+    assert job in state.jobs
+
+
+def test_ended_jobs_make_room_and_others_do_not() -> None:
+    state, first = submitted()
+    for number in range(1, limits.JOBS_REMEMBERED):
+        apply(state, number, Submit(RequestId(f"s{number}"), JobSpec(f"j{number}", "t.py"), BlobHash("b" * 64), (A,)))
+    more = Submit(RequestId("more"), JobSpec("more", "t.py"), BlobHash("b" * 64), (A,))
+    assert isinstance(apply(state, 2_000, more).refusal, LimitReached)
+    apply(state, 2_001, Cancel(RequestId("c"), first))
+    again = Submit(RequestId("again"), JobSpec("more", "t.py"), BlobHash("b" * 64), (A,))
+    assert apply(state, 2_002, again).refusal is None
+    assert first not in state.jobs
+    assert len(state.jobs) == limits.JOBS_REMEMBERED

@@ -1,0 +1,67 @@
+"""Every reason has one line of its own."""
+
+from typing import Any, get_args
+
+import msgspec
+import pytest
+
+from dmi_protocol.codec import decode_struct, encode_struct
+from dmi_protocol.identity import JobId
+from dmi_protocol.reasons import NoQuorum, Reason, RoleDied, RoleFailed, detail, sentence
+
+VALUES: dict[Any, Any] = {
+    str: "word",
+    int: 7,
+    bool: False,
+    tuple[str, ...]: ("n1", "n2"),
+    JobId: JobId("job-1"),
+}
+REASONS = get_args(Reason)
+
+
+def sample(kind: type[msgspec.Struct]) -> Any:
+    return kind(**{field.name: VALUES[field.type] for field in msgspec.structs.fields(kind)})
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_a_sentence_is_one_line_and_names_what_it_is_about(kind: type[msgspec.Struct]) -> None:
+    reason = sample(kind)
+    line = sentence(reason)
+    assert line
+    assert "\n" not in line
+    assert line == line.strip()
+    for field in msgspec.structs.fields(kind):
+        if field.type in {str, JobId}:
+            assert str(getattr(reason, field.name)) in line
+
+
+def test_no_two_reasons_read_alike() -> None:
+    assert len({sentence(sample(kind)) for kind in REASONS}) == len(REASONS)
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_a_reason_survives_the_wire(kind: type[msgspec.Struct]) -> None:
+    reason = sample(kind)
+    assert decode_struct(encode_struct(reason), Reason) == reason
+
+
+def test_who_is_missing_from_a_quorum_is_named() -> None:
+    line = sentence(NoQuorum(("n0",), ("n1", "n2")))
+    assert "1 of 3" in line
+    assert "n1, n2" in line
+
+
+def test_a_traceback_gives_its_last_line_and_is_kept_as_detail() -> None:
+    failed = RoleFailed("worker-0", "n1", "script", "Traceback\n  line 3\nValueError: no\n")
+    assert sentence(failed).endswith("ValueError: no")
+    assert detail(failed) == failed.text
+    assert detail(RoleFailed("worker-0", "n1", "script", "one line\n")) is None
+    assert sentence(RoleFailed("worker-0", "n1", "script", ""))
+
+
+def test_the_ways_to_die_are_told_apart() -> None:
+    ways = [(3, 0, False), (-9, 9, False), (-9, 9, True)]
+    lines = [sentence(RoleDied("w", "n", code, signal, stalled)) for code, signal, stalled in ways]
+    assert len(set(lines)) == 3
+    assert "code 3" in lines[0]
+    assert "signal 9" in lines[1]

@@ -1,0 +1,88 @@
+"""What a node says of the mesh."""
+
+from dmi_protocol.cluster.command import JobSpec
+from dmi_protocol.cluster.state import FAILED, RUNNING, STARTING, ClusterState, Job, MemberRecord, SeatRecord
+from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
+from dmi_protocol.messages.roles import Progressed, RoleKey, Seat
+from dmi_protocol.reasons import Cancelled, Running, Starting, Waiting
+from dmi_protocol.view import (
+    job_view,
+    member_views,
+    pack_facts,
+    pack_progress,
+    role_views,
+    unpack_facts,
+    unpack_progress,
+    why,
+)
+
+A, B = NodeId("a" * 16), NodeId("b" * 16)
+BOTH = frozenset({A, B})
+
+
+def state(job_state: str) -> tuple[ClusterState, Job]:
+    """One job of two workers with a server each, all on their seats when it runs."""
+    found = ClusterState("mesh")
+    for node in (B, A):
+        found.members[node] = MemberRecord(node, f"n-{node[0]}", "h:1", PublicKey(node), witness=False)
+    job = Job(JobId("job-1"), JobSpec("job", "t.py", workers=2), BlobHash("b" * 64), (A,), 1, job_state)
+    found.jobs[job.id] = job
+    if job_state != "queued":
+        job.generation, job.workers, job.servers = 1, (A, B), (A, B)
+    if job_state == RUNNING:
+        job.seats = tuple(seat(role, node, pid) for pid, (role, node) in enumerate(job.roles()))
+    return found, job
+
+
+def seat(role: RoleKey, node: NodeId, pid: int) -> SeatRecord:
+    return SeatRecord(Seat(role, node, f"n-{node[0]}", "h:2", PublicKey("k")), pid)
+
+
+def test_every_state_has_its_reason() -> None:
+    found, job = state("queued")
+    assert why(job, found, frozenset({A})) == Waiting(2, 1)
+    found, job = state(STARTING)
+    assert why(job, found, BOTH) == Starting(0, 4)
+    found, job = state(RUNNING)
+    assert why(job, found, BOTH) == Running(("n-a", "n-b"), ("n-a", "n-b"))
+    job.state, job.reason = FAILED, Cancelled()
+    assert why(job, found, BOTH) == Cancelled()
+
+
+def test_a_job_that_lost_a_node_while_it_started_waits_for_nodes() -> None:
+    found, job = state(STARTING)
+    assert why(job, found, frozenset({A})) == Waiting(2, 1)
+
+
+def test_progress_counts_while_the_job_goes_on() -> None:
+    found, job = state(RUNNING)
+    told = Progressed(3, 9, 100.0, 0.5)
+    shown = job_view(job, found, BOTH, told)
+    assert (shown.step, shown.steps, shown.samples_per_second, shown.loss) == (3, 9, 100.0, 0.5)
+    job.state, job.reason, job.step, job.loss = "succeeded", Cancelled(), 9, 0.25
+    shown = job_view(job, found, BOTH, told)
+    assert (shown.step, shown.steps, shown.samples_per_second, shown.loss) == (9, 9, None, 0.25)
+
+
+def test_members_are_shown_by_name_with_their_processes() -> None:
+    found, job = state(RUNNING)
+    shown = member_views(found, {A}, {A: "alive", B: "dead"}.__getitem__, {A: (7, "1.0")}.get)
+    assert [(m.name, m.state, m.voter, m.pid, m.version) for m in shown] == [
+        ("n-a", "alive", True, 7, "1.0"),
+        ("n-b", "dead", False, None, None),
+    ]
+    assert [(role.role, role.pid, role.shards) for role in shown[1].roles] == [
+        ("server-1", 1, (1,)),
+        ("worker-1", 3, ()),
+    ]
+    job.state = FAILED
+    assert role_views(found) == []
+
+
+def test_rumors_survive_their_packing_and_nonsense_is_nothing() -> None:
+    told = Progressed(3, None, 1.5, None)
+    assert unpack_progress(pack_progress(told)) == told
+    assert unpack_facts(pack_facts((7, "1.0"))) == (7, "1.0")
+    for nonsense in (b"", b"\xc1", pack_facts((7, "1.0"))):
+        assert unpack_progress(nonsense) is None
+    assert unpack_facts(pack_progress(told)) is None
