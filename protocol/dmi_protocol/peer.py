@@ -68,8 +68,8 @@ class Me(Struct, frozen=True):
     version: str = ""
     witness: bool = False
     ports: tuple[int, int] = (0, 0)
-    started: int = 0
-    """Larger after each restart: milliseconds since 1970 will do."""
+    life: int = 0
+    """How often this node was started before: larger after each restart."""
 
 
 class PeerSettings(Struct, frozen=True):
@@ -104,7 +104,7 @@ class Peer:
         self.me = me
         self._settings = settings
         self.raft = Raft(me.node, settings.raft, Random(random.random()), restored)
-        self.swim = Swim(me.node, settings.swim, Random(random.random()), me.started)
+        self.swim = Swim(me.node, settings.swim, Random(random.random()), me.life)
         self.state = ClusterState.decode(restored.snapshot.state) if restored.snapshot is not None else None
         self._circle = Circle(me.node, introduced, self.raft.log.last)
         self._proposals = Proposals()

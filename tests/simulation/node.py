@@ -83,7 +83,7 @@ class Node:
         self.linked = set()
         introduced = tuple(self.known.values())
         random = Random(self._clock.random.random())
-        who = structs.replace(self.me, started=1_000 * self.life)
+        who = structs.replace(self.me, life=self.life)
         self.peer = Peer(who, settings, random, self.disk.restored(), introduced)
         self.give(Ticked())
 

@@ -93,8 +93,17 @@ class Journal:
         return None if row is None else bytes(row[0])
 
     def keep(self, name: str, value: bytes) -> None:
-        """Remember a fact."""
-        self._db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, value))
+        """Remember a fact. Raises ``JournalError``."""
+        try:
+            self._db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, value))
+        except sqlite3.Error as error:
+            raise JournalError(f"{self._path} cannot be written: {error}") from error
+
+    def next_life(self) -> int:
+        """1 at the first start of this node, 2 at the second. No clock tells so well what comes after what."""
+        life = int(self.fact("life") or b"0") + 1
+        self.keep("life", b"%d" % life)
+        return life
 
     def close(self) -> None:
         """No more writes."""

@@ -36,15 +36,17 @@ class _Probe(Struct):
 
 
 Output = Effect | MemberChanged
+_LIFE_BITS = 32
+"""What a node spreads in one life: fewer values than this many bits can count."""
 
 
 class Swim:
     """Decides for one node; see ``machine.py`` for what the caller must do."""
 
-    def __init__(self, me: NodeId, settings: SwimSettings, random: Random, started: int = 0) -> None:
-        """``started`` is larger after each restart, so that what we spread now replaces what we spread before."""
+    def __init__(self, me: NodeId, settings: SwimSettings, random: Random, life: int = 0) -> None:
+        """``life`` is larger after each restart, so that what we spread now replaces what we spread before."""
         settings.check()
-        self._started = started
+        self._first_version = life << _LIFE_BITS
         self._me = me
         self._settings = settings
         self._random = random
@@ -88,7 +90,7 @@ class Swim:
     def publish(self, now: Instant, key: str, value: bytes) -> None:
         """Spread a small value; it replaces what we spread under ``key`` before."""
         old = self.rumors.get((self._me, key))
-        rumor = Rumor(self._me, key, (self._started if old is None else old.version) + 1, value)
+        rumor = Rumor(self._me, key, (self._first_version if old is None else old.version) + 1, value)
         self._hold(now, rumor)
 
     def _hold(self, now: Instant, rumor: Rumor) -> None:
@@ -210,7 +212,7 @@ class Swim:
                 output += self._believe(now, update)
         if isinstance(message, say.Ping | say.Ack | say.Gossip):
             for rumor in message.rumors:
-                self._heard(now, rumor)
+                self._heard(now, sender, rumor)
         match message:
             case say.Ping(sequence):
                 output.append(Send(sender, say.Ack(sequence, *self._gossip_for(sender))))
@@ -236,14 +238,16 @@ class Swim:
         self._health = max(0, self._health - 1)
         return []
 
-    def _heard(self, now: Instant, rumor: Rumor) -> None:
+    def _heard(self, now: Instant, sender: NodeId, rumor: Rumor) -> None:
         known = self.rumors.get((rumor.origin, rumor.key))
         if rumor.origin == self._me:
-            if known is None or rumor.version > known.version:  # from before our restart: say what is true now
+            if known is None or (rumor != known and rumor.version >= known.version):  # from an earlier life of ours
                 value = b"" if known is None else known.value
                 self._hold(now, Rumor(self._me, rumor.key, rumor.version + 1, value))
         elif rumor.origin in self.members and (known is None or rumor.version > known.version):
             self._hold(now, rumor)
+        elif rumor.origin == sender and known is not None and rumor != known:
+            self._hold(now, known)  # its home is older than what it once spread: it hears so, and says it anew
 
     def _believe(self, now: Instant, update: Update) -> list[Output]:
         """Take an update in if it overrides what is known (SWIM, 4.2), and pass it on."""

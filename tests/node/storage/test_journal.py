@@ -39,6 +39,15 @@ def test_a_batch_is_whole_or_absent(tmp_path: Path) -> None:
     assert Journal(tmp_path / "state.sqlite").restore() == Restored()
 
 
+def test_lives_are_counted(tmp_path: Path) -> None:
+    lives = []
+    for _ in range(3):
+        journal = Journal(tmp_path / "state.sqlite")
+        lives.append(journal.next_life())
+        journal.close()
+    assert lives == [1, 2, 3]
+
+
 def test_full_sync_and_wal_are_on(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "state.sqlite")
     assert journal._db.execute("PRAGMA synchronous").fetchone()[0] == 2

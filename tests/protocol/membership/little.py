@@ -29,8 +29,8 @@ class Mesh:
         for node in self.nodes:
             self.start(node)
 
-    def start(self, node: NodeId) -> Swim:
-        swim = Swim(node, self.settings, Random(f"{node}{self.now}"), started=int(self.now))
+    def start(self, node: NodeId, life: int | None = None) -> Swim:
+        swim = Swim(node, self.settings, Random(f"{node}{self.now}"), int(self.now) if life is None else life)
         swim.set_members(self.now, frozenset(self.nodes))
         self.swims[node] = swim
         return swim
