@@ -17,11 +17,11 @@ from dmi_protocol import limits
 from dmi_protocol.codec import decode_struct, encode_struct
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.messages.roles import Assignment, Failed, FromRole, Moving, Roster, Stop, ToRole
+from dmi_wire.channel import framed, unframed
 
 DESCRIPTOR = "DMI_ROLE_FD"
 """The environment variable that names the inherited descriptor."""
 
-_LENGTH_BYTES = 4
 _SET_PARENT_DEATH_SIGNAL = 1
 _ORPHANED = 113
 """The exit code of a child whose daemon has died."""
@@ -68,9 +68,8 @@ class Child:
 
     def tell(self, message: FromRole) -> None:
         """Send one message to the daemon."""
-        body = encode_struct(message)
         with self._sending:
-            self._channel.sendall(len(body).to_bytes(_LENGTH_BYTES, "big") + body)
+            self._channel.sendall(framed(encode_struct(message)))
 
     def fail(self, kind: str, text: str, *, starting: bool) -> NoReturn:
         """Say why, and end."""
@@ -100,10 +99,7 @@ class Child:
             self._told.put_nowait(message)
 
     def _receive(self) -> ToRole:
-        length = int.from_bytes(self._exactly(_LENGTH_BYTES), "big")
-        if length > limits.MESSAGE_BYTES:
-            raise RemoteProtocolError(f"the daemon claims a message of {length} bytes")
-        return decode_struct(self._exactly(length), ToRole)
+        return decode_struct(unframed(self._exactly), ToRole)
 
     def _exactly(self, size: int) -> bytes:
         data = bytearray()

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from dmi.errors import DmiError, NoNodeError, NoQuorumError, RefusedError, UnknownJobError, UsageError
-from dmi_protocol import limits
 from dmi_protocol.codec import pack, unpack
 from dmi_protocol.errors import RemoteProtocolError
+from dmi_wire.channel import framed, unframed
 
-_LENGTH_BYTES = 4
 _CONNECT_S = 5.0
 _ANSWER_S = 60.0
 _QUIET_S = 30.0
@@ -94,9 +93,8 @@ class Conversation:
 
     def send(self, value: object) -> None:
         """Say one thing. When the node has hung up, its last word is raised: it says why."""
-        body = pack(value)
         try:
-            self._socket.sendall(len(body).to_bytes(_LENGTH_BYTES, "big") + body)
+            self._socket.sendall(framed(pack(value)))
         except OSError as error:
             self._hear_refusal()
             raise NoNodeError(f"the node at {self.home} has gone: {error}") from error
@@ -111,13 +109,12 @@ class Conversation:
         """The next thing that the node says; its refusals are raised."""
         self._socket.settimeout(within_s)
         try:
-            length = int.from_bytes(self._exactly(_LENGTH_BYTES), "big")
-            if length > limits.MESSAGE_BYTES:
-                raise NoNodeError(f"what answers at {self.home} is no node")
-            found: dict[str, Any] = unpack(self._exactly(length))
+            found: dict[str, Any] = unpack(unframed(self._exactly))
         except TimeoutError as error:
             raise NoNodeError(f"the node at {self.home} did not answer within {within_s:g} s") from error
-        except (OSError, RemoteProtocolError) as error:
+        except RemoteProtocolError as error:
+            raise NoNodeError(f"what answers at {self.home} is no node: {error}") from error
+        except OSError as error:
             raise NoNodeError(f"the node at {self.home} has gone: {error}") from error
         if "error" in found:
             raise _ERRORS.get(found["error"]["kind"], DmiError)(found["error"]["line"])

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dmi_node.tasks import Tasks
-from dmi_protocol import limits
 from dmi_protocol.codec import pack, unpack
 from dmi_protocol.errors import RemoteProtocolError
+from dmi_wire.channel import framed, read_framed
 
-_LENGTH_BYTES = 4
 _CLIENTS = 64
 _REQUEST_S = 30.0
 
@@ -34,16 +33,12 @@ class Client:
 
     async def send(self, value: object) -> None:
         """Say one thing; waits while the client does not read."""
-        body = pack(value)
-        self._writer.write(len(body).to_bytes(_LENGTH_BYTES, "big") + body)
+        self._writer.write(framed(pack(value)))
         await asyncio.wait_for(self._writer.drain(), _REQUEST_S)
 
     async def receive(self) -> Any:
         """The next thing that it says. Raises ``RemoteProtocolError``, ``asyncio.IncompleteReadError``."""
-        length = int.from_bytes(await asyncio.wait_for(self._reader.readexactly(_LENGTH_BYTES), _REQUEST_S), "big")
-        if length > limits.MESSAGE_BYTES:
-            raise RemoteProtocolError(f"a request of {length} bytes")
-        return unpack(await asyncio.wait_for(self._reader.readexactly(length), _REQUEST_S))
+        return unpack(await asyncio.wait_for(read_framed(self._reader), _REQUEST_S))
 
     async def gone(self) -> None:
         """Returns when the client has closed its end."""

@@ -31,10 +31,10 @@ from dmi_protocol.messages.roles import (
     Stop,
     ToRole,
 )
+from dmi_wire.channel import framed, read_framed
 from dmi_wire.child import DESCRIPTOR
 
 _logger = logging.getLogger("dmi.roles")
-_LENGTH_BYTES = 4
 _PIECE = 1 << 16
 _READ_OUT_S = 5.0
 """How long the last words of a process that is gone are waited for."""
@@ -146,8 +146,7 @@ class RoleProcess:
     def tell(self, message: ToRole) -> None:
         """Say something to it; nobody hears when it is gone."""
         if self._writer is not None and not self._writer.is_closing():
-            body = encode_struct(message)
-            self._writer.write(len(body).to_bytes(_LENGTH_BYTES, "big") + body)
+            self._writer.write(framed(encode_struct(message)))
 
     def stop(self, grace_ms: int) -> None:
         """End it: a word, TERM, and KILL after ``grace_ms``."""
@@ -173,10 +172,7 @@ class RoleProcess:
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         try:
             while True:
-                length = int.from_bytes(await reader.readexactly(_LENGTH_BYTES), "big")
-                if length > limits.MESSAGE_BYTES:
-                    raise RemoteProtocolError(f"a message of {length} bytes")
-                message: FromRole = decode_struct(await reader.readexactly(length), FromRole)
+                message: FromRole = decode_struct(await read_framed(reader), FromRole)
                 if not isinstance(message, Moving):
                     await self._pass_on(self._judged(message))
                 self._moved_at = clock.now()
