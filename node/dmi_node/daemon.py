@@ -34,6 +34,7 @@ from dmi_node.transport.mesh import Mesh
 from dmi_node.transport.refusals import Refusals
 from dmi_protocol import effects as do
 from dmi_protocol import reasons
+from dmi_protocol.address import is_address
 from dmi_protocol.cluster.command import Command
 from dmi_protocol.consensus.settings import Restored
 from dmi_protocol.effects import Answer, Effect, PersistSnapshot
@@ -326,7 +327,9 @@ def _advertised(identity: Identity, config: Config) -> str:
         raise ConfigError(
             "listening on every address, so say under which one the others reach this node: --advertise HOST:PORT"
         )
-    return f"{host}:{port}"
+    if not is_address(address := f"{host}:{port}"):
+        raise ConfigError(f"advertise must be HOST:PORT as the others can dial it, not {address!r}")
+    return address
 
 
 async def _say_alive(notifier: Notifier) -> None:

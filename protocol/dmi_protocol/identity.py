@@ -19,6 +19,20 @@ BlobHash = NewType("BlobHash", str)
 """The SHA-256 of a file's bytes, 64 hexadecimal digits."""
 
 
+_Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+_VALUES = {character: value for value, character in enumerate(_Z85)}
+_KEY_CHARACTERS = 40
+_GROUP = 5
+
+
+def is_public_key(text: str) -> bool:
+    """Is it 32 bytes in z85? Sockets take no other key (ZeroMQ RFC 32: five characters stand for four bytes)."""
+    if len(text) != _KEY_CHARACTERS or not _VALUES.keys() >= set(text):
+        return False
+    groups = (text[start : start + _GROUP] for start in range(0, _KEY_CHARACTERS, _GROUP))
+    return all(sum(_VALUES[c] * 85**place for place, c in enumerate(reversed(group))) < 1 << 32 for group in groups)
+
+
 def node_id(public_key: PublicKey) -> NodeId:
     """The node whose CURVE key is ``public_key``."""
     return NodeId(hashlib.sha256(public_key.encode("ascii")).hexdigest()[:16])

@@ -151,6 +151,13 @@ class LimitReached(Struct, frozen=True, tag="limit-reached"):
     limit: int
 
 
+class Malformed(Struct, frozen=True, tag="malformed"):
+    """A value that nobody could use."""
+
+    what: str
+    value: str
+
+
 class Stale(Struct, frozen=True, tag="stale"):
     """The command belongs to a placement that is not in force any more."""
 
@@ -178,6 +185,7 @@ Reason = (
     | NameTaken
     | UnknownMember
     | LimitReached
+    | Malformed
     | Stale
 )
 
@@ -256,6 +264,8 @@ def _refused(reason: Reason) -> str:
             return f"no member is named {name!r}; `dmi-node members` lists them"
         case LimitReached(what, limit):
             return f"there can be at most {limit} {what}"
+        case Malformed(what, value):
+            return f"{value[:80]!r} is no {what}"
         case _:
             return "the placement has changed meanwhile"
 

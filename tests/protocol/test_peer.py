@@ -115,7 +115,7 @@ def test_a_job_runs_to_its_end() -> None:
     job = submit(little)
     little.until(lambda: len(started(little)) == 6)
     for name, effect in started(little):
-        little.give(name, on.RoleHappened(effect.role, Bound("127.0.0.1:1", PublicKey("k"), 1)))
+        little.give(name, on.RoleHappened(effect.role, Bound("127.0.0.1:1", PublicKey("k" * 40), 1)))
     little.until(lambda: all(little.state(n).jobs[job].state == "running" for n in little.peers))
     assert len([e for _, e in little.did if isinstance(e, do.TellRole)]) == 6
     for name, effect in started(little):
@@ -170,7 +170,7 @@ def test_a_last_checkpoint_and_the_final_state_may_interleave() -> None:
     job = submit(little)
     little.until(lambda: len(started(little)) == 6)
     for name, effect in started(little):
-        little.give(name, on.RoleHappened(effect.role, Bound("127.0.0.1:1", PublicKey("k"), 1)))
+        little.give(name, on.RoleHappened(effect.role, Bound("127.0.0.1:1", PublicKey("k" * 40), 1)))
     little.until(lambda: all(little.state(n).jobs[job].state == "running" for n in little.peers))
     servers = {
         effect.role.index: (name, effect.role) for name, effect in started(little) if effect.role.role == "server"

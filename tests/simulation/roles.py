@@ -384,5 +384,5 @@ def spawn(sockets: Sockets, node: Node, assignment: Assignment) -> Process:
 
 def _bind(process: Process, clock: Clock) -> None:
     if process.is_alive:
-        where = f"{process.node.name}:{process.key.role}-{process.key.index}"
+        where = f"{process.key.role}-{process.key.index}.{process.node.name}:1"
         tell_daemon(process, clock, Bound(where, process.public_key, 1))

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from dmi_node import clock
 from dmi_protocol import limits
+from dmi_protocol.address import is_address
 from dmi_protocol.codec import decode_struct, encode_struct
 from dmi_protocol.errors import RemoteProtocolError
+from dmi_protocol.identity import is_public_key
 from dmi_protocol.instant import Instant
 from dmi_protocol.messages.roles import (
     Assignment,
@@ -38,8 +40,6 @@ _logger = logging.getLogger("dmi.roles")
 _PIECE = 1 << 16
 _READ_OUT_S = 5.0
 """How long the last words of a process that is gone are waited for."""
-_KEY_CHARACTERS = 40
-_ADDRESS_CHARACTERS = 300
 _MODULES = {"worker": "dmi.run.worker", "server": "dmi_node.roles.server"}
 _KEPT = {"PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES"}
 """What of the daemon's environment a role process sees."""
@@ -194,7 +194,7 @@ class RoleProcess:
         match message:
             case Bound(address, public_key, pid):
                 is_ours = self._process is not None and pid == self._process.pid
-                if not is_ours or len(address) > _ADDRESS_CHARACTERS or len(public_key) != _KEY_CHARACTERS:
+                if not is_ours or not is_address(address) or not is_public_key(public_key):
                     raise RemoteProtocolError("it is bound to what is no address, or as another process")
             case Failed(kind, text, starting) if (
                 len(kind) > limits.NAME_CHARACTERS or len(text) > limits.TRACEBACK_BYTES

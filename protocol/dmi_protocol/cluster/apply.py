@@ -4,6 +4,7 @@ A command of a placement that is not in force any more does nothing.
 """
 
 from dmi_protocol import limits
+from dmi_protocol.address import is_address
 from dmi_protocol.cluster.command import (
     Admit,
     Cancel,
@@ -31,7 +32,7 @@ from dmi_protocol.cluster.state import (
     Outcome,
     SeatRecord,
 )
-from dmi_protocol.identity import JobId, job_id, node_id
+from dmi_protocol.identity import JobId, is_public_key, job_id, node_id
 from dmi_protocol.messages.roles import RoleKey, Seat
 from dmi_protocol.reasons import (
     Cancelled,
@@ -39,6 +40,7 @@ from dmi_protocol.reasons import (
     InvitationUsed,
     JobEnded,
     LimitReached,
+    Malformed,
     NameTaken,
     Stale,
     UnknownJob,
@@ -106,6 +108,12 @@ def _admit(state: ClusterState, command: Admit) -> Outcome:
     if command.at_unix > expires:
         del state.invitations[command.invitation]
         return Outcome(refusal=InvitationExpired())
+    if not is_public_key(command.public_key):
+        return Outcome(refusal=Malformed("public key", command.public_key))
+    if not is_address(command.address):
+        return Outcome(refusal=Malformed("address HOST:PORT", command.address))
+    if not command.name.isprintable() or not command.name:
+        return Outcome(refusal=Malformed("name", command.name))
     node = node_id(command.public_key)
     if any(member.name == command.name for member in state.members.values() if member.node != node):
         return Outcome(refusal=NameTaken(command.name))
@@ -128,6 +136,8 @@ def _readdress(state: ClusterState, command: Readdress) -> Outcome:
     old = state.members.get(command.node)
     if old is None:
         return Outcome(refusal=UnknownMember(command.node))
+    if not is_address(command.address):
+        return Outcome(refusal=Malformed("address HOST:PORT", command.address))
     state.members[old.node] = MemberRecord(old.node, old.name, command.address, old.public_key, old.witness)
     return _DONE
 
@@ -187,6 +197,8 @@ def _seat(state: ClusterState, command: SeatRole) -> Outcome:
     node = dict(job.roles()).get(role) if job is not None else None
     member = state.members.get(node) if node is not None else None
     if job is None or member is None or any(record.seat.key == role for record in job.seats):
+        return _STALE
+    if not is_address(command.address) or not is_public_key(command.public_key):
         return _STALE
     seat = Seat(role, member.node, member.name, command.address, command.public_key)
     job.seats = (*job.seats, SeatRecord(seat, command.pid))

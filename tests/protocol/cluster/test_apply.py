@@ -2,9 +2,24 @@
 
 from itertools import count
 
+import pytest
+from msgspec.structs import replace
+
 from dmi_protocol import limits
 from dmi_protocol.cluster.apply import apply
-from dmi_protocol.cluster.command import Admit, Cancel, Finish, JobSpec, KeepPart, Part, Place, Remove, SeatRole, Submit
+from dmi_protocol.cluster.command import (
+    Admit,
+    Cancel,
+    Finish,
+    JobSpec,
+    KeepPart,
+    Part,
+    Place,
+    Readdress,
+    Remove,
+    SeatRole,
+    Submit,
+)
 from dmi_protocol.cluster.state import CANCELLED, FAILED, RUNNING, STARTING, ClusterState, MemberRecord
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId, job_id, node_id
 from dmi_protocol.messages.roles import Role, RoleKey
@@ -14,6 +29,7 @@ from dmi_protocol.reasons import (
     InvitationUsed,
     JobEnded,
     LimitReached,
+    Malformed,
     NameTaken,
     Stale,
     UnknownMember,
@@ -125,7 +141,7 @@ def test_another_job_whose_id_would_be_the_same_overwrites_nothing() -> None:
 
 
 def seat(job: JobId, role: Role, index: int) -> SeatRole:
-    return SeatRole(RequestId(f"{role}-{index}"), RoleKey(job, 1, role, index), "h:9", PublicKey("k"), 7)
+    return SeatRole(RequestId(f"{role}-{index}"), RoleKey(job, 1, role, index), "h:9", PublicKey("k" * 40), 7)
 
 
 def test_a_job_runs_when_every_seat_is_taken() -> None:
@@ -197,3 +213,24 @@ def test_ended_jobs_make_room_and_others_do_not() -> None:
     assert apply(state, 2_002, again).refusal is None
     assert first not in state.jobs
     assert len(state.jobs) == limits.JOBS_REMEMBERED
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"address": "nonsense"}, {"public_key": "é" * 40}, {"public_key": "c"}, {"name": "two\nlines"}, {"name": ""}],
+    ids=str,
+)
+def test_a_guest_that_nobody_could_dial_is_not_let_in(changes: dict[str, str]) -> None:
+    """Every node would try to link to it, and fail at that again after each restart."""
+    state = invited("i")
+    outcome = apply(state, 2, replace(admit("one", "i"), **changes))
+    assert isinstance(outcome.refusal, Malformed)
+    assert len(state.members) == 2
+    assert apply(state, 3, admit("two", "i")).refusal is None, "the invitation is still good"
+
+
+def test_a_member_moves_to_what_can_be_dialled_only() -> None:
+    state, _ = submitted()
+    assert apply(state, 2, Readdress(RequestId("r"), A, "h:2")).refusal is None
+    assert isinstance(apply(state, 3, Readdress(RequestId("t"), A, "h")).refusal, Malformed)
+    assert state.members[A].address == "h:2"

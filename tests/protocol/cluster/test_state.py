@@ -14,7 +14,7 @@ HISTORY: tuple[Command, ...] = (
     Cancel(RequestId("unknown"), JobId("x")),
     Place(RequestId("p"), JOB, 1, (A, B), (A, B)),
     KeepPart(RequestId("k"), JOB, 1, 4, Part(1, BlobHash("1" * 64), 1, B), final=False),
-    SeatRole(RequestId("t"), RoleKey(JOB, 1, "server", 0), "h:2", PublicKey("k"), 7),
+    SeatRole(RequestId("t"), RoleKey(JOB, 1, "server", 0), "h:2", PublicKey("k" * 40), 7),
     Cancel(RequestId("c"), JOB),
 )
 

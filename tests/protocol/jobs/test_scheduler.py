@@ -35,7 +35,7 @@ class Table:
     def bind(self, job: JobId) -> None:
         for role, _ in self.state.jobs[job].roles():
             request = RequestId(f"{role.generation}/{role.role}-{role.index}")
-            apply(self.state, self.state.applied + 1, SeatRole(request, role, "h:2", PublicKey("k"), 7))
+            apply(self.state, self.state.applied + 1, SeatRole(request, role, "h:2", PublicKey("k" * 40), 7))
 
 
 def spec(workers: int | None = None) -> JobSpec:
