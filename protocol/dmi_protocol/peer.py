@@ -12,19 +12,13 @@ from dmi_protocol.cluster.circle import Circle
 from dmi_protocol.cluster.command import Admit, Command, Readdress, Remove
 from dmi_protocol.cluster.proposals import Proposals
 from dmi_protocol.cluster.removals import Removals
+from dmi_protocol.cluster.search import Search, answer
 from dmi_protocol.cluster.state import ENDED, ClusterState, MemberRecord
 from dmi_protocol.consensus.output import Apply, Restore
 from dmi_protocol.consensus.output import Output as ConsensusOutput
 from dmi_protocol.consensus.raft import Raft
 from dmi_protocol.consensus.settings import RaftSettings, Restored
-from dmi_protocol.effects import (
-    Changed,
-    DropBlob,
-    Effect,
-    Explain,
-    ForgetJob,
-    Send,
-)
+from dmi_protocol.effects import Changed, DropBlob, Effect, Explain, ForgetJob, Send
 from dmi_protocol.events import (
     Asked,
     BlobArrived,
@@ -43,18 +37,10 @@ from dmi_protocol.jobs.scheduler import Scheduler
 from dmi_protocol.membership.settings import SwimSettings
 from dmi_protocol.membership.swim import MemberChanged, Swim
 from dmi_protocol.messages.consensus import Entry, Noop, Snapshot, Voters
-from dmi_protocol.messages.control import Introduced, Leaving, Propose
+from dmi_protocol.messages.control import ControlMessage, Coordinated, Introduced, Leaving, Propose, Seeking
 from dmi_protocol.messages.roles import Progressed
 from dmi_protocol.placement.voters import next_voters
-from dmi_protocol.view import (
-    View,
-    job_view,
-    member_views,
-    pack_facts,
-    pack_progress,
-    unpack_facts,
-    unpack_progress,
-)
+from dmi_protocol.view import View, job_view, member_views, pack_facts, pack_progress, unpack_facts, unpack_progress
 
 
 class Me(Struct, frozen=True):
@@ -109,6 +95,7 @@ class Peer:
         self._circle = Circle(me.node, introduced, self.raft.log.last)
         self._proposals = Proposals()
         self._removals = Removals()
+        self._search = Search()
         self._hosting = Hosting(me.node, me.name, me.address.rpartition(":")[0], me.ports)
         self._scheduler = Scheduler()
         self._parts: frozenset[BlobHash] = frozenset()
@@ -132,6 +119,7 @@ class Peer:
             self._meet(now, effects)
         self._take(now, event, effects)
         self._follow_up(now, effects)
+        effects += self._search.look(now, is_lost=self._is_lost(), members=self._circle.members)
         if before != self.raft.leader or self._is_dirty:
             effects.append(Changed())
         self._is_dirty = False
@@ -141,7 +129,7 @@ class Peer:
         """When a ``Ticked`` is wanted."""
         schedule = self._scheduler.deadline(self.state) if self.state is not None and self.raft.is_ready else None
         machines = self.raft.deadline(), self.swim.deadline(), self._proposals.deadline()
-        return earliest(*machines, self._circle.deadline(), schedule)
+        return earliest(*machines, self._circle.deadline(), self._search.deadline(), schedule)
 
     def check(self) -> None:
         """Assert the invariants of every machine."""
@@ -156,12 +144,8 @@ class Peer:
 
     def _take(self, now: Instant, event: Event, effects: list[Effect]) -> None:
         match event:
-            case Received(sender, Propose(command)):
-                if isinstance(command, Remove) and command.node == sender:
-                    self._circle.wishes_to_leave(now, sender)
-                self._propose_here(now, command, effects)
-            case Received(sender, Leaving()):
-                self._pass(now, Disconnected(sender), effects)
+            case Received(sender, message) if isinstance(message, ControlMessage):
+                self._hear(now, sender, message, effects)
             case Asked(_, command, within_ms):
                 self._proposals.ask(now, command, within_ms)
             case JoinAsked():
@@ -181,6 +165,20 @@ class Peer:
                 effects += [Send(node, Leaving()) for node in sorted(self._circle.members)]
             case _:
                 self._pass(now, event, effects)
+
+    def _hear(self, now: Instant, sender: NodeId, message: ControlMessage, effects: list[Effect]) -> None:
+        match message:
+            case Propose(command):
+                if isinstance(command, Remove) and command.node == sender:
+                    self._circle.wishes_to_leave(now, sender)
+                self._propose_here(now, command, effects)
+            case Leaving():
+                self._pass(now, Disconnected(sender), effects)
+            case Seeking():
+                effects += answer(sender, self.state, self.raft.leader)
+            case Coordinated(by, applied):
+                self._circle.vouch(by, applied)
+                self._meet(now, effects)
 
     def _pass(self, now: Instant, event: Event, effects: list[Effect]) -> None:
         """To the machines that speak with other nodes."""
@@ -343,6 +341,10 @@ class Peer:
         """The members that are not known to be dead; we are among them."""
         nodes = self.state.members if self.state is not None else {self.me.node}
         return frozenset(node for node in nodes if self.swim.is_alive(node))
+
+    def _is_lost(self) -> bool:
+        """No coordinator is heard, or it does not hear us."""
+        return self.raft.leader is None or not self.swim.is_alive(self.raft.leader)
 
     def _why_nothing(self, now: Instant) -> reasons.Reason | None:
         """Why nothing can be agreed on now."""

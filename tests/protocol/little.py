@@ -60,6 +60,8 @@ class Little:
         self.names: dict[NodeId, str] = {}
         self.did: list[tuple[str, Effect]] = []
         self.cut: set[tuple[str, str]] = set()
+        self.known: dict[str, dict[NodeId, Introduced]] = {}
+        """Whom each node remembers over a restart."""
         self.linked: set[tuple[str, NodeId]] = set()
         """Who speaks to whom, and hears whom."""
         self._queue: list[tuple[Instant, int, str, Event]] = []
@@ -69,11 +71,12 @@ class Little:
         who = me(name)
         self.disks[name] = Disk(found(who, "mesh") if founder else Restored())
         self.names[who.node] = name
-        return self.start(name, introduced)
+        self.known[name] = {other.node: other for other in introduced}
+        return self.start(name)
 
-    def start(self, name: str, introduced: tuple[Introduced, ...] = ()) -> Peer:
-        disk = self.disks[name]
-        self.peers[name] = Peer(me(name), self.settings, Random(self.random.random()), disk.restored(), introduced)
+    def start(self, name: str) -> Peer:
+        disk, known = self.disks[name], tuple(self.known[name].values())
+        self.peers[name] = Peer(me(name), self.settings, Random(self.random.random()), disk.restored(), known)
         self.give(name, on.Ticked())
         return self.peers[name]
 
@@ -142,11 +145,13 @@ class Little:
                     self._later(DELAY_MS, target, on.Received(me(name).node, message))
             case do.PersistVote() | do.PersistEntries() | do.PersistSnapshot():
                 self.disks[name].write(effect)
-            case do.Link(node):
+            case do.Link(node, called, address, public_key):
+                self.known[name][node] = Introduced(node, called, address, public_key)
                 self.linked.add((name, node))
                 if self.names.get(node) in self.peers:
                     self._later(DELAY_MS, name, on.Connected(node))
             case do.Unlink(node):
+                self.known[name].pop(node, None)
                 self.linked.discard((name, node))
                 self.did.append((name, effect))
             case do.FetchBlob(blob):

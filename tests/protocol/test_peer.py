@@ -236,3 +236,28 @@ def test_the_only_voter_cannot_leave_while_nobody_can_follow_it() -> None:
     assert little.answer("expel").refusal is None
     little.ask("n0", Remove(RequestId("end"), me("n0").node))
     assert little.answer("end").refusal is None, "the last node of a mesh may end it"
+
+
+def leads(little: Little, *names: str) -> bool:
+    return little.leader() in names
+
+
+def test_who_was_away_is_introduced_to_a_coordinator_that_it_never_met() -> None:
+    """Simulation, seed 454: it would not listen to a stranger, and the stranger was the only one to tell it anything."""
+    little = mesh(3)
+    little.kill("n2")
+    for name in ("n3", "n4"):
+        little.join(little.leader(), name)
+    little.until(lambda: {me("n3").node, me("n4").node} <= little.peers[little.leader() or "n3"].raft.voters)
+    for _ in range(20):
+        if leads(little, "n3", "n4"):
+            break
+        old = little.leader()
+        little.kill(old)
+        little.until(partial(another_leads, little, old))
+        little.start(old)
+        little.run(2_000)
+    assert leads(little, "n3", "n4")
+    little.start("n2")
+    little.until(lambda: leads(little, "n3", "n4") and little.state("n2").applied == little.state("n3").applied, 5_000)
+    assert len(little.state("n2").members) == 5

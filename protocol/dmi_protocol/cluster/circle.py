@@ -1,16 +1,19 @@
-"""Whom this node speaks with: the members of the state, those it was told of before it had one, and for a moment those
-that left by their own wish, so that they hear that they are out."""
+"""Whom this node speaks with: the members of the state, those it was told of that its state does not know yet, and for a
+moment those that left by their own wish, so that they hear that they are out."""
 
 from collections.abc import Sequence
 
+from dmi_protocol.address import is_address
 from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.effects import AllowInvitations, Effect, Link, Unlink
-from dmi_protocol.identity import NodeId, PublicKey
+from dmi_protocol.identity import NodeId, PublicKey, is_public_key, node_id
 from dmi_protocol.instant import Instant, after, earliest
 from dmi_protocol.messages.control import Introduced
 
 FAREWELL_MS = 1_000
 """Whoever leaves is sent the log for so much longer. Whoever is expelled is not."""
+VOUCHED = 8
+"""So many coordinators that the state does not know yet may be known by another member's word."""
 WISH_MS = 10_000
 """So long a wish to leave counts, if nothing comes of it."""
 
@@ -26,6 +29,8 @@ class Circle:
         self._is_caught_up = False
         """Has the state reached what this disk already knew, ourselves as a member included?"""
         self._linked: dict[NodeId, Introduced] = {}
+        self._vouched: dict[NodeId, tuple[Introduced, int]] = {}
+        """Whom a member has introduced since, and the entry at which our own state will know better."""
         self._wishes: dict[NodeId, Instant] = {}
         self._farewells: dict[NodeId, Instant] = {}
         self._invitations: tuple[PublicKey, ...] = ()
@@ -44,6 +49,16 @@ class Circle:
         """``node`` asks to be removed itself."""
         if node in self._linked:
             self._wishes[node] = after(now, WISH_MS)
+
+    def vouch(self, member: Introduced, applied: int) -> None:
+        """Somebody whom we trust says that ``member`` is one in the state after the entry at ``applied``."""
+        if not is_public_key(member.public_key) or not is_address(member.address):
+            return
+        if node_id(member.public_key) == member.node:
+            self._vouched.pop(member.node, None)
+            self._vouched[member.node] = member, applied
+        if len(self._vouched) > VOUCHED:
+            del self._vouched[next(iter(self._vouched))]
 
     def deadline(self) -> Instant | None:
         """When a farewell is over."""
@@ -89,4 +104,6 @@ class Circle:
             self._is_caught_up = True
         if not self._is_caught_up:
             members = {other.node: other for other in self._introduced} | members
-        return members
+        if state is not None:
+            self._vouched = {node: found for node, found in self._vouched.items() if state.applied < found[1]}
+        return members | {node: member for node, (member, _) in self._vouched.items()}

@@ -3,7 +3,8 @@
 from msgspec import Struct
 
 from dmi_protocol.cluster.command import Command
-from dmi_protocol.identity import NodeId, PublicKey, RequestId
+from dmi_protocol.identity import NodeId, PublicKey
+from dmi_protocol.messages.bounds import Count
 from dmi_protocol.reasons import Reason
 
 
@@ -44,16 +45,20 @@ class Propose(Struct, frozen=True, tag="propose"):
     command: Command
 
 
-class Declined(Struct, frozen=True, tag="declined"):
-    """From a node that is asked to propose and does not lead; ``leader`` is who does, as far as it knows."""
-
-    request: RequestId
-    leader: NodeId | None
-
-
 class Leaving(Struct, frozen=True, tag="leaving"):
     """This daemon is being stopped in good order; it stays a member."""
 
 
-ControlMessage = Propose | Declined | Leaving
+class Seeking(Struct, frozen=True, tag="seeking"):
+    """I cannot hear a coordinator; which one do you hear?"""
+
+
+class Coordinated(Struct, frozen=True, tag="coordinated"):
+    """The answer to ``Seeking``: by this one, which is a member in the state after the entry at ``applied``."""
+
+    by: Introduced
+    applied: Count
+
+
+ControlMessage = Propose | Leaving | Seeking | Coordinated
 """Between members. ``Join`` and its answers are spoken under an invitation's key, and never reach a machine."""

@@ -36,12 +36,13 @@ def next_voters(
 def _fewer(
     voters: frozenset[NodeId], unfit: Sequence[NodeId], alive: Set[NodeId], leader: NodeId
 ) -> frozenset[NodeId] | None:
-    """Without the first of ``unfit``, the leader being the last; None when those left could agree on nothing."""
-    first = next((node for node in unfit if node != leader), leader if leader in unfit else None)
-    if first is None:
-        return None
-    rest = voters - {first}
-    return rest if 2 * len(rest & (alive | {leader})) > len(rest) else None
+    """Without the first of ``unfit`` whom those left can do without, the leader being the last; None when there is none."""
+    there = alive | {leader}
+    for node in sorted(unfit, key=lambda node: node == leader):
+        rest = voters - {node}
+        if 2 * len(rest & there) > len(rest):
+            return rest
+    return None
 
 
 def _can_grow(voters: Set[NodeId], learners: Sequence[NodeId]) -> bool:

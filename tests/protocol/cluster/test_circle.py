@@ -1,9 +1,11 @@
 """Whom a node speaks with."""
 
-from dmi_protocol.cluster.circle import FAREWELL_MS, WISH_MS, Circle
+from msgspec.structs import replace
+
+from dmi_protocol.cluster.circle import FAREWELL_MS, VOUCHED, WISH_MS, Circle
 from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.effects import AllowInvitations, Effect, Link, Unlink
-from dmi_protocol.identity import NodeId, PublicKey
+from dmi_protocol.identity import NodeId, PublicKey, node_id
 from dmi_protocol.instant import Instant
 from dmi_protocol.messages.control import Introduced
 
@@ -79,6 +81,40 @@ def test_those_known_before_are_spoken_with_until_the_state_has_caught_up() -> N
     assert unlinked(circle.meet(Instant(1), state(ME, B, applied=4))) == []
     assert circle.members == {A, B}
     assert unlinked(circle.meet(Instant(2), state(ME, B, applied=5))) == [A]
+
+
+def introduced(name: str, address: str = "d:1") -> Introduced:
+    key = PublicKey(name * 40)
+    return Introduced(node_id(key), name, address, key)
+
+
+def test_whom_a_member_vouches_for_is_one_until_the_state_knows_better() -> None:
+    circle, d = Circle(ME, (), 0), introduced("d")
+    circle.meet(Instant(0), state(ME, A, applied=3))
+    circle.vouch(d, 6)
+    assert linked(circle.meet(Instant(1), state(ME, A, applied=3))) == [d.node]
+    assert circle.meet(Instant(2), state(ME, A, applied=5)) == []
+    assert unlinked(circle.meet(Instant(3), state(ME, A, applied=6))) == [d.node]
+
+
+def test_a_new_address_that_a_member_vouches_for_replaces_the_old_one() -> None:
+    circle, agreed, moved = Circle(ME, (), 0), state(ME, applied=3), introduced("d", "d:2")
+    agreed.members[moved.node] = MemberRecord(moved.node, "d", "d:1", moved.public_key, witness=False)
+    circle.meet(Instant(0), agreed)
+    circle.vouch(moved, 6)
+    (link,) = circle.meet(Instant(1), agreed)
+    assert isinstance(link, Link)
+    assert link.address == "d:2"
+
+
+def test_nobody_vouches_for_what_cannot_be_dialled_or_for_endlessly_many() -> None:
+    circle, d = Circle(ME, (), 0), introduced("d")
+    for nonsense in (replace(d, address="d"), replace(d, public_key=PublicKey("k")), replace(d, node=A)):
+        circle.vouch(nonsense, 9)
+    assert circle.meet(Instant(0), state(ME)) == []
+    for letter in "abcdefghijkl":
+        circle.vouch(introduced(letter), 9)
+    assert len(linked(circle.meet(Instant(1), state(ME)))) == VOUCHED
 
 
 def test_open_invitations_are_told_when_they_change() -> None:

@@ -63,8 +63,13 @@ def test_the_only_voter_stays_while_nobody_can_follow_it() -> None:
 
 
 def test_nobody_goes_when_those_left_could_agree_on_nothing() -> None:
-    """C is on its way out, B is dead: A and C still agree, A and B would not."""
-    assert settle({A, B, C}, {A, B}, {A, C}, A) == [{A, B, C}]
+    """C is on its way out, B and D are dead: A and C still agree, A and B would not."""
+    assert settle({A, B, C}, {A, B, D}, {A, C}, A) == [{A, B, C}]
+
+
+def test_of_two_former_members_the_dead_one_goes_first() -> None:
+    """Without B, A and C could agree on nothing; without C, A and B can, and then A alone."""
+    assert settle({A, B, C}, {A}, {A, B}, A) == [{A, B, C}, {A, B}, {A}]
 
 
 nodes = st.sets(st.sampled_from(NODES))
