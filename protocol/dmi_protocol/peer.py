@@ -2,11 +2,12 @@
 back up as proposals only."""
 
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 
 from msgspec import Struct
 
-from dmi_protocol import reasons
+from dmi_protocol import news, reasons
 from dmi_protocol.cluster.apply import apply
 from dmi_protocol.cluster.circle import Circle
 from dmi_protocol.cluster.command import Admit, Command, Readdress, Remove
@@ -18,7 +19,7 @@ from dmi_protocol.consensus.output import Apply, Restore
 from dmi_protocol.consensus.output import Output as ConsensusOutput
 from dmi_protocol.consensus.raft import Raft
 from dmi_protocol.consensus.settings import RaftSettings, Restored
-from dmi_protocol.effects import Changed, DropBlob, Effect, Explain, ForgetJob, Send
+from dmi_protocol.effects import Changed, Effect, Explain, ForgetJob, Send
 from dmi_protocol.events import (
     Asked,
     BlobArrived,
@@ -30,7 +31,7 @@ from dmi_protocol.events import (
     RoleHappened,
     Stopping,
 )
-from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
+from dmi_protocol.identity import JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.instant import Instant, earliest
 from dmi_protocol.jobs.hosting import Hosting
 from dmi_protocol.jobs.scheduler import Scheduler
@@ -40,7 +41,7 @@ from dmi_protocol.messages.consensus import Entry, Noop, Snapshot, Voters
 from dmi_protocol.messages.control import ControlMessage, Coordinated, Introduced, Leaving, Propose, Seeking
 from dmi_protocol.messages.roles import Progressed
 from dmi_protocol.placement.voters import next_voters
-from dmi_protocol.view import View, job_view, member_views, pack_facts, pack_progress, unpack_facts, unpack_progress
+from dmi_protocol.view import View, job_view, member_views
 
 
 class Me(Struct, frozen=True):
@@ -98,12 +99,12 @@ class Peer:
         self._search = Search()
         self._hosting = Hosting(me.node, me.name, me.address.rpartition(":")[0], me.ports)
         self._scheduler = Scheduler()
-        self._parts: frozenset[BlobHash] = frozenset()
         self._is_new = True
         self._is_dirty = True
         """The state or the membership has changed, so what follows from them is looked at again."""
         self._ending: set[JobId] = set()
         self._was_ready = False
+        self._abreast = 0
         self._in_log: tuple[int, set[RequestId]] = (0, set())
         """The requests that we put into the log as leader of a term, and that are not applied yet."""
 
@@ -140,7 +141,7 @@ class Peer:
     def _begin(self, now: Instant, effects: list[Effect]) -> None:
         self._is_new = False
         self._meet(now, effects)
-        self.swim.publish(now, "node", pack_facts((self.me.pid, self.me.version)))
+        self.swim.publish(now, news.FACTS, news.pack_facts((self.me.pid, self.me.version)))
 
     def _take(self, now: Instant, event: Event, effects: list[Effect]) -> None:
         match event:
@@ -153,7 +154,7 @@ class Peer:
             case RoleHappened(role, happened):
                 self._tell(now, self._hosting.happened(role, happened))
                 if isinstance(happened, Progressed):
-                    self.swim.publish(now, f"job:{role.job}", pack_progress(happened))
+                    self.swim.publish(now, news.about(role.job), news.pack_progress(happened))
                 self._is_dirty = True
             case BlobArrived(blob) if self.state is not None:
                 effects += self._hosting.arrived(self.state, blob)
@@ -232,24 +233,7 @@ class Peer:
         self.swim.set_members(now, self._circle.members)
         self.raft.follow(now, self._circle.linked)
         if self.state is not None:
-            self._drop_parts(effects)
-
-    def _drop_parts(self, effects: list[Effect]) -> None:
-        """Parts of checkpoints that nothing speaks of any more."""
-        assert self.state is not None
-        kept = frozenset(
-            part.blob
-            for job in self.state.jobs.values()
-            for parts in (
-                *job.parts.values(),
-                job.final_parts,
-                job.checkpoint.parts if job.checkpoint is not None else (),
-            )
-            for part in parts
-            if part.node == self.me.node
-        )
-        effects += [DropBlob(blob) for blob in sorted(self._parts - kept)]
-        self._parts = kept
+            effects += self._hosting.drop_parts(self.state)
 
     # Proposals
 
@@ -310,10 +294,11 @@ class Peer:
                 request = RequestId(f"{self.me.node}/{self.me.address}/{self.state.applied}")
                 self._tell(now, [Readdress(request, self.me.node, self.me.address)])
         schedule = self._scheduler.deadline(self.state) if self.raft.is_ready else None
-        is_due = self._is_dirty or not self._was_ready or (schedule is not None and now >= schedule)
+        is_news = self._is_dirty or not self._was_ready or len(self.raft.abreast) != self._abreast
+        is_due = is_news or (schedule is not None and now >= schedule)
         if self.raft.is_ready and is_due:
             self._coordinate(now, effects)
-        self._was_ready = self.raft.is_ready
+        self._was_ready, self._abreast = self.raft.is_ready, len(self.raft.abreast)
         self._compact(now, effects)
 
     def _coordinate(self, now: Instant, effects: list[Effect]) -> None:
@@ -321,7 +306,8 @@ class Peer:
         alive = self.alive()
         if self.raft.may_change_voters():
             members = frozenset(self.state.members) - self._removals.going(now)
-            voters = next_voters(self.raft.voters, members, alive, self.me.node)
+            fit = alive & (self.raft.voters | self.raft.abreast)
+            voters = next_voters(self.raft.voters, members, fit, self.me.node)
             if voters is not None:
                 self._agree(now, self.raft.change_voters(now, voters), effects)
             for removal in self._removals.ready(self._needed()):
@@ -381,15 +367,8 @@ class Peer:
             term=self.raft.term,
             quorum=why is None,
             quorum_reason=None if why is None else reasons.sentence(why),
-            members=member_views(state, self.raft.voters, self.standing, self._facts),
-            jobs=tuple(job_view(job, state, alive, self._progress(job.id)) for job in state.jobs.values()),
+            members=member_views(state, self.raft.voters, self.standing, partial(news.facts_of, self.swim.rumors)),
+            jobs=tuple(
+                job_view(job, state, alive, news.progress_of(self.swim.rumors, job.id)) for job in state.jobs.values()
+            ),
         )
-
-    def _facts(self, node: NodeId) -> tuple[int, str] | None:
-        rumor = self.swim.rumors.get((node, "node"))
-        return None if rumor is None else unpack_facts(rumor.value)
-
-    def _progress(self, job: JobId) -> Progressed | None:
-        rumors = [rumor for (_, key), rumor in self.swim.rumors.items() if key == f"job:{job}"]
-        told = [progress for rumor in rumors if (progress := unpack_progress(rumor.value)) is not None]
-        return max(told, key=lambda progress: progress.step, default=None)

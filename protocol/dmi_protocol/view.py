@@ -2,15 +2,13 @@
 
 from collections.abc import Callable, Set
 
-import msgpack
 from msgspec import Struct
 
 from dmi_protocol import reasons
 from dmi_protocol.cluster.state import ENDED, QUEUED, RUNNING, STARTING, ClusterState, Job
-from dmi_protocol.codec import convert, unpack
-from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import NodeId
 from dmi_protocol.messages.roles import Progressed
+from dmi_protocol.news import NodeFacts
 from dmi_protocol.placement.roles import wanted_nodes
 
 
@@ -65,10 +63,6 @@ class View(Struct, frozen=True):
     quorum_reason: str | None
     members: tuple[MemberView, ...]
     jobs: tuple[JobView, ...]
-
-
-NodeFacts = tuple[int, str]
-"""A daemon's pid and version, as it gossips them."""
 
 
 def job_view(job: Job, state: ClusterState, alive: Set[NodeId], progress: Progressed | None) -> JobView:
@@ -149,32 +143,3 @@ def member_views(
             )
         )
     return tuple(found)
-
-
-def pack_progress(progress: Progressed) -> bytes:
-    """A small rumor of where a job stands."""
-    packed: bytes = msgpack.packb((progress.step, progress.steps, progress.samples_per_second, progress.loss))
-    return packed
-
-
-def unpack_progress(value: bytes) -> Progressed | None:
-    """What ``pack_progress`` packed; None for anything else."""
-    try:
-        return Progressed(*convert(unpack(value), tuple[int, int | None, float, float | None]))
-    except RemoteProtocolError:
-        return None
-
-
-def pack_facts(facts: NodeFacts) -> bytes:
-    """A small rumor of what a daemon is."""
-    packed: bytes = msgpack.packb(facts)
-    return packed
-
-
-def unpack_facts(value: bytes) -> NodeFacts | None:
-    """What ``pack_facts`` packed; None for anything else."""
-    try:
-        pid, version = convert(unpack(value), tuple[int, str])
-    except RemoteProtocolError:
-        return None
-    return pid, version

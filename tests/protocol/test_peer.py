@@ -238,6 +238,20 @@ def test_the_only_voter_cannot_leave_while_nobody_can_follow_it() -> None:
     assert little.answer("end").refusal is None, "the last node of a mesh may end it"
 
 
+def test_a_newcomer_votes_once_it_has_the_log() -> None:
+    """Raft, 4.2.1: counted before, its vote could be what a commit waits for. n3 is alive, but the log does not reach it."""
+    little = mesh(3)
+    leader = little.leader()
+    little.cut = {(leader, "n3"), ("n3", leader)}
+    for name in ("n3", "n4"):
+        little.join(leader, name)
+    little.run(5_000)
+    assert little.peers[leader].standing(me("n3").node) == "alive"
+    assert len(little.peers[leader].raft.voters) == 3
+    little.cut = set()
+    assert little.until(lambda: len(little.peers[leader].raft.voters) == 5) < 2_000
+
+
 def leads(little: Little, *names: str) -> bool:
     return little.leader() in names
 

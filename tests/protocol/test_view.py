@@ -8,11 +8,7 @@ from dmi_protocol.reasons import Cancelled, Running, Starting, Waiting
 from dmi_protocol.view import (
     job_view,
     member_views,
-    pack_facts,
-    pack_progress,
     role_views,
-    unpack_facts,
-    unpack_progress,
     why,
 )
 
@@ -77,12 +73,3 @@ def test_members_are_shown_by_name_with_their_processes() -> None:
     ]
     job.state = FAILED
     assert role_views(found) == []
-
-
-def test_rumors_survive_their_packing_and_nonsense_is_nothing() -> None:
-    told = Progressed(3, None, 1.5, None)
-    assert unpack_progress(pack_progress(told)) == told
-    assert unpack_facts(pack_facts((7, "1.0"))) == (7, "1.0")
-    for nonsense in (b"", b"\xc1", pack_facts((7, "1.0"))):
-        assert unpack_progress(nonsense) is None
-    assert unpack_facts(pack_progress(told)) is None

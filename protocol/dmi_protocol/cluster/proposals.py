@@ -6,12 +6,14 @@ it is done once.
 
 from msgspec import Struct
 
+from dmi_protocol import limits
 from dmi_protocol.cluster.command import Command
 from dmi_protocol.cluster.state import ClusterState
+from dmi_protocol.codec import pack
 from dmi_protocol.effects import Answer
 from dmi_protocol.identity import NodeId, RequestId
 from dmi_protocol.instant import Instant, after, earliest
-from dmi_protocol.reasons import Reason, TimedOut
+from dmi_protocol.reasons import LimitReached, Reason, TimedOut
 
 RETRY_MS = 500
 
@@ -24,6 +26,8 @@ class _Pending(Struct):
     within_ms: int
     tried: tuple[NodeId | None, int] | None = None
     """Whom it was given to, and in which term."""
+    refusal: Reason | None = None
+    """It is given to nobody, and why."""
 
 
 class Proposals:
@@ -36,8 +40,11 @@ class Proposals:
         return len(self._pending)
 
     def ask(self, now: Instant, command: Command, within_ms: int) -> None:
-        """Somebody waits for an ``Answer``."""
-        self._pending[command.request] = _Pending(command, now, after(now, within_ms), within_ms)
+        """Somebody waits for an ``Answer``. What no log takes is refused at once."""
+        pending = _Pending(command, now, after(now, within_ms), within_ms)
+        if len(pack(command)) > limits.COMMAND_BYTES:
+            pending.ends_at, pending.refusal = now, LimitReached("bytes in a command", limits.COMMAND_BYTES)
+        self._pending[command.request] = pending
 
     def tell(self, now: Instant, command: Command) -> None:
         """A fact that the others must learn, however long it takes."""
@@ -56,7 +63,7 @@ class Proposals:
                 pending.try_at = max(pending.try_at, after(now, RETRY_MS)) if now >= pending.try_at else pending.try_at
             return found
         for pending in self._pending.values():
-            if now >= pending.try_at or pending.tried != (leader, term):
+            if pending.refusal is None and (now >= pending.try_at or pending.tried != (leader, term)):
                 pending.try_at = after(now, RETRY_MS)
                 pending.tried = (leader, term)
                 found.append(pending.command)
@@ -75,5 +82,5 @@ class Proposals:
             if outcome is not None:
                 answers.append(Answer(request, outcome.value, outcome.refusal))
             else:
-                answers.append(Answer(request, "", why or TimedOut(pending.within_ms)))
+                answers.append(Answer(request, "", pending.refusal or why or TimedOut(pending.within_ms)))
         return answers

@@ -22,6 +22,8 @@ class Leadership:
         self._log = log
         self._settings = settings
         self._others: dict[NodeId, Progress] = {}
+        self.abreast: set[NodeId] = set()
+        """Who has had nearly all that was committed: a newcomer must, before its vote is needed (4.2.1)."""
         self.voters: frozenset[NodeId] = frozenset()
         self.since = now
         self._successor: tuple[NodeId, Instant] | None = None
@@ -32,6 +34,7 @@ class Leadership:
         wanted = (voters | frozenset(learners)) - {self._me}
         for gone in self._others.keys() - wanted:
             del self._others[gone]
+            self.abreast.discard(gone)
         for new in sorted(wanted - self._others.keys()):  # in one order, so that equal events give equal effects
             self._others[new] = Progress(now, self._log.last + 1)
 
@@ -130,6 +133,8 @@ class Leadership:
         other.heard_at = now
         if answer.matched:
             other.confirm(min(answer.index, self._log.last))
+            if other.matched + self._settings.entries_per_message >= commit:
+                self.abreast.add(node)
             return self._send(now, node, commit, always=other.told < min(commit, other.matched))
         return self._send(now, node, commit, always=True) if other.back_off(answer.index) else []
 

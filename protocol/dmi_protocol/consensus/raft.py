@@ -5,7 +5,7 @@ keeps the order of effects cannot break it. Learners get the log and do not vote
 never campaigns.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from random import Random
 
 from dmi_protocol import limits
@@ -72,6 +72,11 @@ class Raft:
     def is_ready(self) -> bool:
         """Do we lead, and is an entry of our term committed, so that all before it is (6.4)?"""
         return self._leadership is not None and self.log.term_at(self.commit) == self.term
+
+    @property
+    def abreast(self) -> Set[NodeId]:
+        """A leader: who has had nearly all of its log since it leads, so that the mesh would not wait for its vote."""
+        return self._leadership.abreast if self._leadership is not None else frozenset()
 
     def hears(self, now: Instant) -> frozenset[NodeId]:
         """A leader: who spoke within an election timeout. A follower: itself, and its leader when that is alive."""

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from dmi_protocol.cluster.command import Command, CompleteRole, Finish, KeepPart, Part, SeatRole
 from dmi_protocol.cluster.state import FAILED, RUNNING, STARTING, ClusterState, Job
-from dmi_protocol.effects import Effect, FetchBlob, StartRole, StopRole, TellRole
+from dmi_protocol.effects import DropBlob, Effect, FetchBlob, StartRole, StopRole, TellRole
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.messages.roles import (
     Assignment,
@@ -56,6 +56,8 @@ class Hosting:
         self._host = host
         self._ports = ports
         self._local: dict[RoleKey, _Local] = {}
+        self._parts: frozenset[BlobHash] = frozenset()
+        """Of checkpoints, on this host's disk."""
 
     def progress(self, job: JobId) -> Progressed | None:
         """The last progress that a worker of ``job`` told here."""
@@ -105,6 +107,23 @@ class Hosting:
         progress = self.progress(role.job)
         step = None if progress is None else progress.step
         return Finish(_request(role, "failed"), role.job, role.generation, FAILED, reason, step)
+
+    def drop_parts(self, state: ClusterState) -> list[Effect]:
+        """Parts of checkpoints of ours that nothing speaks of any more."""
+        kept = frozenset(
+            part.blob
+            for job in state.jobs.values()
+            for parts in (
+                *job.parts.values(),
+                job.final_parts,
+                job.checkpoint.parts if job.checkpoint is not None else (),
+            )
+            for part in parts
+            if part.node == self._me
+        )
+        dropped = sorted(self._parts - kept)
+        self._parts = kept
+        return [DropBlob(blob) for blob in dropped]
 
     def arrived(self, state: ClusterState, blob: BlobHash) -> list[Effect]:
         """A bundle is here: start what waited for it."""

@@ -1,12 +1,13 @@
 """What was asked is answered once, whatever happens."""
 
+from dmi_protocol import limits
 from dmi_protocol.cluster.command import Cancel
 from dmi_protocol.cluster.proposals import RETRY_MS, Proposals
 from dmi_protocol.cluster.state import ClusterState, Outcome
 from dmi_protocol.effects import Answer
 from dmi_protocol.identity import JobId, NodeId, RequestId
 from dmi_protocol.instant import Instant
-from dmi_protocol.reasons import NoQuorum, TimedOut
+from dmi_protocol.reasons import LimitReached, NoQuorum, TimedOut
 
 A, B = NodeId("a" * 16), NodeId("b" * 16)
 ASK = Cancel(RequestId("r"), JobId("x"))
@@ -51,4 +52,14 @@ def test_a_fact_is_told_until_it_is_known_and_nobody_is_answered() -> None:
     assert proposals.due(Instant(10**9), A, 1) == [ASK]
     state.requests[ASK.request] = Outcome()
     assert proposals.settle(Instant(10**9), state, None) == []
+    assert len(proposals) == 0
+
+
+def test_what_no_log_takes_is_refused_at_once_and_given_to_nobody() -> None:
+    proposals = Proposals()
+    proposals.ask(Instant(0), Cancel(RequestId("r"), JobId("x" * limits.COMMAND_BYTES)), 10_000)
+    assert proposals.deadline() == 0
+    assert proposals.due(Instant(0), A, 1) == []
+    (answer,) = proposals.settle(Instant(0), None, None)
+    assert answer.refusal == LimitReached("bytes in a command", limits.COMMAND_BYTES)
     assert len(proposals) == 0

@@ -1,0 +1,64 @@
+"""What members spread of themselves: what a daemon is, and where a job stands. Small rumors, and lost without harm."""
+
+from collections.abc import Mapping
+
+import msgpack
+
+from dmi_protocol.codec import convert, unpack
+from dmi_protocol.errors import RemoteProtocolError
+from dmi_protocol.identity import JobId, NodeId
+from dmi_protocol.messages.membership import Rumor
+from dmi_protocol.messages.roles import Progressed
+
+NodeFacts = tuple[int, str]
+"""A daemon's pid and version, as it gossips them."""
+
+Rumors = Mapping[tuple[NodeId, str], Rumor]
+FACTS = "node"
+
+
+def about(job: JobId) -> str:
+    """Under this key the progress of ``job`` is spread."""
+    return f"job:{job}"
+
+
+def facts_of(rumors: Rumors, node: NodeId) -> NodeFacts | None:
+    """What ``node`` says that it is."""
+    rumor = rumors.get((node, FACTS))
+    return None if rumor is None else unpack_facts(rumor.value)
+
+
+def progress_of(rumors: Rumors, job: JobId) -> Progressed | None:
+    """The furthest that anybody says ``job`` to be."""
+    found = [rumor for (_, key), rumor in rumors.items() if key == about(job)]
+    told = [progress for rumor in found if (progress := unpack_progress(rumor.value)) is not None]
+    return max(told, key=lambda progress: progress.step, default=None)
+
+
+def pack_progress(progress: Progressed) -> bytes:
+    """A small rumor of where a job stands."""
+    packed: bytes = msgpack.packb((progress.step, progress.steps, progress.samples_per_second, progress.loss))
+    return packed
+
+
+def unpack_progress(value: bytes) -> Progressed | None:
+    """What ``pack_progress`` packed; None for anything else."""
+    try:
+        return Progressed(*convert(unpack(value), tuple[int, int | None, float, float | None]))
+    except RemoteProtocolError:
+        return None
+
+
+def pack_facts(facts: NodeFacts) -> bytes:
+    """A small rumor of what a daemon is."""
+    packed: bytes = msgpack.packb(facts)
+    return packed
+
+
+def unpack_facts(value: bytes) -> NodeFacts | None:
+    """What ``pack_facts`` packed; None for anything else."""
+    try:
+        pid, version = convert(unpack(value), tuple[int, str])
+    except RemoteProtocolError:
+        return None
+    return pid, version
