@@ -38,6 +38,12 @@ def test_the_reason_is_one_clear_line(five: LocalMesh, trouble: str, hint: str) 
     assert "runpy" not in shown
 
 
+def test_a_script_without_a_step_succeeds_with_what_it_began_with(five: LocalMesh) -> None:
+    job = dmi.connect(five.home).submit(LINEAR, ["epochs"], workers=2)
+    assert job.wait()["state"] == "succeeded"
+    assert "0 steps" in job.why()["sentence"]
+
+
 def test_a_syntax_error_is_found_at_submit(five: LocalMesh, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("def f(:\n")
     said = command("submit", tmp_path / "broken.py", home=five.node(0), check=False)

@@ -52,8 +52,6 @@ class MeshExchange:
         self._step = 0
         self._leaf = 0
         self._is_installable = False
-        self.is_open = False
-        """Has the script made itself known to the servers?"""
         self._shown: dict[tuple[int, int], Heard] = {}
         self._metrics: dict[str, float] = {}
         self._sizes: tuple[int, ...] = ()
@@ -79,7 +77,6 @@ class MeshExchange:
         step = self._await_welcomes()
         for found in beside.values():
             found.segment.withdraw()
-        self.is_open = True
         return step
 
     def _neighbour(self, shard: int, share: Sequence[int]) -> Neighbour | None:

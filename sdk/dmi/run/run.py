@@ -132,12 +132,14 @@ class Run:
                     f"step {self._step} was left unfinished: loop over the step to its end, then call optimizer.step() once"
                 )
 
-    def _open(self, dataset: Any) -> None:
+    def _open(self, dataset: Any | None) -> None:
+        """``dataset`` is None when the script has no steps."""
         if self._model is None:
             raise UsageError("call run.model(...) and run.optimizer(...) before run.steps(...)")
         if self._opened:
             return
-        facts = [*fingerprint.machine(), fingerprint.weights(self._model.buckets), *fingerprint.data(dataset)]
+        facts = [*fingerprint.machine(), fingerprint.weights(self._model.buckets)]
+        facts += [] if dataset is None else fingerprint.data(dataset)
         self._step = self._exchange.open(self._model.definition, self._model.buckets, facts)
         self._model.mark()
         self._opened = True
@@ -271,14 +273,14 @@ class Run:
         return packed
 
     def close(self) -> None:
-        """The script is over. Called once by whoever runs it; a script need not."""
-        if not self._closed and self._opened:
-            self._closed = True
-            if self._phase != "between":
-                raise UsageError(
-                    f"the script ended inside step {self._step}: call optimizer.step() after the inner loop"
-                )
-            self._exchange.close(self._step, self._extra())
+        """The script is over; without a step its weights are those that it began with. Called by whoever runs it."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._phase != "between":
+            raise UsageError(f"the script ended inside step {self._step}: call optimizer.step() after the inner loop")
+        self._open(None)
+        self._exchange.close(self._step, self._extra())
 
 
 def init(

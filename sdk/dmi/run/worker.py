@@ -35,8 +35,8 @@ def work(child: Child, assignment: Assignment) -> Ending | None:
     if ending is not None:
         return ending
     found = run.latest()
-    if found is None or not mesh.is_open:
-        return Ending("no-steps", f"{assignment.script} ended without a step: it needs dmi.init() and run.steps(...)")
+    if found is None:
+        return Ending("no-run", f"{assignment.script} trains nothing: it needs dmi.init() and run.steps(...)")
     try:
         found.close()
     except DmiError as error:

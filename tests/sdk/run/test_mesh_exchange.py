@@ -51,6 +51,21 @@ def check_ledgers(troupe: Troupe, workers: int) -> None:
         assert leaves_of(troupe, worker) == expected
 
 
+def test_without_a_step_the_weights_are_those_of_the_beginning(tmp_path: Path) -> None:
+    script = tmp_path / "untrained.py"
+    script.write_text(SCRIPT.read_text().replace("epochs(2)", "epochs(0)").replace('print(run.mean("loss"))', ""))
+    environment = {**os.environ, "DMI_EXPORT": str(tmp_path / "plain.safetensors")}
+    subprocess.run([sys.executable, script, "none"], env=environment, check=True, timeout=60, capture_output=True)
+    with Troupe(tmp_path, script, workers=2, servers=2, leaves=None, args=["none"]) as troupe:
+        troupe.seat()
+        said = troupe.finish()
+        assert all(told[-1] == Exited(0, 0) for told in said.values()), said
+        model = read_model([Path(part.path) for part in troupe.parts(said)])
+    assert model.step == 0
+    export(tmp_path / "weights.safetensors", model.tensors())
+    assert digest(tmp_path / "weights.safetensors") == digest(tmp_path / "plain.safetensors")
+
+
 @pytest.mark.parametrize(
     ("workers", "servers", "clip"),
     [(1, 1, "none"), (2, 2, "none"), (3, 1, "0.1"), (3, 3, "0.1"), (5, 3, "none"), (9, 1, "none")],

@@ -39,9 +39,10 @@ def test_a_script_that_cannot_start_says_so(tmp_path: Path, text: str, part: str
     assert part in failed.text
 
 
-def test_exit_codes_and_scripts_without_steps_are_failures(tmp_path: Path) -> None:
+def test_exit_codes_and_scripts_without_a_run_are_failures(tmp_path: Path) -> None:
     assert "exit code 3" in fails(tmp_path, "import sys\nsys.exit(3)\n").text
-    assert "without a step" in fails(tmp_path, "print('hello')\n").text
+    assert "trains nothing" in fails(tmp_path, "print('hello')\n").text
+    assert "call run.model" in fails(tmp_path, "import dmi\ndmi.init()\n").text
 
 
 def test_data_that_differs_between_hosts_names_both_and_the_field(tmp_path: Path) -> None:
