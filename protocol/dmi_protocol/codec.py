@@ -1,6 +1,6 @@
 """Messages to bytes and back. Any bytes at all give a message or ``RemoteProtocolError``.
 
-msgpack unpacks under bounds that hold before memory is taken for what the bytes claim; msgspec then turns the plain
+What the bytes claim is counted and bounded before memory is taken for it; then msgpack unpacks, and msgspec turns the plain
 value into a typed, validated struct.
 """
 
@@ -10,6 +10,7 @@ import msgpack
 import msgspec
 
 from dmi_protocol import limits
+from dmi_protocol.claims import check_claims
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.version import PROTOCOL, check_version
 
@@ -26,6 +27,7 @@ def unpack(data: bytes | memoryview) -> Any:
     """The plain value in ``data``; raises ``RemoteProtocolError``."""
     if len(data) > limits.MESSAGE_BYTES:
         raise RemoteProtocolError(f"an envelope of {len(data)} bytes, more than {limits.MESSAGE_BYTES}")
+    check_claims(data, limits.ENVELOPE_ITEMS)
     try:
         return msgpack.unpackb(
             data,

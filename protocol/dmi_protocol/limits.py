@@ -7,6 +7,8 @@ CHUNK_BYTES = 1024 * 1024
 """Blobs and snapshots travel in pieces of this size."""
 COLLECTION_ITEMS = 65_536
 """The longest array or map that an envelope may claim."""
+ENVELOPE_ITEMS = 262_144
+"""All values of an envelope, however nested: what the largest mesh's status has, with room to spare."""
 STRING_BYTES = 1024 * 1024
 COMMAND_BYTES = 1024 * 1024
 """The largest command in the log, so that any entry fits a message."""
@@ -68,6 +70,7 @@ def check() -> None:
     """Assert the relations between the bounds."""
     assert CHUNK_BYTES + 64 * 1024 <= MESSAGE_BYTES
     assert STRING_BYTES <= MESSAGE_BYTES
+    assert COLLECTION_ITEMS <= ENVELOPE_ITEMS
     assert COMMAND_BYTES + CHUNK_BYTES + 64 * 1024 <= MESSAGE_BYTES
     assert BUCKET_BYTES <= TENSOR_FRAME_BYTES
     assert 4 * BUCKETS <= DATA_QUEUE_MESSAGES

@@ -90,15 +90,31 @@ def test_any_value_is_a_message_or_a_refusal(value: object, tag: str) -> None:
         b"\xdf" + struct.pack(">I", 2**32 - 1),  # a map
         b"\xc9" + struct.pack(">I", 2**32 - 1) + b"\x01",  # an extension
         b"\x91" * 100_000,  # depth
+        b"\xdc\xff\xff" * 1_000,  # arrays that claim room inside one another
+        b"\xde\xff\xff\xa1k" * 1_000,
+        b"\xdc\x00\x3f" + (b"\xdc\xff\xff" + b"\x90" * 65_535) * 63,  # emptiness, and much of it
+        b"\xdc\xff\xff" + b"\x90" * 65_536,  # something after the end
+        b"\xdd\x00\x00\xff\xff" + (b"\xdc\xff\xfe" + b"\xa2xy" * 65_534) * 20,
     ],
-    ids=["string", "bytes", "array", "map", "extension", "depth"],
+    ids=["string", "bytes", "array", "map", "extension", "depth", "nested", "nested maps", "empty", "more", "small"],
 )
 def test_a_claim_of_absurd_size_takes_no_memory(claim: bytes) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(RemoteProtocolError):
             unpack(claim)
-        assert tracemalloc.get_traced_memory()[1] < 4 * limits.STRING_BYTES
+        assert tracemalloc.get_traced_memory()[1] < limits.STRING_BYTES
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_within_the_bounds_takes_a_small_multiple_of_the_largest_message() -> None:
+    rows = 3
+    data = msgpack.packb([[[] for _ in range(limits.COLLECTION_ITEMS - 1)] for _ in range(rows)])
+    tracemalloc.start()
+    try:
+        assert len(unpack(data)) == rows
+        assert tracemalloc.get_traced_memory()[1] < 5 * limits.MESSAGE_BYTES
     finally:
         tracemalloc.stop()
 
