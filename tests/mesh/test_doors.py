@@ -12,7 +12,9 @@ import zmq.asyncio
 
 import dmi
 from dmi_node.joining import Invitation, JoinError, redeem
+from dmi_protocol.codec import seal
 from dmi_protocol.messages.control import Join
+from dmi_protocol.messages.membership import Nack
 from dmi_wire.keys import KeyPair
 from dmi_wire.link import Link
 from tests.mesh.local import LocalMesh, command, until
@@ -24,6 +26,10 @@ MakeMesh = Callable[[int], LocalMesh]
 
 def refused(mesh: LocalMesh, reason: str, index: int = 0) -> int:
     return int(dmi.connect(mesh.node(index)).status()["refused"].get(reason, 0))
+
+
+def has_refused(mesh: LocalMesh, reason: str, times: int) -> bool:
+    return refused(mesh, reason) == times
 
 
 def address_and_key(mesh: LocalMesh, index: int) -> tuple[str, str]:
@@ -83,12 +89,39 @@ def is_past(unix: int) -> bool:
     return time.time() > unix + 1
 
 
+async def is_refused_on_its_open_connection(mesh: LocalMesh, keys: KeyPair) -> None:
+    """A member's connection is opened, the member is expelled, and that very connection is spoken on."""
+    address, server = address_and_key(mesh, 0)
+    context = zmq.asyncio.Context()
+    link = Link(context, keys, address, server)  # type: ignore[arg-type]
+    opened, closed = asyncio.Event(), asyncio.Event()
+    watch = asyncio.ensure_future(link.watch(opened.set, closed.set))
+    try:
+        async with asyncio.timeout(30):
+            await opened.wait()
+            link.send(seal(Nack(1)))
+            command("expel", "n2", home=mesh.node(0))
+            until(lambda: [m["name"] for m in mesh.status()["members"]] == ["n0", "n1"], 10, "n2 is no member")
+            assert refused(mesh, "malformed") == refused(mesh, "revoked") == 0, (
+                "it counted as long as it was a member's"
+            )
+            for count in range(1, 4):
+                link.send(seal(Nack(count)))
+                until(partial(has_refused, mesh, "revoked", count), 10, "what it says is refused")
+            assert not closed.is_set(), "it was one connection"
+    finally:
+        watch.cancel()
+        link.close()
+        context.destroy(linger=0)
+
+
 def test_a_revoked_key_counts_no_more_on_an_open_connection(make_mesh: MakeMesh) -> None:
     mesh = make_mesh(3)
+    mesh.kill(2)
     keys = KeyPair.load(mesh.node(2) / "node.key_secret")
-    command("expel", "n2", home=mesh.node(0))
-    asyncio.run(say(mesh, keys, b"hello", lambda: refused(mesh, "stranger") + refused(mesh, "revoked") > 0))
-    until(lambda: [m["name"] for m in mesh.status()["members"]] == ["n0", "n1"], 10, "n2 is no member")
+    asyncio.run(is_refused_on_its_open_connection(mesh, keys))
+    assert log_of(mesh).count("(revoked)") == 1
+    asyncio.run(say(mesh, keys, b"hello", lambda: refused(mesh, "stranger") > 0))
     assert mesh.status()["quorum"]
 
 
