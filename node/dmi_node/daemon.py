@@ -51,6 +51,8 @@ CRASHED = 70
 DISK_FAILED = 74
 """A write failed: nothing can be promised any more."""
 _DEFAULT_LISTEN = "0.0.0.0:7600"
+IDENTITY = "identity"
+"""The fact that a home has once it has founded or joined a mesh."""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -162,7 +164,7 @@ class Node:
 
     async def _identity(self, journal: Journal, keys: KeyPair) -> Identity:
         """Listen, and be somebody: the one that this home was, or a newcomer, or the founder of a mesh."""
-        stored = journal.fact("identity")
+        stored = journal.fact(IDENTITY)
         if stored is not None:
             identity = msgspec.msgpack.decode(stored, type=Identity)
             self._listen(self._config.listen or identity.listen)
@@ -180,7 +182,7 @@ class Node:
             founded: Restored = found(me, secrets.token_hex(8))
             assert founded.snapshot is not None
             journal.write([do.PersistVote(founded.term, None), PersistSnapshot(founded.snapshot, keep_log=False)])
-        journal.keep("identity", msgspec.msgpack.encode(identity))
+        journal.keep(IDENTITY, msgspec.msgpack.encode(identity))
         return identity
 
     def _listen(self, address: str) -> str:

@@ -1,6 +1,5 @@
 """A whole mesh on this machine: for trying, developing and testing. Killing one of its nodes is like killing a host."""
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from dmi.errors import DmiError
 from dmi.mesh import Mesh
 from dmi_node.cli import output
 from dmi_node.cli.options import home, home_option, json_option, telling
+from dmi_node.home import owner_of
 
 _READY_S = 30.0
 _DOWN_S = 10.0
@@ -52,7 +52,7 @@ def _start(root: Path, nodes: int) -> list[subprocess.Popen[bytes]]:
     """Homes that exist are started again as they were; new ones are invited by the first."""
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     homes = [root / f"n{index}" for index in range(nodes)]
-    if any(_pid_of(path) for path in homes):
+    if any(owner_of(path) for path in homes):
         raise DmiError(f"a mesh is already up under {root}: `dmi-node down --home {root}` ends it")
     children: dict[str, subprocess.Popen[bytes]] = {}
     try:
@@ -145,7 +145,7 @@ def down(as_json: bool) -> None:
 
 def _end(root: Path) -> list[str]:
     homes = [path for path in [root, *sorted(root.glob("n*"))] if (path / "pid").exists()]
-    running = {path: pid for path in homes if (pid := _pid_of(path)) is not None}
+    running = {path: pid for path in homes if (pid := owner_of(path)) is not None}
     families = {
         path: [process, *process.children(recursive=True)]
         for path, pid in running.items()
@@ -174,17 +174,3 @@ def _signal(process: psutil.Process, number: int) -> None:
         process.send_signal(number)
     except psutil.NoSuchProcess:
         return
-
-
-def _pid_of(path: Path) -> int | None:
-    """The daemon of a home, if one holds its lock."""
-    try:
-        with (path / "pid").open("r+") as file:
-            pid = int(file.read().split()[0])
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return pid
-    except (OSError, ValueError, IndexError):
-        return None
-    return None
