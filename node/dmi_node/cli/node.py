@@ -21,12 +21,14 @@ from dmi_node.cli.output import end
 from dmi_node.config import ConfigError
 from dmi_node.daemon import IDENTITY, serve
 from dmi_node.home import HomeBusyError, owner_of
-from dmi_node.joining import Invitation, JoinError
+from dmi_node.joining import Invitation, JoinError, MeshAwayError
 from dmi_node.storage.journal import JournalError, has_fact
 from dmi_wire.keys import KeyFileError
 
 CANNOT_START = 78
 """The configuration or the home is wrong, so starting again will not help (systemd: RestartPreventExitStatus)."""
+TRY_AGAIN = 75
+"""The mesh that this node was invited to does not answer yet, so starting again may help; systemd does."""
 
 
 @click.command(epilog="Example: dmi-node run --listen 0.0.0.0:7600 --advertise 10.0.0.5:7600 --join TOKEN")
@@ -41,13 +43,16 @@ CANNOT_START = 78
 def run(**flags: Any) -> None:
     """Run one node, in the foreground; what the systemd unit runs.
 
-    A new home without a token founds a mesh. A home that is a member already needs no flag.
+    A new home without a token founds a mesh. A home that is a member already needs no flag. Exit code 78: this node
+    cannot start as it is, so starting it again would not help; 75: the mesh to join does not answer yet, so it may.
     """
     root = Path(home() or default_home())
     try:
         found = configuration.read(root / "config.toml", os.environ, flags)
         logs.configure(found.log_level)
         uvloop.run(serve(root, found, os.environ))
+    except MeshAwayError as error:
+        end(str(error), TRY_AGAIN)
     except (ConfigError, HomeBusyError, JoinError, KeyFileError) as error:
         end(str(error), CANNOT_START)
     except JournalError as error:
