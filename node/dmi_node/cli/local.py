@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 import psutil
 
-from dmi.connection import Connection, default_home
-from dmi.errors import DmiError
+from dmi.connection import SERVICE_HOME, Connection, default_home, user_home
+from dmi.errors import DmiError, UsageError
 from dmi.mesh import Mesh
 from dmi_node.cli import output
 from dmi_node.cli.options import home, home_option, json_option, telling
@@ -30,14 +30,20 @@ _STEP_S = 0.02
 @click.option("--nodes", type=click.IntRange(1, 100), default=3, show_default=True, help="How many.")
 @click.option("--detach", is_flag=True, help="Leave it running; `dmi-node down` ends it.")
 def up(nodes: int, detach: bool, as_json: bool) -> None:
-    """Start a mesh of NODES nodes on this machine, each with its own home, key, address and port."""
-    root = Path(home() or default_home()).absolute()
+    """Start a mesh of NODES nodes on this machine, each with its own home, key, address and port.
+
+    Their homes are DIR/n0, DIR/n1, ...; DIR is --home, or DMI_HOME, or ~/.local/state/dmi-node, and never the home of
+    this host's service. Where a service runs, say --home DIR to the other verbs, too: they ask the service by default.
+    """
     with telling():
+        root = _root()
         started = _start(root, nodes)
         if as_json:
             output.as_json({"home": str(root), "nodes": [f"n{index}" for index in range(nodes)]})
         else:
-            click.echo(f"{nodes} nodes are up under {root}; `dmi-node down --home {root}` ends them")
+            click.echo(
+                f"{nodes} nodes are up under {root}; `dmi-node down --home {root}` ends them{_beside_a_service(root)}"
+            )
     if detach:
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -46,6 +52,24 @@ def up(nodes: int, detach: bool, as_json: bool) -> None:
             child.wait()
     except KeyboardInterrupt:
         _end(root)
+
+
+def _root() -> Path:
+    """Where the mesh of this machine lives. Raises ``UsageError`` rather than touch the service's home."""
+    named = home() or os.environ.get("DMI_HOME")
+    root = Path(named).absolute() if named else user_home()
+    if root.resolve().is_relative_to(SERVICE_HOME.resolve()):
+        raise UsageError(
+            f"{root} belongs to this host's service, not to a mesh of `up`: use another --home, or systemctl"
+        )
+    return root
+
+
+def _beside_a_service(root: Path) -> str:
+    """What to know where other verbs would not find this mesh by themselves."""
+    if home() or default_home() == root:
+        return ""
+    return f"; other verbs ask this host's service unless they get --home {root}"
 
 
 def _start(root: Path, nodes: int) -> list[subprocess.Popen[bytes]]:
@@ -134,8 +158,12 @@ def _until(happened: Callable[[], bool], children: dict[str, subprocess.Popen[by
 @home_option
 @json_option
 def down(as_json: bool) -> None:
-    """End every node under the home, in good order; what does not end in time is killed."""
-    root = Path(home() or default_home()).absolute()
+    """End every node under the home, in good order; what does not end in time is killed.
+
+    The home is that of `up`: --home, or DMI_HOME, or ~/.local/state/dmi-node, and never that of this host's service.
+    """
+    with telling():
+        root = _root()
     ended = _end(root)
     if as_json:
         output.as_json({"ended": ended})

@@ -7,9 +7,11 @@ from typing import Any
 
 import click
 
+import dmi.mesh
+from dmi.errors import NoNodeError
 from dmi.mesh import Mesh
 from dmi_node.cli import output
-from dmi_node.cli.options import asks_mesh
+from dmi_node.cli.options import asks_mesh, home, home_option, json_option, telling
 
 
 @click.command(epilog="Example: dmi-node status --watch")
@@ -22,7 +24,7 @@ def status(mesh: Mesh, watch: bool, as_json: bool) -> None:
         return
     seen = mesh.status()
     _show(seen, as_json=as_json)
-    if not seen["quorum"] and not as_json:
+    if not seen["quorum"]:
         sys.exit(output.UNHEALTHY)
 
 
@@ -129,11 +131,17 @@ def expel(mesh: Mesh, node: str, as_json: bool) -> None:
 
 
 @click.command(epilog="Example: dmi-node version --json")
-@asks_mesh
-def version(mesh: Mesh, as_json: bool) -> None:
-    """The versions of the command and of the node."""
-    found = {"command": installed("dmi"), "node": mesh.version()}
+@home_option
+@json_option
+def version(as_json: bool) -> None:
+    """The versions of the command and of the node; of the command alone when no node answers."""
+    command, node, line = installed("dmi"), None, ""
+    with telling():
+        try:
+            node = dmi.mesh.connect(home()).version()
+        except NoNodeError as error:
+            line = str(error)
     if as_json:
-        output.as_json(found)
+        output.as_json({"command": command, "node": node})
     else:
-        click.echo(f"command {found['command']}, node {found['node']}")
+        click.echo(f"command {command}, node {node}" if node is not None else f"command {command}; {line}")
