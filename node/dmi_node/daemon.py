@@ -26,7 +26,7 @@ from dmi_node.driver import Driver
 from dmi_node.home import Home
 from dmi_node.notify import Notifier
 from dmi_node.storage.blobs import Blobs
-from dmi_node.storage.journal import Journal, JournalError
+from dmi_node.storage.journal import IDENTITY, Journal, JournalError
 from dmi_node.supervision.supervisor import Supervisor
 from dmi_node.tasks import Tasks
 from dmi_node.transport.library import Library, NoSourceError
@@ -51,8 +51,6 @@ CRASHED = 70
 DISK_FAILED = 74
 """A write failed: nothing can be promised any more."""
 _DEFAULT_LISTEN = "0.0.0.0:7600"
-IDENTITY = "identity"
-"""The fact that a home has once it has founded or joined a mesh."""
 
 
 class Identity(msgspec.Struct, frozen=True):

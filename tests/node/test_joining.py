@@ -12,9 +12,8 @@ import pytest
 import zmq.asyncio
 
 from dmi_node import joining
-from dmi_node.daemon import IDENTITY
 from dmi_node.joining import Invitation, JoinError, MeshAwayError, redeem
-from dmi_node.storage.journal import has_fact
+from dmi_node.storage.journal import IDENTITY, has_fact
 from dmi_protocol import reasons
 from dmi_protocol.codec import seal
 from dmi_protocol.identity import PublicKey

@@ -15,9 +15,10 @@ import psutil
 from dmi.connection import SERVICE_HOME, Connection, default_home, user_home
 from dmi.errors import DmiError, UsageError
 from dmi.mesh import Mesh
-from dmi_node.cli import output
+from dmi_node.cli import founded, output
 from dmi_node.cli.options import home, home_option, json_option, telling
 from dmi_node.home import owner_of
+from dmi_node.storage.journal import JournalError
 
 _READY_S = 30.0
 _DOWN_S = 10.0
@@ -78,6 +79,12 @@ def _start(root: Path, nodes: int) -> list[subprocess.Popen[bytes]]:
     homes = [root / f"n{index}" for index in range(nodes)]
     if any(owner_of(path) for path in homes):
         raise DmiError(f"a mesh is already up under {root}: `dmi-node down --home {root}` ends it")
+    try:
+        wrong = founded.why_not(root, homes)
+    except (JournalError, OSError) as error:
+        raise DmiError(f"the mesh under {root} cannot be started: {error}") from error
+    if wrong is not None:
+        raise DmiError(wrong)
     children: dict[str, subprocess.Popen[bytes]] = {}
     try:
         _start_all(homes, children)
@@ -89,10 +96,9 @@ def _start(root: Path, nodes: int) -> list[subprocess.Popen[bytes]]:
 
 def _start_all(homes: list[Path], children: dict[str, subprocess.Popen[bytes]]) -> None:
     """Every process goes into ``children`` under its node's name as soon as it runs."""
-    founded = (homes[0] / "state.sqlite").exists()
     children["n0"] = _spawn(homes[0], 0)
     for index, path in enumerate(homes):
-        if founded and index and (path / "state.sqlite").exists():
+        if index and founded.is_member(path):
             children[path.name] = _spawn(path, index)
     first = Mesh(Connection(homes[0]))
     _until(lambda: first.status()["quorum"], children)
@@ -124,7 +130,7 @@ def _is_whole(path: Path, nodes: int) -> bool:
 def _spawn(path: Path, index: int, token: str | None = None) -> subprocess.Popen[bytes]:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     arguments = [sys.executable, "-m", "dmi_node", "run", "--home", str(path)]
-    if not (path / "state.sqlite").exists():
+    if not founded.is_member(path):
         arguments += ["--name", f"n{index}", "--listen", f"127.0.{1 + index // 250}.{1 + index % 250}:0"]
     if token is not None:
         arguments += ["--join", token]

@@ -19,10 +19,10 @@ from dmi_node.cli import output
 from dmi_node.cli.options import home, home_option, json_option
 from dmi_node.cli.output import end
 from dmi_node.config import ConfigError
-from dmi_node.daemon import IDENTITY, serve
+from dmi_node.daemon import serve
 from dmi_node.home import HomeBusyError, owner_of
 from dmi_node.joining import Invitation, JoinError, MeshAwayError
-from dmi_node.storage.journal import JournalError, has_fact
+from dmi_node.storage.journal import IDENTITY, JournalError, has_fact
 from dmi_wire.keys import KeyFileError
 
 CANNOT_START = 78

@@ -12,6 +12,8 @@ from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.messages.consensus import Entry, Snapshot
 
 _SCHEMA = 1
+IDENTITY = "identity"
+"""The fact that a home has once its node has founded or joined a mesh."""
 _TABLES = """
 CREATE TABLE IF NOT EXISTS vote (id INTEGER PRIMARY KEY CHECK (id = 0), term INTEGER NOT NULL, voted_for TEXT);
 CREATE TABLE IF NOT EXISTS entry (place INTEGER PRIMARY KEY, body BLOB NOT NULL);

@@ -10,10 +10,9 @@ from click.testing import CliRunner, Result
 
 from dmi_node.cli.main import cli
 from dmi_node.config import read
-from dmi_node.daemon import IDENTITY
 from dmi_node.home import Home
 from dmi_node.joining import Invitation
-from dmi_node.storage.journal import Journal
+from dmi_node.storage.journal import IDENTITY, Journal
 from dmi_wire.keys import KeyPair
 from tests.sdk.fake_node import FakeNode, value
 
