@@ -1,11 +1,15 @@
 """Verbs about jobs, against a node that answers from a table."""
 
 import json
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
 
+from dmi.job import Job
+from dmi_node.cli import jobs
 from dmi_node.cli.main import cli
 from tests.sdk.fake_node import JOB, Client, FakeNode, items, refuse, value
 
@@ -44,6 +48,35 @@ def test_submit_and_wait_shows_progress_beside_the_id(tmp_path: Path, script: st
     assert json.loads(shown.stdout) == {"id": "digits-1a2b"}
     assert "running: step 3 of 12, 1,234 samples/s, loss 0.5000" in shown.stderr
     assert "all 12 steps are done" in shown.stderr
+
+
+def test_progress_is_a_line_a_second_unless_the_state_changes(
+    tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = [JOB | {"state": "running", "step": step} for step in range(9)]
+    with FakeNode(tmp_path, submit=submitted, events=items(*running, JOB), why=value(WHY)):
+        monkeypatch.setattr(jobs, "time", SimpleNamespace(monotonic=count(0, 0.3).__next__))
+        shown = invoke(tmp_path, "submit", script, "--wait")
+    told = [line.partition(",")[0] for line in shown.stderr.splitlines()[:-1]]
+    assert told == [
+        "running: step 0 of 12",
+        "running: step 4 of 12",
+        "running: step 8 of 12",
+        "succeeded: step 12 of 12",
+    ]
+
+
+def test_whoever_stops_waiting_hears_that_the_job_goes_on(
+    tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Job) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Job, "events", interrupted)
+    with FakeNode(tmp_path, submit=submitted):
+        shown = invoke(tmp_path, "submit", script, "--wait")
+    assert (shown.exit_code, shown.stdout) == (1, "digits-1a2b\n")
+    assert shown.stderr.startswith("digits-1a2b goes on: `dmi-node logs digits-1a2b -f` follows it")
 
 
 def test_waiting_for_a_failure_ends_with_1_and_its_cause(tmp_path: Path, script: str) -> None:

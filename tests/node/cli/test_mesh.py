@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from dmi.mesh import Mesh
 from dmi_node.cli.main import cli
 from tests.sdk.fake_node import JOB, FakeNode, items, refuse, value
 
@@ -62,6 +63,16 @@ def test_watch_prints_a_line_of_json_for_each_change(tmp_path: Path) -> None:
     with FakeNode(tmp_path, watch=items(STATUS, STATUS | {"term": 5})):
         shown = invoke(tmp_path, "status", "--watch", "--json")
     assert [json.loads(line)["term"] for line in shown.output.splitlines()] == [4, 5]
+
+
+def test_watching_ends_with_an_interrupt_and_that_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: Mesh) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Mesh, "watch", interrupted)
+    with FakeNode(tmp_path):
+        shown = invoke(tmp_path, "status", "--watch")
+    assert (shown.exit_code, shown.output) == (0, "")
 
 
 @pytest.mark.parametrize(("verb", "found"), [("members", [MEMBER]), ("jobs", [JOB]), ("status", STATUS)])
