@@ -127,14 +127,24 @@ def jobs(mesh: Mesh, as_json: bool) -> None:
 @click.command(epilog="Example: dmi-node logs digits -f")
 @click.argument("job")
 @click.option("-f", "--follow", is_flag=True, help="Stay until the job has ended.")
+@click.option("--worker", metavar="NAME", help="Lines of one process only: worker-0, server-2, or worker-0@n1.")
 @asks_mesh
-def logs(mesh: Mesh, job: str, follow: bool, as_json: bool) -> None:
+def logs(mesh: Mesh, job: str, follow: bool, worker: str | None, as_json: bool) -> None:
     """What JOB (id, unique beginning of it, or name) has printed, each line with its process."""
+    others: set[str] = set()
+    something = False
     for process, line in mesh.job(job).logs(follow=follow):
+        if worker is not None and worker not in {process, process.partition("@")[0]}:
+            others.add(process)
+            continue
+        something = True
         if as_json:
             output.as_json({"worker": process, "line": line})
         else:
             click.echo(f"{process}: {line}")
+    if worker is not None and not something:
+        printed = ", ".join(sorted(others)) or "nobody"
+        output.end(f"{worker!r} has printed nothing in {job}; who has: {printed}", output.UNHEALTHY)
 
 
 @click.command(epilog="Example: dmi-node why digits")

@@ -113,6 +113,40 @@ def test_logs_are_prefixed_by_their_process(tmp_path: Path) -> None:
         assert node.asked[-1] == ("logs", {"job": JOB["id"], "follow": True})
 
 
+PRINTED = [
+    {"worker": process, "line": f"I am {process}"}
+    for process in ("worker-0@n1", "worker-1@n2", "worker-10@n1", "server-0@n1", "worker-0@n3")
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("worker-0", ["worker-0@n1", "worker-0@n3"]),
+        ("worker-0@n3", ["worker-0@n3"]),
+        ("worker-1", ["worker-1@n2"]),
+        ("server-0", ["server-0@n1"]),
+    ],
+)
+def test_logs_of_one_process(tmp_path: Path, name: str, shown: list[str]) -> None:
+    with FakeNode(tmp_path, why=value(WHY), logs=items(*PRINTED)):
+        found = invoke(tmp_path, "logs", "digits", "--worker", name)
+        plain = invoke(tmp_path, "logs", "digits", "-f", "--worker", name, "--json")
+    assert found.output == "".join(f"{process}: I am {process}\n" for process in shown)
+    assert [json.loads(line)["worker"] for line in plain.output.splitlines()] == shown
+    assert (found.exit_code, plain.exit_code) == (0, 0)
+
+
+def test_logs_of_a_process_that_printed_nothing_name_those_that_did(tmp_path: Path) -> None:
+    with FakeNode(tmp_path, why=value(WHY), logs=items(*PRINTED[:2])):
+        shown = invoke(tmp_path, "logs", "digits", "--worker", "worker-7")
+    assert (shown.exit_code, shown.stdout) == (1, "")
+    assert shown.stderr == "'worker-7' has printed nothing in digits; who has: worker-0@n1, worker-1@n2\n"
+    with FakeNode(tmp_path / "silent", why=value(WHY), logs=items()):
+        assert invoke(tmp_path / "silent", "logs", "digits").exit_code == 0
+        assert "who has: nobody" in invoke(tmp_path / "silent", "logs", "digits", "--worker", "worker-0").stderr
+
+
 def test_why_shows_the_sentence_and_the_traceback(tmp_path: Path) -> None:
     with FakeNode(tmp_path, why=value(FAILED)):
         shown = invoke(tmp_path, "why", "digits")
