@@ -26,7 +26,7 @@ from dmi_node.driver import Driver
 from dmi_node.home import Home
 from dmi_node.notify import Notifier
 from dmi_node.storage.blobs import Blobs
-from dmi_node.storage.journal import Journal, JournalError
+from dmi_node.storage.journal import IDENTITY, Journal, JournalError
 from dmi_node.supervision.supervisor import Supervisor
 from dmi_node.tasks import Tasks
 from dmi_node.transport.library import Library, NoSourceError
@@ -162,7 +162,7 @@ class Node:
 
     async def _identity(self, journal: Journal, keys: KeyPair) -> Identity:
         """Listen, and be somebody: the one that this home was, or a newcomer, or the founder of a mesh."""
-        stored = journal.fact("identity")
+        stored = journal.fact(IDENTITY)
         if stored is not None:
             identity = msgspec.msgpack.decode(stored, type=Identity)
             self._listen(self._config.listen or identity.listen)
@@ -180,7 +180,7 @@ class Node:
             founded: Restored = found(me, secrets.token_hex(8))
             assert founded.snapshot is not None
             journal.write([do.PersistVote(founded.term, None), PersistSnapshot(founded.snapshot, keep_log=False)])
-        journal.keep("identity", msgspec.msgpack.encode(identity))
+        journal.keep(IDENTITY, msgspec.msgpack.encode(identity))
         return identity
 
     def _listen(self, address: str) -> str:

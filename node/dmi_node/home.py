@@ -72,3 +72,17 @@ class Home:
     def role(self, role: RoleKey) -> Path:
         """What is kept of one role process: ``work/`` (its directory), ``log``, ``ledger.jsonl``."""
         return self.job(role.job) / str(role.generation) / f"{role.role}-{role.index}"
+
+
+def owner_of(root: Path) -> int | None:
+    """The process that runs on the home at ``root``: the one that holds its lock."""
+    try:
+        with (root / "pid").open("r+") as file:
+            pid = int(file.read().split()[0])
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return pid
+    except (OSError, ValueError, IndexError):
+        return None
+    return None

@@ -8,6 +8,7 @@ import zlib
 import msgspec
 import zmq.asyncio
 
+from dmi_node import clock
 from dmi_protocol import reasons
 from dmi_protocol.codec import open_envelope, seal
 from dmi_protocol.errors import RemoteProtocolError
@@ -19,10 +20,20 @@ from dmi_wire.link import Link
 _PREFIX = "dmi-"
 _TRY_S = 3.0
 _ADDRESSES = 5
+_PASSING = reasons.NoQuorum | reasons.NoCoordinator | reasons.TimedOut
+"""What a mesh says that cannot decide now; no quorum is lost for good."""
 
 
 class JoinError(Exception):
     """The invitation did not let this node in. The text says why, and what to do."""
+
+
+class MeshAwayError(JoinError):
+    """Nobody could decide about the invitation. It may be good, so trying again later may help."""
+
+
+class _TurnedAway:
+    """The node that was asked does not know the invitation's key."""
 
 
 class Invitation(msgspec.Struct, frozen=True):
@@ -52,9 +63,10 @@ class Invitation(msgspec.Struct, frozen=True):
 
 
 async def redeem(token: str, join: Join) -> Welcomed:
-    """Ask the nodes that the token names, one after the other, to let us in. Raises ``JoinError``.
+    """Ask the nodes that the token names, one after the other, to let us in.
 
-    Asking again after a lost answer is safe: the mesh does it once, and welcomes the same key again.
+    Raises ``MeshAwayError`` when nobody could decide, ``JoinError`` when the invitation is good for nothing. Asking again
+    after a lost answer is safe: the mesh does it once, and welcomes the same key again.
     """
     invitation = Invitation.of_token(token)
     try:
@@ -62,26 +74,47 @@ async def redeem(token: str, join: Join) -> Welcomed:
     except KeyFileError as error:
         raise JoinError(f"the invitation is damaged: {error}") from error
     context = zmq.asyncio.Context()
-    tried = []
+    undecided, turned_away = [], []
     try:
         for address, server in invitation.nodes[:_ADDRESSES]:
             answer = await _ask(context, keys, address, server, join)
             if isinstance(answer, Welcomed):
                 return answer
-            if isinstance(answer, Refused):
+            if isinstance(answer, Refused) and not isinstance(answer.reason, _PASSING):
                 raise JoinError(f"{address} refuses: {reasons.sentence(answer.reason)}")
-            tried.append(address)
+            if isinstance(answer, Refused):
+                undecided.append(f"{address} ({reasons.sentence(answer.reason)})")
+                await asyncio.sleep(_TRY_S)
+            elif isinstance(answer, _TurnedAway):
+                turned_away.append(address)
+            else:
+                undecided.append(address)
     finally:
         context.destroy(linger=0)
-    raise JoinError(
-        f"no answer from {', '.join(tried) or 'anybody'}: the nodes are down or cannot be reached from here, or the "
-        "invitation was used already or has expired; ask for a new one with `dmi-node invite`"
+    raise _failure(invitation, undecided, turned_away)
+
+
+def _failure(invitation: Invitation, undecided: list[str], turned_away: list[str]) -> JoinError:
+    """One that was started together with its mesh may turn us away too early; all of them, for so long, will not."""
+    if not undecided:
+        return JoinError(
+            f"{', '.join(turned_away)}: the invitation is not known there, so it was used already, or withdrawn; ask for a new "
+            "one with `dmi-node invite`"
+        )
+    if clock.unix() > invitation.expires_unix:
+        return JoinError(
+            f"no answer from {', '.join(undecided)}, and the invitation has expired; ask for a new one with "
+            "`dmi-node invite`"
+        )
+    return MeshAwayError(
+        f"no answer while joining from {', '.join(undecided)}: down, or not to be reached from here; the invitation is kept, "
+        "so start this node again when they are back"
     )
 
 
 async def _ask(
     context: zmq.asyncio.Context, keys: KeyPair, address: str, server: PublicKey, join: Join
-) -> Welcomed | Refused | None:
+) -> Welcomed | Refused | _TurnedAway | None:
     link = Link(context, keys, address, server)
     connected = asyncio.Event()
     watch = asyncio.create_task(link.watch(connected.set, lambda: None))
@@ -91,7 +124,7 @@ async def _ask(
         answer = await link.receive(4 * _TRY_S)
         found: Welcomed | Refused | None = None if answer is None else open_envelope(answer, Welcomed | Refused)
     except (TimeoutError, RemoteProtocolError):
-        return None
+        return _TurnedAway() if link.turned_away and not connected.is_set() else None
     else:
         return found
     finally:

@@ -33,6 +33,8 @@ class Link:
         self._context = context
         self.dropped = 0
         """Messages that could not be given to the socket."""
+        self.turned_away = 0
+        """How often the other end did not take our key; counted by ``watch``."""
         self._socket: zmq.Socket[bytes] = zmq.Socket(zmq.Context(context), zmq.DEALER)
         for option, value in (
             (zmq.LINGER, 0),
@@ -71,6 +73,7 @@ class Link:
             elif number == zmq.EVENT_DISCONNECTED:
                 disconnected()
             else:
+                self.turned_away += 1
                 await asyncio.sleep(pause)
                 pause = min(_REFUSED_MAX_S, 2 * pause)
                 self._socket.disconnect(self._address)

@@ -16,6 +16,8 @@ _CONNECT_S = 5.0
 _ANSWER_S = 60.0
 _QUIET_S = 30.0
 _SOCKET = "control.sock"
+SERVICE_HOME = Path("/var/lib/dmi-node")
+"""Where the systemd unit runs its node."""
 Item = TypeVar("Item")
 _ERRORS: dict[str, type[DmiError]] = {
     "unknown": UnknownJobError,
@@ -30,8 +32,12 @@ def default_home() -> Path:
     named = os.environ.get("DMI_HOME")
     if named:
         return Path(named)
-    service = Path("/var/lib/dmi-node")
-    return service if service.is_dir() else Path.home() / ".local" / "state" / "dmi-node"
+    return SERVICE_HOME if SERVICE_HOME.is_dir() else user_home()
+
+
+def user_home() -> Path:
+    """A home of the user's own, where no service runs."""
+    return Path.home() / ".local" / "state" / "dmi-node"
 
 
 def homes_at(home: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dmi_node.home import Home, HomeBusyError
+from dmi_node.home import Home, HomeBusyError, owner_of
 from dmi_protocol.identity import JobId
 from dmi_protocol.messages.roles import RoleKey
 
@@ -43,7 +43,9 @@ def test_two_daemons_cannot_share_a_home_and_a_dead_one_holds_none(tmp_path: Pat
     assert int(home.pid.read_text()) == os.getpid()
     with pytest.raises(HomeBusyError, match=f"process {os.getpid()}"):
         Home(tmp_path).lock()
+    assert owner_of(tmp_path) == os.getpid()
     home.unlock()
+    assert owner_of(tmp_path) is None
     again = Home(tmp_path)
     again.lock()
     again.unlock()

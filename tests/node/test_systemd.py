@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dmi_node import config
+from dmi_node.cli.node import CANNOT_START, TRY_AGAIN
 
 SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
@@ -37,3 +38,10 @@ def test_the_example_configuration_can_be_read() -> None:
     found = config.read(SYSTEMD / "dmi-node.toml", {}, {})
     assert found.listen == "0.0.0.0:7600"
     assert found.data_ports == (7610, 7699)
+
+
+def test_only_what_would_not_help_is_not_started_again() -> None:
+    unit = (SYSTEMD / "dmi-node.service").read_text().splitlines()
+    assert "Restart=on-failure" in unit
+    assert f"RestartPreventExitStatus={CANNOT_START}" in unit
+    assert TRY_AGAIN != CANNOT_START

@@ -1,15 +1,19 @@
 """Verbs about jobs."""
 
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from dmi.job import Job
+from dmi.job import ENDED, Job
 from dmi.mesh import Mesh
-from dmi_node.cli import output
+from dmi_node.cli import live, output, wording
 from dmi_node.cli.options import asks_mesh
+
+_LINE_S = 1.0
 
 
 @click.command(epilog="Example: dmi-node submit train.py --workers 3 --wait -- --epochs 10")
@@ -59,42 +63,54 @@ def submit(
 
 
 def _wait(mesh: Mesh, job: Job) -> None:
-    last: dict[str, Any] = {}
-    if sys.stdout.isatty():
-        last = _live(mesh, job)
-    else:
-        for last in job.events():
-            click.echo(_line(last), err=True)
+    """Progress is told on standard error, so that standard output has the job's id and nothing else."""
+    try:
+        last = _live(mesh, job) if sys.stderr.isatty() else _lines(job)
+    except KeyboardInterrupt:
+        output.end(
+            f"{job.id} goes on: `dmi-node logs {job.id} -f` follows it, `dmi-node cancel` ends it", output.UNHEALTHY
+        )
+    why = job.why()
     if last.get("state") != "succeeded":
-        why = job.why()
         if why["detail"]:
             click.echo(why["detail"], err=True)
         output.end(f"{job.id}: {why['sentence']}", output.UNHEALTHY)
-    click.echo(f"{job.id}: {job.why()['sentence']}", err=True)
+    click.echo(f"{job.id}: {why['sentence']}", err=True)
 
 
-def _line(job: dict[str, Any]) -> str:
-    speed, loss = output.number(job["samples_per_second"], 0), output.number(job["loss"], 4)
-    return f"{job['state']}: step {output.progress_of(job)}, {speed} samples/s, loss {loss}"
+def _lines(job: Job) -> dict[str, Any]:
+    """A line when the state is another one, and otherwise every second."""
+    last: dict[str, Any] = {}
+    state, said_at = None, 0.0
+    for last in job.events():
+        if last["state"] != state or time.monotonic() - said_at >= _LINE_S:
+            state, said_at = last["state"], time.monotonic()
+            click.echo(wording.line_of(last), err=True)
+    return last
 
 
 def _live(mesh: Mesh, job: Job) -> dict[str, Any]:
-    from rich.console import Group  # only a terminal needs it
-    from rich.live import Live
-    from rich.progress import BarColumn, Progress, TextColumn
-
+    console = live.terminal(sys.stderr)
+    if console is None:
+        return _lines(job)
     last: dict[str, Any] = {}
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
-    task = bar.add_task(job.id, total=None, text="")
-    roles: list[list[str]] = []
-    with Live(bar, refresh_per_second=5) as live:
-        for last in job.events():
-            if not roles and last["state"] == "running":
-                found = [role for role in mesh.roles() if role["job"] == job.id]
-                roles = [[f"{r['role']}-{r['index']}", r["node"], str(r["pid"])] for r in found]
-            bar.update(task, total=last["steps"], completed=last["step"] or 0, text=_line(last))
-            live.update(Group(bar, output.draw(("role", "node", "pid"), roles)))
+
+    def pictures() -> Iterator[Any]:
+        for seen in mesh.watch():
+            found = next((each for each in seen["jobs"] if each["id"] == job.id), None)
+            if found is not None:
+                last.update(found)
+                yield live.of_job(found, seen, _why(job, found))
+            if found["state"] in ENDED if found is not None else last:
+                return
+
+    live.show(pictures(), console)
     return last
+
+
+def _why(job: Job, seen: dict[str, Any]) -> str:
+    """Why a job that should run does not; nothing for one that does, or has ended: its end is told below."""
+    return "" if seen["state"] == "running" or seen["state"] in ENDED else str(job.why()["sentence"])
 
 
 @click.command(epilog="Example: dmi-node jobs --json")
@@ -105,20 +121,30 @@ def jobs(mesh: Mesh, as_json: bool) -> None:
     if as_json:
         output.as_json(found)
     else:
-        output.table(output.JOB_COLUMNS, map(output.job_row, found))
+        output.jobs(found)
 
 
 @click.command(epilog="Example: dmi-node logs digits -f")
 @click.argument("job")
 @click.option("-f", "--follow", is_flag=True, help="Stay until the job has ended.")
+@click.option("--worker", metavar="NAME", help="Lines of one process only: worker-0, server-2, or worker-0@n1.")
 @asks_mesh
-def logs(mesh: Mesh, job: str, follow: bool, as_json: bool) -> None:
+def logs(mesh: Mesh, job: str, follow: bool, worker: str | None, as_json: bool) -> None:
     """What JOB (id, unique beginning of it, or name) has printed, each line with its process."""
+    others: set[str] = set()
+    something = False
     for process, line in mesh.job(job).logs(follow=follow):
+        if worker is not None and worker not in {process, process.partition("@")[0]}:
+            others.add(process)
+            continue
+        something = True
         if as_json:
             output.as_json({"worker": process, "line": line})
         else:
             click.echo(f"{process}: {line}")
+    if worker is not None and not something:
+        printed = ", ".join(sorted(others)) or "nobody"
+        output.end(f"{worker!r} has printed nothing in {job}; who has: {printed}", output.UNHEALTHY)
 
 
 @click.command(epilog="Example: dmi-node why digits")

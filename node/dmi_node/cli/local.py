@@ -1,6 +1,5 @@
 """A whole mesh on this machine: for trying, developing and testing. Killing one of its nodes is like killing a host."""
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -13,11 +12,13 @@ from pathlib import Path
 import click
 import psutil
 
-from dmi.connection import Connection, default_home
-from dmi.errors import DmiError
+from dmi.connection import SERVICE_HOME, Connection, default_home, user_home
+from dmi.errors import DmiError, UsageError
 from dmi.mesh import Mesh
-from dmi_node.cli import output
+from dmi_node.cli import founded, output
 from dmi_node.cli.options import home, home_option, json_option, telling
+from dmi_node.home import owner_of
+from dmi_node.storage.journal import JournalError
 
 _READY_S = 30.0
 _DOWN_S = 10.0
@@ -30,14 +31,20 @@ _STEP_S = 0.02
 @click.option("--nodes", type=click.IntRange(1, 100), default=3, show_default=True, help="How many.")
 @click.option("--detach", is_flag=True, help="Leave it running; `dmi-node down` ends it.")
 def up(nodes: int, detach: bool, as_json: bool) -> None:
-    """Start a mesh of NODES nodes on this machine, each with its own home, key, address and port."""
-    root = Path(home() or default_home()).absolute()
+    """Start a mesh of NODES nodes on this machine, each with its own home, key, address and port.
+
+    Their homes are DIR/n0, DIR/n1, ...; DIR is --home, or DMI_HOME, or ~/.local/state/dmi-node, and never the home of
+    this host's service. Where a service runs, say --home DIR to the other verbs, too: they ask the service by default.
+    """
     with telling():
+        root = _root()
         started = _start(root, nodes)
         if as_json:
             output.as_json({"home": str(root), "nodes": [f"n{index}" for index in range(nodes)]})
         else:
-            click.echo(f"{nodes} nodes are up under {root}; `dmi-node down --home {root}` ends them")
+            click.echo(
+                f"{nodes} nodes are up under {root}; `dmi-node down --home {root}` ends them{_beside_a_service(root)}"
+            )
     if detach:
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -48,12 +55,36 @@ def up(nodes: int, detach: bool, as_json: bool) -> None:
         _end(root)
 
 
+def _root() -> Path:
+    """Where the mesh of this machine lives. Raises ``UsageError`` rather than touch the service's home."""
+    named = home() or os.environ.get("DMI_HOME")
+    root = Path(named).absolute() if named else user_home()
+    if root.resolve().is_relative_to(SERVICE_HOME.resolve()):
+        raise UsageError(
+            f"{root} belongs to this host's service, not to a mesh of `up`: use another --home, or systemctl"
+        )
+    return root
+
+
+def _beside_a_service(root: Path) -> str:
+    """What to know where other verbs would not find this mesh by themselves."""
+    if home() or default_home() == root:
+        return ""
+    return f"; other verbs ask this host's service unless they get --home {root}"
+
+
 def _start(root: Path, nodes: int) -> list[subprocess.Popen[bytes]]:
     """Homes that exist are started again as they were; new ones are invited by the first."""
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     homes = [root / f"n{index}" for index in range(nodes)]
-    if any(_pid_of(path) for path in homes):
+    if any(owner_of(path) for path in homes):
         raise DmiError(f"a mesh is already up under {root}: `dmi-node down --home {root}` ends it")
+    try:
+        wrong = founded.why_not(root, homes)
+    except (JournalError, OSError) as error:
+        raise DmiError(f"the mesh under {root} cannot be started: {error}") from error
+    if wrong is not None:
+        raise DmiError(wrong)
     children: dict[str, subprocess.Popen[bytes]] = {}
     try:
         _start_all(homes, children)
@@ -65,10 +96,9 @@ def _start(root: Path, nodes: int) -> list[subprocess.Popen[bytes]]:
 
 def _start_all(homes: list[Path], children: dict[str, subprocess.Popen[bytes]]) -> None:
     """Every process goes into ``children`` under its node's name as soon as it runs."""
-    founded = (homes[0] / "state.sqlite").exists()
     children["n0"] = _spawn(homes[0], 0)
     for index, path in enumerate(homes):
-        if founded and index and (path / "state.sqlite").exists():
+        if index and founded.is_member(path):
             children[path.name] = _spawn(path, index)
     first = Mesh(Connection(homes[0]))
     _until(lambda: first.status()["quorum"], children)
@@ -100,7 +130,7 @@ def _is_whole(path: Path, nodes: int) -> bool:
 def _spawn(path: Path, index: int, token: str | None = None) -> subprocess.Popen[bytes]:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     arguments = [sys.executable, "-m", "dmi_node", "run", "--home", str(path)]
-    if not (path / "state.sqlite").exists():
+    if not founded.is_member(path):
         arguments += ["--name", f"n{index}", "--listen", f"127.0.{1 + index // 250}.{1 + index % 250}:0"]
     if token is not None:
         arguments += ["--join", token]
@@ -134,8 +164,12 @@ def _until(happened: Callable[[], bool], children: dict[str, subprocess.Popen[by
 @home_option
 @json_option
 def down(as_json: bool) -> None:
-    """End every node under the home, in good order; what does not end in time is killed."""
-    root = Path(home() or default_home()).absolute()
+    """End every node under the home, in good order; what does not end in time is killed.
+
+    The home is that of `up`: --home, or DMI_HOME, or ~/.local/state/dmi-node, and never that of this host's service.
+    """
+    with telling():
+        root = _root()
     ended = _end(root)
     if as_json:
         output.as_json({"ended": ended})
@@ -145,7 +179,7 @@ def down(as_json: bool) -> None:
 
 def _end(root: Path) -> list[str]:
     homes = [path for path in [root, *sorted(root.glob("n*"))] if (path / "pid").exists()]
-    running = {path: pid for path in homes if (pid := _pid_of(path)) is not None}
+    running = {path: pid for path in homes if (pid := owner_of(path)) is not None}
     families = {
         path: [process, *process.children(recursive=True)]
         for path, pid in running.items()
@@ -174,17 +208,3 @@ def _signal(process: psutil.Process, number: int) -> None:
         process.send_signal(number)
     except psutil.NoSuchProcess:
         return
-
-
-def _pid_of(path: Path) -> int | None:
-    """The daemon of a home, if one holds its lock."""
-    try:
-        with (path / "pid").open("r+") as file:
-            pid = int(file.read().split()[0])
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return pid
-    except (OSError, ValueError, IndexError):
-        return None
-    return None

@@ -1,5 +1,6 @@
 """Verbs about the mesh and its members."""
 
+import contextlib
 import sys
 import time
 from importlib.metadata import version as installed
@@ -7,9 +8,11 @@ from typing import Any
 
 import click
 
+import dmi.mesh
+from dmi.errors import NoNodeError
 from dmi.mesh import Mesh
-from dmi_node.cli import output
-from dmi_node.cli.options import asks_mesh
+from dmi_node.cli import live, output, wording
+from dmi_node.cli.options import asks_mesh, home, home_option, json_option, telling
 
 
 @click.command(epilog="Example: dmi-node status --watch")
@@ -22,7 +25,7 @@ def status(mesh: Mesh, watch: bool, as_json: bool) -> None:
         return
     seen = mesh.status()
     _show(seen, as_json=as_json)
-    if not seen["quorum"] and not as_json:
+    if not seen["quorum"]:
         sys.exit(output.UNHEALTHY)
 
 
@@ -30,35 +33,31 @@ def _show(seen: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         output.as_json(seen)
         return
-    click.echo(headline(seen))
-    output.table(output.MEMBER_COLUMNS, map(output.member_row, seen["members"]))
+    click.echo(wording.headline(seen))
+    output.table(wording.MEMBER_COLUMNS, map(wording.member_row, seen["members"]))
     if seen["jobs"]:
         click.echo()
-        output.table(output.JOB_COLUMNS, map(output.job_row, seen["jobs"]))
+        output.jobs(seen["jobs"])
     if seen["refused"]:
-        click.echo("\nrefused: " + ", ".join(f"{count} {reason}" for reason, count in sorted(seen["refused"].items())))
-
-
-def headline(seen: dict[str, Any]) -> str:
-    """One line about the whole mesh."""
-    if not seen["quorum"]:
-        return f"mesh {seen['mesh']}: {seen['quorum_reason']}"
-    return f"mesh {seen['mesh']}: coordinator {seen['coordinator']}, term {seen['term']}; {output.survives(seen)}"
+        click.echo(f"\n{wording.refused(seen)}")
 
 
 def _watch(mesh: Mesh, *, as_json: bool) -> None:
-    if as_json or not sys.stdout.isatty():
-        for seen in mesh.watch():
-            _show(seen, as_json=as_json)
-        return
-    from rich.console import Group  # only a terminal needs it
-    from rich.live import Live
+    """Until Ctrl-C, which is how one ends it."""
+    with contextlib.suppress(KeyboardInterrupt):
+        if as_json or not sys.stdout.isatty():
+            _watch_lines(mesh, as_json=as_json)
+            return
+        console = live.terminal(sys.stdout)
+        if console is None:
+            _watch_lines(mesh, as_json=False)
+        else:
+            live.show(map(live.of_mesh, mesh.watch()), console)
 
-    with Live(refresh_per_second=5) as live:
-        for seen in mesh.watch():
-            members = output.draw(output.MEMBER_COLUMNS, map(output.member_row, seen["members"]))
-            jobs = output.draw(output.JOB_COLUMNS, map(output.job_row, seen["jobs"]))
-            live.update(Group(headline(seen), members, jobs))
+
+def _watch_lines(mesh: Mesh, *, as_json: bool) -> None:
+    for seen in mesh.watch():
+        _show(seen, as_json=as_json)
 
 
 @click.command(epilog="Example: dmi-node members")
@@ -69,7 +68,7 @@ def members(mesh: Mesh, as_json: bool) -> None:
     if as_json:
         output.as_json(found)
     else:
-        output.table(output.MEMBER_COLUMNS, map(output.member_row, found))
+        output.table(wording.MEMBER_COLUMNS, map(wording.member_row, found))
 
 
 @click.command(epilog="Example: dmi-node roles")
@@ -129,11 +128,17 @@ def expel(mesh: Mesh, node: str, as_json: bool) -> None:
 
 
 @click.command(epilog="Example: dmi-node version --json")
-@asks_mesh
-def version(mesh: Mesh, as_json: bool) -> None:
-    """The versions of the command and of the node."""
-    found = {"command": installed("dmi"), "node": mesh.version()}
+@home_option
+@json_option
+def version(as_json: bool) -> None:
+    """The versions of the command and of the node; of the command alone when no node answers."""
+    command, node, line = installed("dmi"), None, ""
+    with telling():
+        try:
+            node = dmi.mesh.connect(home()).version()
+        except NoNodeError as error:
+            line = str(error)
     if as_json:
-        output.as_json(found)
+        output.as_json({"command": command, "node": node})
     else:
-        click.echo(f"command {found['command']}, node {found['node']}")
+        click.echo(f"command {command}, node {node}" if node is not None else f"command {command}; {line}")

@@ -10,7 +10,9 @@ from typing import Any
 import click
 import uvloop
 
-from dmi.connection import default_home
+from dmi.connection import SERVICE_HOME, Connection, default_home
+from dmi.errors import DmiError
+from dmi.mesh import Mesh
 from dmi_node import config as configuration
 from dmi_node import logs
 from dmi_node.cli import output
@@ -18,13 +20,15 @@ from dmi_node.cli.options import home, home_option, json_option
 from dmi_node.cli.output import end
 from dmi_node.config import ConfigError
 from dmi_node.daemon import serve
-from dmi_node.home import HomeBusyError
-from dmi_node.joining import Invitation, JoinError
-from dmi_node.storage.journal import JournalError
+from dmi_node.home import HomeBusyError, owner_of
+from dmi_node.joining import Invitation, JoinError, MeshAwayError
+from dmi_node.storage.journal import IDENTITY, JournalError, has_fact
 from dmi_wire.keys import KeyFileError
 
 CANNOT_START = 78
 """The configuration or the home is wrong, so starting again will not help (systemd: RestartPreventExitStatus)."""
+TRY_AGAIN = 75
+"""The mesh that this node was invited to does not answer yet, so starting again may help; systemd does."""
 
 
 @click.command(epilog="Example: dmi-node run --listen 0.0.0.0:7600 --advertise 10.0.0.5:7600 --join TOKEN")
@@ -39,13 +43,16 @@ CANNOT_START = 78
 def run(**flags: Any) -> None:
     """Run one node, in the foreground; what the systemd unit runs.
 
-    A new home without a token founds a mesh. A home that is a member already needs no flag.
+    A new home without a token founds a mesh. A home that is a member already needs no flag. Exit code 78: this node
+    cannot start as it is, so starting it again would not help; 75: the mesh to join does not answer yet, so it may.
     """
     root = Path(home() or default_home())
     try:
         found = configuration.read(root / "config.toml", os.environ, flags)
         logs.configure(found.log_level)
         uvloop.run(serve(root, found, os.environ))
+    except MeshAwayError as error:
+        end(str(error), TRY_AGAIN)
     except (ConfigError, HomeBusyError, JoinError, KeyFileError) as error:
         end(str(error), CANNOT_START)
     except JournalError as error:
@@ -62,24 +69,62 @@ def run(**flags: Any) -> None:
 @click.argument("token")
 @click.option("--name", help="What people call this node; its host's name by default.")
 def join(token: str, name: str | None, as_json: bool) -> None:
-    """Let this host join a mesh: writes the home's configuration; the service takes it at its next start."""
-    root = Path(home() or default_home())
+    """Let this host join a mesh: writes the home's configuration, which the node reads when it starts.
+
+    Says what to do next. Nothing that runs is touched: a home that is a member of another mesh stays one, and a node
+    that still waits to be let in takes the new invitation when it is started again.
+    """
+    root = Path(home() or default_home()).absolute()
     try:
-        Invitation.of_token(token)
+        invitation = Invitation.of_token(token)
+        is_member = has_fact(root / "state.sqlite", IDENTITY)
     except JoinError as error:
         end(str(error), output.USAGE)
-    if (root / "state.sqlite").exists():
-        end(f"{root} is a member of a mesh already: `dmi-node leave` first, or use another --home", output.UNHEALTHY)
+    except JournalError as error:
+        end(f"{error}; ask as the owner of {root}, or use another --home", output.UNHEALTHY)
+    said = _of_member(root, invitation) if is_member else _configure(root, token, name)
+    if as_json:
+        output.as_json({"config": str(root / "config.toml"), "member": is_member, "running": owner_of(root)})
+    else:
+        click.echo(said)
+
+
+def _configure(root: Path, token: str, name: str | None) -> str:
+    """Write the configuration; gives what to do next."""
     path = root / "config.toml"
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         _set(path, {"join": token.strip()} | ({"name": name} if name else {}))
     except OSError as error:
         end(f"{path} cannot be written ({error.strerror}): run this as the owner of {root}", output.UNHEALTHY)
-    if as_json:
-        output.as_json({"config": str(path)})
-    else:
-        click.echo(f"{path} is written; start the node: systemctl restart dmi-node, or dmi-node run --home {root}")
+    start = "systemctl restart dmi-node" if root == SERVICE_HOME else f"dmi-node run --home {root}"
+    if (pid := owner_of(root)) is None:
+        return f"{path} is written; start the node: {start}"
+    return (
+        f"{path} is written; process {pid}, which runs there, reads it only when it starts again: end it, then {start}"
+    )
+
+
+def _of_member(root: Path, invitation: Invitation) -> str:
+    """Nothing to do for a member of the very mesh; any other member is refused."""
+    try:
+        seen = Mesh(Connection(root)).status()
+    except DmiError:
+        end(
+            f"{root} is the home of a member of a mesh, and the node does not answer: start it and `dmi-node leave`, "
+            f"or give it up; then move {root} away and join again, or use another --home",
+            output.UNHEALTHY,
+        )
+    if seen["mesh"] != invitation.mesh:
+        others = len(seen["members"]) - 1
+        mesh = f"another mesh, with {others} more" if others else "a mesh of its own"
+        first = "`dmi-node leave`" if others else "stop it"
+        end(
+            f"{seen['node']} at {root} runs as a member of {mesh}: {first}, move {root} away and join again, "
+            "or use another --home",
+            output.UNHEALTHY,
+        )
+    return f"{seen['node']} at {root} is a member of this mesh already: there is nothing to do"
 
 
 def _set(path: Path, values: dict[str, str]) -> None:

@@ -1,5 +1,6 @@
 """Consensus on disk: SQLite in WAL mode with full sync, so that what was promised survives a power cut."""
 
+import contextlib
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.messages.consensus import Entry, Snapshot
 
 _SCHEMA = 1
+IDENTITY = "identity"
+"""The fact that a home has once its node has founded or joined a mesh."""
 _TABLES = """
 CREATE TABLE IF NOT EXISTS vote (id INTEGER PRIMARY KEY CHECK (id = 0), term INTEGER NOT NULL, voted_for TEXT);
 CREATE TABLE IF NOT EXISTS entry (place INTEGER PRIMARY KEY, body BLOB NOT NULL);
@@ -108,3 +111,19 @@ class Journal:
     def close(self) -> None:
         """No more writes."""
         self._db.close()
+
+
+def has_fact(path: Path, name: str) -> bool:
+    """Whether the node whose journal is at ``path`` keeps such a fact; asked from outside, while it may run.
+
+    Raises ``JournalError``.
+    """
+    if not path.exists():
+        return False
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'fact'").fetchone() is None:
+                return False
+            return db.execute("SELECT 1 FROM fact WHERE name = ?", (name,)).fetchone() is not None
+    except sqlite3.Error as error:
+        raise JournalError(f"{path} cannot be read: {error}") from error

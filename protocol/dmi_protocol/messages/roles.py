@@ -86,7 +86,7 @@ class Moving(Struct, frozen=True, tag="moving"):
 
 
 class Progressed(Struct, frozen=True, tag="progressed"):
-    """From the lead worker, at most every ``limits.PROGRESS_MS`` and at the last step."""
+    """From the lead worker, at most every ``limits.PROGRESS_MS`` and at the last step; the speed is that since the last one."""
 
     step: int
     steps: int | None

@@ -56,7 +56,8 @@ class MeshExchange:
         self._metrics: dict[str, float] = {}
         self._sizes: tuple[int, ...] = ()
         self._finished: set[int] = set()
-        self._progress_at = self._last_at = time.monotonic()
+        self._told_at = time.monotonic()
+        self._samples = 0  # since then
 
     # The conversation begins
 
@@ -77,6 +78,7 @@ class MeshExchange:
         step = self._await_welcomes()
         for found in beside.values():
             found.segment.withdraw()
+        self._told_at = time.monotonic()  # how fast we train is counted from here
         return step
 
     def _neighbour(self, shard: int, share: Sequence[int]) -> Neighbour | None:
@@ -246,11 +248,11 @@ class MeshExchange:
     def progress(self, steps: int | None, samples: int, loss: float | None) -> None:
         """See ``Exchange.progress``."""
         now = time.monotonic()
-        speed = samples / max(now - self._last_at, 1e-9)
-        self._last_at = now
-        is_due = (now - self._progress_at) * 1000 >= limits.PROGRESS_MS or self._step == steps
+        self._samples += samples
+        is_due = (now - self._told_at) * 1000 >= limits.PROGRESS_MS or self._step == steps
         if self.is_lead and is_due:
-            self._progress_at = now
+            speed = self._samples / max(now - self._told_at, 1e-9)
+            self._told_at, self._samples = now, 0
             self._child.tell(Progressed(self._step, steps, speed, loss))
 
     def checkpoint(self, step: int, extra: bytes) -> None:

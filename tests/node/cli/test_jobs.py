@@ -1,11 +1,15 @@
 """Verbs about jobs, against a node that answers from a table."""
 
 import json
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
 
+from dmi.job import Job
+from dmi_node.cli import jobs
 from dmi_node.cli.main import cli
 from tests.sdk.fake_node import JOB, Client, FakeNode, items, refuse, value
 
@@ -46,6 +50,35 @@ def test_submit_and_wait_shows_progress_beside_the_id(tmp_path: Path, script: st
     assert "all 12 steps are done" in shown.stderr
 
 
+def test_progress_is_a_line_a_second_unless_the_state_changes(
+    tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = [JOB | {"state": "running", "step": step} for step in range(9)]
+    with FakeNode(tmp_path, submit=submitted, events=items(*running, JOB), why=value(WHY)):
+        monkeypatch.setattr(jobs, "time", SimpleNamespace(monotonic=count(0, 0.3).__next__))
+        shown = invoke(tmp_path, "submit", script, "--wait")
+    told = [line.partition(",")[0] for line in shown.stderr.splitlines()[:-1]]
+    assert told == [
+        "running: step 0 of 12",
+        "running: step 4 of 12",
+        "running: step 8 of 12",
+        "succeeded: step 12 of 12",
+    ]
+
+
+def test_whoever_stops_waiting_hears_that_the_job_goes_on(
+    tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Job) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Job, "events", interrupted)
+    with FakeNode(tmp_path, submit=submitted):
+        shown = invoke(tmp_path, "submit", script, "--wait")
+    assert (shown.exit_code, shown.stdout) == (1, "digits-1a2b\n")
+    assert shown.stderr.startswith("digits-1a2b goes on: `dmi-node logs digits-1a2b -f` follows it")
+
+
 def test_waiting_for_a_failure_ends_with_1_and_its_cause(tmp_path: Path, script: str) -> None:
     with FakeNode(tmp_path, submit=submitted, events=items(JOB | {"state": "failed"}), why=value(FAILED)):
         shown = invoke(tmp_path, "submit", script, "--wait")
@@ -78,6 +111,40 @@ def test_logs_are_prefixed_by_their_process(tmp_path: Path) -> None:
         assert node.asked[-1] == ("logs", {"job": JOB["id"], "follow": False})
         assert json.loads(invoke(tmp_path, "logs", "-f", "digits", "--json").output) == line
         assert node.asked[-1] == ("logs", {"job": JOB["id"], "follow": True})
+
+
+PRINTED = [
+    {"worker": process, "line": f"I am {process}"}
+    for process in ("worker-0@n1", "worker-1@n2", "worker-10@n1", "server-0@n1", "worker-0@n3")
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("worker-0", ["worker-0@n1", "worker-0@n3"]),
+        ("worker-0@n3", ["worker-0@n3"]),
+        ("worker-1", ["worker-1@n2"]),
+        ("server-0", ["server-0@n1"]),
+    ],
+)
+def test_logs_of_one_process(tmp_path: Path, name: str, shown: list[str]) -> None:
+    with FakeNode(tmp_path, why=value(WHY), logs=items(*PRINTED)):
+        found = invoke(tmp_path, "logs", "digits", "--worker", name)
+        plain = invoke(tmp_path, "logs", "digits", "-f", "--worker", name, "--json")
+    assert found.output == "".join(f"{process}: I am {process}\n" for process in shown)
+    assert [json.loads(line)["worker"] for line in plain.output.splitlines()] == shown
+    assert (found.exit_code, plain.exit_code) == (0, 0)
+
+
+def test_logs_of_a_process_that_printed_nothing_name_those_that_did(tmp_path: Path) -> None:
+    with FakeNode(tmp_path, why=value(WHY), logs=items(*PRINTED[:2])):
+        shown = invoke(tmp_path, "logs", "digits", "--worker", "worker-7")
+    assert (shown.exit_code, shown.stdout) == (1, "")
+    assert shown.stderr == "'worker-7' has printed nothing in digits; who has: worker-0@n1, worker-1@n2\n"
+    with FakeNode(tmp_path / "silent", why=value(WHY), logs=items()):
+        assert invoke(tmp_path / "silent", "logs", "digits").exit_code == 0
+        assert "who has: nobody" in invoke(tmp_path / "silent", "logs", "digits", "--worker", "worker-0").stderr
 
 
 def test_why_shows_the_sentence_and_the_traceback(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def root(tmp_path: Path) -> Iterator[Path]:
 
 
 def status(root: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(command("status", "--json", home=root).stdout)
+    found: dict[str, Any] = json.loads(command("status", "--json", home=root, check=False).stdout)
     return found
 
 
@@ -68,6 +68,21 @@ def test_a_mesh_that_does_not_come_up_leaves_nothing_running(root: Path) -> None
     assert said.returncode == 1
     assert said.stderr.strip() == "n1 ended with code 78: see its daemon.log"
     assert daemons_of(root) == []
+
+
+def test_fewer_nodes_than_a_quorum_are_refused_at_once(root: Path) -> None:
+    command("up", "--nodes", "3", "--detach", "--home", root, home=root)
+    until(lambda: all(member["voter"] for member in status(root)["members"]), 20, "all vote")
+    command("down", "--home", root, home=root)
+    said = command("up", "--nodes", "1", "--detach", "--home", root, home=root, seconds=15, check=False)
+    assert said.returncode == 1
+    assert said.stderr == (
+        f"the mesh under {root} has 3 voters and decides nothing with 1 of them: it needs 2; "
+        f"`dmi-node up --nodes 3 --home {root}` starts them all\n"
+    )
+    assert daemons_of(root) == []
+    command("up", "--nodes", "2", "--detach", "--home", root, home=root)
+    assert status(root)["quorum"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

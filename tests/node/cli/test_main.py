@@ -57,7 +57,7 @@ def test_a_word_that_is_near_nothing_gets_the_way_to_the_list() -> None:
     assert "`dmi-node --help`" in shown.stderr
 
 
-@pytest.mark.parametrize("verb", ["status", "members", "roles", "jobs", "version", "leave"])
+@pytest.mark.parametrize("verb", ["status", "members", "roles", "jobs", "leave"])
 def test_no_node_is_exit_3_and_one_line(tmp_path: Path, verb: str) -> None:
     shown = CliRunner().invoke(cli, ["--home", str(tmp_path / "none"), verb])
     assert shown.exit_code == 3

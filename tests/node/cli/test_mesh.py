@@ -1,12 +1,14 @@
 """Verbs about the mesh, against a node that answers from a table."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from dmi.mesh import Mesh
 from dmi_node.cli.main import cli
 from tests.sdk.fake_node import JOB, FakeNode, items, refuse, value
 
@@ -51,7 +53,9 @@ def test_without_a_quorum_status_says_why_and_ends_with_1(tmp_path: Path) -> Non
     lost = STATUS | {"quorum": False, "coordinator": None, "quorum_reason": "no quorum: n1 and n2 are away"}
     with FakeNode(tmp_path, status=value(lost)):
         shown = invoke(tmp_path, "status")
-    assert shown.exit_code == 1
+        plain = invoke(tmp_path, "status", "--json")
+    assert (shown.exit_code, plain.exit_code) == (1, 1)
+    assert json.loads(plain.output) == lost
     assert "no quorum: n1 and n2 are away" in shown.output
 
 
@@ -59,6 +63,16 @@ def test_watch_prints_a_line_of_json_for_each_change(tmp_path: Path) -> None:
     with FakeNode(tmp_path, watch=items(STATUS, STATUS | {"term": 5})):
         shown = invoke(tmp_path, "status", "--watch", "--json")
     assert [json.loads(line)["term"] for line in shown.output.splitlines()] == [4, 5]
+
+
+def test_watching_ends_with_an_interrupt_and_that_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: Mesh) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Mesh, "watch", interrupted)
+    with FakeNode(tmp_path):
+        shown = invoke(tmp_path, "status", "--watch")
+    assert (shown.exit_code, shown.output) == (0, "")
 
 
 @pytest.mark.parametrize(("verb", "found"), [("members", [MEMBER]), ("jobs", [JOB]), ("status", STATUS)])
@@ -100,3 +114,18 @@ def test_version_names_the_command_and_the_node(tmp_path: Path) -> None:
         found = json.loads(invoke(tmp_path, "version", "--json").output)
     assert found["node"] == "9.9"
     assert found["command"]
+
+
+def test_version_needs_no_node(tmp_path: Path) -> None:
+    shown = invoke(tmp_path / "none", "version")
+    found = invoke(tmp_path / "none", "version", "--json")
+    assert (shown.exit_code, found.exit_code, shown.stderr) == (0, 0, "")
+    assert json.loads(found.output) == {"command": version("dmi"), "node": None}
+    assert shown.output.startswith(f"command {version('dmi')}; no node has its home at {tmp_path / 'none'}")
+    assert len(shown.output.splitlines()) == 1
+
+
+def test_a_node_that_answers_nonsense_has_no_version(tmp_path: Path) -> None:
+    with FakeNode(tmp_path, version=refuse("internal", "out of order")):
+        shown = invoke(tmp_path, "version")
+    assert (shown.exit_code, shown.stderr) == (1, "out of order\n")

@@ -1,6 +1,7 @@
 """``join`` writes a configuration; ``run`` that cannot start says so in its own way."""
 
 import json
+import os
 import tomllib
 from pathlib import Path
 
@@ -9,8 +10,11 @@ from click.testing import CliRunner, Result
 
 from dmi_node.cli.main import cli
 from dmi_node.config import read
+from dmi_node.home import Home
 from dmi_node.joining import Invitation
+from dmi_node.storage.journal import IDENTITY, Journal
 from dmi_wire.keys import KeyPair
+from tests.sdk.fake_node import FakeNode, value
 
 TOKEN = Invitation("cafe", (("10.0.0.1:7600", KeyPair.make().public),), KeyPair.make().secret, 2_000_000_000).token()
 
@@ -22,7 +26,7 @@ def join(home: Path, *arguments: str) -> Result:
 def test_join_writes_what_the_next_start_reads(tmp_path: Path) -> None:
     shown = join(tmp_path / "new", TOKEN, "--name", 'a "quoted" host', "--json")
     path = tmp_path / "new" / "config.toml"
-    assert json.loads(shown.output) == {"config": str(path)}
+    assert json.loads(shown.output) == {"config": str(path), "member": False, "running": None}
     found = read(path, {}, {})
     assert (found.join, found.name) == (TOKEN, 'a "quoted" host')
 
@@ -50,11 +54,77 @@ def test_a_token_that_is_not_whole_changes_nothing(tmp_path: Path, token: str) -
     assert not (tmp_path / "new").exists()
 
 
-def test_a_member_does_not_join_again(tmp_path: Path) -> None:
-    (tmp_path / "state.sqlite").touch()
+def be_member(home: Path) -> None:
+    """The home looks as it does once its node has founded or joined a mesh."""
+    journal = Journal(home / "state.sqlite")
+    journal.keep(IDENTITY, b"somebody")
+    journal.close()
+
+
+def status(mesh: str, members: int) -> dict[str, object]:
+    return {"mesh": mesh, "node": "n0", "members": [{"name": f"n{index}"} for index in range(members)]}
+
+
+@pytest.mark.parametrize(
+    ("members", "line"),
+    [
+        (3, "n0 at {} runs as a member of another mesh, with 2 more: `dmi-node leave`, move {} away and join again"),
+        (1, "n0 at {} runs as a member of a mesh of its own: stop it, move {} away and join again"),
+    ],
+)
+def test_a_node_that_runs_in_another_mesh_stays_in_it(tmp_path: Path, members: int, line: str) -> None:
+    be_member(tmp_path)
+    with FakeNode(tmp_path, status=value(status("beef", members))):
+        shown = join(tmp_path, TOKEN)
+    assert (shown.exit_code, shown.stdout) == (1, "")
+    assert shown.stderr == line.format(tmp_path, tmp_path) + ", or use another --home\n"
+    assert not (tmp_path / "config.toml").exists()
+
+
+def test_a_member_of_this_mesh_has_nothing_to_do(tmp_path: Path) -> None:
+    be_member(tmp_path)
+    with FakeNode(tmp_path, status=value(status("cafe", 2))):
+        shown = join(tmp_path, TOKEN)
+        found = json.loads(join(tmp_path, TOKEN, "--json").output)
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert shown.output == f"n0 at {tmp_path} is a member of this mesh already: there is nothing to do\n"
+    assert found == {"config": str(tmp_path / "config.toml"), "member": True, "running": None}
+    assert not (tmp_path / "config.toml").exists()
+
+
+def test_a_member_that_does_not_run_does_not_join_again(tmp_path: Path) -> None:
+    be_member(tmp_path)
     shown = join(tmp_path, TOKEN)
     assert shown.exit_code == 1
-    assert "is a member of a mesh already" in shown.stderr
+    assert f"{tmp_path} is the home of a member of a mesh, and the node does not answer" in shown.stderr
+    assert len(shown.stderr.splitlines()) == 1
+    assert not (tmp_path / "config.toml").exists()
+
+
+def test_a_node_that_was_not_let_in_may_try_another_invitation(tmp_path: Path) -> None:
+    """Its first start made a journal, and did not make it a member."""
+    Journal(tmp_path / "state.sqlite").close()
+    home = Home(tmp_path)
+    home.make()
+    home.lock()
+    try:
+        shown = join(tmp_path, TOKEN)
+        found = json.loads(join(tmp_path, TOKEN, "--json").output)
+    finally:
+        home.unlock()
+    assert shown.exit_code == 0
+    assert f"process {os.getpid()}, which runs there, reads it only when it starts again" in shown.output
+    assert (found["member"], found["running"]) == (False, os.getpid())
+    assert read(tmp_path / "config.toml", {}, {}).join == TOKEN
+    assert "start the node: dmi-node run" in join(tmp_path, TOKEN).output
+
+
+def test_a_home_whose_state_cannot_be_read_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "state.sqlite").write_bytes(b"garbage" * 1000)
+    shown = join(tmp_path, TOKEN)
+    assert shown.exit_code == 1
+    assert "cannot be read" in shown.stderr
+    assert len(shown.stderr.splitlines()) == 1
     assert not (tmp_path / "config.toml").exists()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dmi_node.storage.journal import Journal, JournalError
+from dmi_node.storage.journal import Journal, JournalError, has_fact
 from dmi_protocol.consensus.settings import Restored
 from dmi_protocol.effects import PersistEntries, PersistSnapshot, PersistVote
 from dmi_protocol.identity import NodeId
@@ -65,3 +65,20 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, damage: str) -> Non
         db.close()
     with pytest.raises(JournalError, match=r"state\.sqlite"):
         Journal(path)
+
+
+def test_a_fact_is_seen_from_outside_while_the_node_runs(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite"
+    assert not has_fact(path, "identity")
+    assert not path.exists()
+    path.touch()
+    assert not has_fact(path, "identity")
+    journal = Journal(path)
+    assert not has_fact(path, "identity")
+    journal.keep("identity", b"me")
+    assert has_fact(path, "identity")
+    journal.close()
+    assert has_fact(path, "identity")
+    path.write_bytes(b"no database at all" * 1000)
+    with pytest.raises(JournalError, match=r"state\.sqlite"):
+        has_fact(path, "identity")

@@ -1,0 +1,81 @@
+"""Jobs and members in words and columns: plain text, made of what the mesh has said."""
+
+from typing import Any
+
+
+def line_of(job: dict[str, Any]) -> str:
+    """``running: step 120 of 480, 1,811 samples/s, loss 0.0164``: of that, what is known."""
+    known = [
+        None if job["step"] is None else f"step {progress_of(job)}",
+        None if job["samples_per_second"] is None else f"{number(job['samples_per_second'], 0)} samples/s",
+        None if job["loss"] is None else f"loss {number(job['loss'], 4)}",
+    ]
+    said = ", ".join(part for part in known if part is not None)
+    return f"{job['state']}: {said}" if said else str(job["state"])
+
+
+def refused(status: dict[str, Any]) -> str:
+    """What the node refused, by reason."""
+    return "refused: " + ", ".join(f"{count} {reason}" for reason, count in sorted(status["refused"].items()))
+
+
+def progress_of(job: dict[str, Any]) -> str:
+    """``step 120 of 480``."""
+    if job["step"] is None:
+        return "-"
+    return f"{job['step']} of {job['steps']}" if job["steps"] is not None else str(job["step"])
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number for people."""
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def job_row(job: dict[str, Any]) -> list[str]:
+    """A job in a table."""
+    return [
+        job["id"],
+        job["state"],
+        progress_of(job),
+        number(job["samples_per_second"], 0),
+        number(job["loss"], 4),
+        job["reason"] or "",
+    ]
+
+
+JOB_COLUMNS = ("job", "state", "step", "samples/s", "loss", "reason")
+MEMBER_COLUMNS = ("node", "state", "address", "voter", "pid", "roles")
+
+
+def member_row(member: dict[str, Any]) -> list[str]:
+    """A member in a table."""
+    by_job: dict[str, list[str]] = {}
+    for role in member["roles"]:
+        by_job.setdefault(role["job"], []).append(role["role"])
+    parts = [", ".join(sorted(roles)) for roles in by_job.values()]
+    if len(parts) > 1:
+        parts = [f"{job}: {part}" for job, part in zip(by_job, parts, strict=True)]
+    voter = "yes" if member["voter"] else "no"
+    return [member["name"], member["state"], member["address"], voter, str(member["pid"] or "-"), "; ".join(parts)]
+
+
+def survives(status: dict[str, Any]) -> str:
+    """Which losses can be survived now."""
+    voters = [member for member in status["members"] if member["voter"]]
+    alive = sum(member["state"] == "alive" for member in voters)
+    spare = alive - (len(voters) // 2 + 1)
+    if spare < 0:
+        return "nothing can be decided until voters come back"
+    return f"{spare} of {len(voters)} voters can be lost now" if spare else "no voter can be lost now"
+
+
+def headline(seen: dict[str, Any]) -> str:
+    """One line about the whole mesh."""
+    if not seen["quorum"]:
+        return f"mesh {seen['mesh']}: {seen['quorum_reason']}"
+    return f"mesh {seen['mesh']}: coordinator {seen['coordinator']}, term {seen['term']}; {survives(seen)}"
+
+
+def one_line(text: str) -> str:
+    """``text`` without what would move the cursor or change colours: some of it was chosen by job code."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
