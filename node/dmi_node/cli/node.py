@@ -100,9 +100,8 @@ def _configure(root: Path, token: str, name: str | None) -> str:
     start = "systemctl restart dmi-node" if root == SERVICE_HOME else f"dmi-node run --home {root}"
     if (pid := owner_of(root)) is None:
         return f"{path} is written; start the node: {start}"
-    return (
-        f"{path} is written; process {pid}, which runs there, reads it only when it starts again: end it, then {start}"
-    )
+    again = start if root == SERVICE_HOME else f"end it, then {start}"
+    return f"{path} is written; process {pid}, which runs there, reads it only when it starts again: {again}"
 
 
 def _of_member(root: Path, invitation: Invitation) -> str:

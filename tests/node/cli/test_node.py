@@ -119,6 +119,18 @@ def test_a_node_that_was_not_let_in_may_try_another_invitation(tmp_path: Path) -
     assert "start the node: dmi-node run" in join(tmp_path, TOKEN).output
 
 
+def test_the_service_is_started_again_by_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dmi_node.cli.node.SERVICE_HOME", tmp_path)
+    home = Home(tmp_path)
+    home.make()
+    home.lock()
+    try:
+        assert join(tmp_path, TOKEN).output.endswith("when it starts again: systemctl restart dmi-node\n")
+    finally:
+        home.unlock()
+    assert join(tmp_path, TOKEN).output.endswith("start the node: systemctl restart dmi-node\n")
+
+
 def test_a_home_whose_state_cannot_be_read_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "state.sqlite").write_bytes(b"garbage" * 1000)
     shown = join(tmp_path, TOKEN)
