@@ -188,11 +188,25 @@ def _end(root: Path) -> list[str]:
     for family in families.values():
         _signal(family[0], signal.SIGTERM)
     everybody = [process for family in families.values() for process in family]
-    _, alive = psutil.wait_procs(everybody, timeout=_DOWN_S)
-    for process in alive:
+    for process in _outlived(everybody):
         _signal(process, signal.SIGKILL)
-    psutil.wait_procs(alive, timeout=_DOWN_S)
+    _outlived(everybody)
     return [path.name for path in families]
+
+
+def _outlived(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that still run when their time is over. One that has ended and was not waited for by its parent runs no more."""
+    end = time.monotonic() + _DOWN_S
+    while (running := [process for process in processes if _runs(process)]) and time.monotonic() < end:
+        time.sleep(_STEP_S)
+    return running
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _process(pid: int) -> psutil.Process | None:

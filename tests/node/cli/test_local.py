@@ -102,6 +102,19 @@ def test_in_the_foreground_a_signal_is_down(root: Path, number: int) -> None:
     assert daemons_of(root) == []
 
 
+def test_a_node_whose_parent_does_not_ask_after_it_is_not_waited_for(root: Path) -> None:
+    command("up", "--nodes", "1", "--detach", "--home", root, home=root)
+    command("down", "--home", root, home=root)
+    child = subprocess.Popen([BIN / "dmi-node", "run", "--home", root / "n0"], env=clean_environment())
+    try:
+        until(lambda: (root / "n0" / "control.sock").exists(), 20, "it serves")
+        command("down", "--home", root, home=root, seconds=8)
+        assert psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE
+    finally:
+        child.kill()
+        child.wait()
+
+
 def test_down_without_a_mesh_is_fine(tmp_path: Path) -> None:
     said = command("down", "--home", tmp_path, home=tmp_path)
     assert "no node runs" in said.stdout
@@ -123,4 +136,4 @@ def test_a_node_that_does_not_end_in_time_is_killed(root: Path) -> None:
     [daemon] = daemons_of(root)
     daemon.suspend()
     command("down", "--home", root, home=root)
-    assert not daemon.is_running()
+    assert daemons_of(root) == []
