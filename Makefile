@@ -21,7 +21,7 @@ check: $(READY)  ## format, lint, types, architecture, generated documents
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/architecture
+	$(BIN)/python -m pytest -q tests/architecture tests/protocol/test_describe.py
 
 test: check      ## check, then every test; the timed ones alone, so that they do not disturb one another
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not mesh and not hosts" tests
