@@ -150,6 +150,8 @@ class Tensors:
 
     def initialize(self, bucket: int, specs: Sequence[TensorSpec], frames: Sequence[memoryview]) -> None:
         """Version 0 of a bucket."""
+        if bucket not in self.arithmetic.buckets + self.arithmetic.frozen:
+            raise RemoteProtocolError(f"bucket {bucket} is not of shard {self._shard}")
         tensors = tensors_of(specs, frames)
         if len(tensors) > 1:
             raise RemoteProtocolError("a bucket's values are one tensor")
@@ -164,8 +166,8 @@ class Tensors:
 
     def put(self, worker: int, message: say.Contribution, frames: Sequence[memoryview]) -> Handle | None:
         """Name what came; None for an explicit absent."""
-        if not 0 <= message.bucket < self.arithmetic.layout.live:
-            raise RemoteProtocolError(f"bucket {message.bucket} does not change")
+        if message.bucket not in self.arithmetic.buckets:
+            raise RemoteProtocolError(f"bucket {message.bucket} is not of shard {self._shard}, or does not change")
         if not message.detail:
             return None
         if message.region is not None:

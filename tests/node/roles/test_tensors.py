@@ -110,6 +110,13 @@ def test_contributions_that_do_not_fit_are_the_peers_fault(tensors: Tensors, mes
         tensors.put(0, message, frames)
 
 
+@pytest.mark.parametrize("bucket", [-1, 1, 7])
+def test_initial_values_that_do_not_fit_are_the_peers_fault(tensors: Tensors, bucket: int) -> None:
+    values = torch.zeros(LENGTH)
+    with pytest.raises(RemoteProtocolError):
+        tensors.initialize(bucket, [spec_of(values)], [frame_of(values)])
+
+
 def test_an_explicit_absent_has_no_handle(tensors: Tensors) -> None:
     assert tensors.put(0, Contribution(1, 0, 0, 0, 1, ()), []) is None
 
