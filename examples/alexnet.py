@@ -2,7 +2,8 @@
 
 The network is torchvision's (Krizhevsky 2014, "One weird trick"), written with torch alone, with the first layers adapted
 to small grey images. Prints the mean loss of each epoch, keeps a checkpoint of each, and writes alexnet.pt with both
-state dicts at the end of a plain run; `dmi-node export JOB alexnet.pt` does so for a job.
+state dicts at the end; in a job that file lies on the lead's host (its log says where), and
+`dmi-node export JOB alexnet.pt` writes the same anywhere.
 """
 
 import argparse

@@ -239,7 +239,7 @@ def _of_mesh(reason: Reason) -> str:
         case Running(workers, servers):
             return f"running: workers on {_list(workers)}, servers on {_list(servers)}"
         case Succeeded(steps):
-            return f"succeeded after {steps} steps; `dmi-node export` writes the weights"
+            return f"succeeded after {steps} step{'' if steps == 1 else 's'}; `dmi-node export` writes the weights"
         case _:
             return _refused(reason)
 

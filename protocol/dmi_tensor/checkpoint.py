@@ -184,10 +184,13 @@ def export(path: Path, tensors: Mapping[str, torch.Tensor], optimizer_state: Map
     own = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # the user's umask; safetensors gives its files to the owner alone
         if path.suffix in {".pt", ".pth"}:
             torch.save({"model_state_dict": own, "optimizer_state_dict": dict(optimizer_state or {})}, temporary)
         else:
             save_file(own, temporary)
+        temporary.chmod(mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 import dmi
 from dmi.errors import JobFailedError
-from tests.mesh.local import LocalMesh, command
+from tests.mesh.local import LocalMesh, command, until
 
 pytestmark = [pytest.mark.mesh, pytest.mark.timeout(300)]
 
@@ -42,6 +43,17 @@ def test_a_script_without_a_step_succeeds_with_what_it_began_with(five: LocalMes
     job = dmi.connect(five.home).submit(LINEAR, ["epochs"], workers=2)
     assert job.wait()["state"] == "succeeded"
     assert "0 steps" in job.why()["sentence"]
+
+
+def test_what_the_lead_exports_stays_where_the_log_says(five: LocalMesh, tmp_path: Path) -> None:
+    job = dmi.connect(five.home).submit(LINEAR, ["export"], workers=2)
+    assert job.wait()["state"] == "succeeded"
+    [path] = [Path(line.removeprefix("exported ")) for _, line in job.logs() if line.startswith("exported ")]
+    until(lambda: list(path.parent.iterdir()) == [path], 20, "what the script was given is removed")
+    job.export(tmp_path / "model.pt")
+    here, there = (torch.load(file, weights_only=True) for file in (tmp_path / "model.pt", path))
+    torch.testing.assert_close(here["model_state_dict"], there["model_state_dict"], rtol=0, atol=0)
+    assert here["optimizer_state_dict"]["param_groups"] == there["optimizer_state_dict"]["param_groups"]
 
 
 def test_a_syntax_error_is_found_at_submit(five: LocalMesh, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from dmi_protocol.codec import decode_struct, encode_struct
 from dmi_protocol.identity import JobId
-from dmi_protocol.reasons import NoQuorum, Reason, RoleDied, RoleFailed, detail, sentence
+from dmi_protocol.reasons import NoQuorum, Reason, RoleDied, RoleFailed, Succeeded, detail, sentence
 
 VALUES: dict[Any, Any] = {
     str: "word",
@@ -33,6 +33,11 @@ def test_a_sentence_is_one_line_and_names_what_it_is_about(kind: type[msgspec.St
     for field in msgspec.structs.fields(kind):
         if field.type in {str, JobId}:
             assert str(getattr(reason, field.name)) in line
+
+
+def test_one_step_is_no_steps() -> None:
+    assert sentence(Succeeded(1)).startswith("succeeded after 1 step;")
+    assert sentence(Succeeded(2)).startswith("succeeded after 2 steps;")
 
 
 def test_no_two_reasons_read_alike() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from msgspec.structs import replace
 
 from dmi_node.home import Home
 from dmi_node.storage.blobs import Blobs, WrongHashError
-from dmi_node.storage.bundles import BadBundleError, unpack
+from dmi_node.storage.bundles import BadBundleError, keep_written, unpack
 from dmi_node.supervision.process import RoleProcess
 from dmi_node.tasks import Tasks
 from dmi_protocol.effects import StartRole, StopRole, TellRole
@@ -83,8 +84,8 @@ class Supervisor:
             self._processes[effect.role].stop(effect.grace_ms)
 
     def forget(self, job: JobId) -> None:
-        """The work directories of a job that has ended may go; logs and ledgers stay."""
-        self._tasks.start(asyncio.to_thread(_remove_work, self._home.job(job)), f"forget {job}")
+        """A job has ended: what it was given may go; logs, ledgers and the files that its script wrote stay."""
+        self._tasks.start(asyncio.to_thread(_keep_results, self._home.job(job)), f"forget {job}")
 
     async def close(self, within_s: float) -> None:
         """End all, and wait."""
@@ -101,6 +102,7 @@ def _prepare(directory: Path, bundle: Path) -> None:
     unpack(bundle, directory / "work")
 
 
-def _remove_work(job: Path) -> None:
+def _keep_results(job: Path) -> None:
     for work in job.glob("*/*/work"):
-        shutil.rmtree(work, ignore_errors=True)
+        with suppress(OSError):  # a script may have left a directory that nobody can read
+            keep_written(work)

@@ -256,13 +256,19 @@ class Run:
             self._exchange.checkpoint(self._step, self._extra())
 
     def export(self, path: str | Path) -> None:
-        """Write parameters and buffers as they are now: safetensors, or a torch file with a ``.pt`` suffix."""
+        """Write parameters and buffers as they are now: safetensors, or a torch file with a ``.pt`` suffix.
+
+        In a job the file is written on this worker's host, in the worker's own directory unless ``path`` is absolute; it
+        stays there when the job has ended, and the job's log says where.
+        """
         if self._model is None:
             raise UsageError("call run.model(...) and run.optimizer(...) before run.export(...)")
         path = Path(path)
         wants_state = path.suffix in {".pt", ".pth"} and self._opened
         state = self._exchange.optimizer_state() if wants_state else None
         export(path, named_tensors(self._model.definition, self._model.buckets), state)
+        if provided() is not None:
+            print(f"exported {path.absolute()}", file=sys.stderr, flush=True)
 
     def _extra(self) -> bytes:
         """What a restored run must know beside the tensors."""

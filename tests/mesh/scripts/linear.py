@@ -1,4 +1,4 @@
-"""A tiny script whose argument says what goes wrong in it."""
+"""A tiny script whose argument says what goes wrong in it, or what it does at its end."""
 
 import os
 import sys
@@ -27,3 +27,5 @@ for _ in run.epochs(0 if trouble == "epochs" else 2):
             loss.backward()
             run.report(loss=loss)
         optimizer.step()
+if trouble == "export" and run.is_lead:
+    run.export("model.pt")

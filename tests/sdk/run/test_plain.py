@@ -1,7 +1,9 @@
 """A plain run against a loop in torch alone, and against itself split over several shards."""
 
 import hashlib
+import os
 import random
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -228,6 +230,18 @@ def test_the_export_can_be_loaded_by_torch(tmp_path: Path) -> None:
     optimizer = torch.optim.Adam(fresh.parameters())
     optimizer.load_state_dict(found["optimizer_state_dict"])
     assert len(optimizer.state) == len(list(fresh.parameters()))
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_an_export_is_as_readable_as_the_umask_says(name: str, tmp_path: Path) -> None:
+    run = init(seed=0, leaves=4)
+    train(run, network(), lambda p: torch.optim.SGD(p, lr=0.01))
+    before = os.umask(0o027)
+    try:
+        run.export(tmp_path / name)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o640
 
 
 def test_large_tensors_are_cut_and_keep_their_bits(monkeypatch: pytest.MonkeyPatch) -> None:
