@@ -47,7 +47,8 @@ def up(nodes: int, detach: bool, as_json: bool) -> None:
             )
     if detach:
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a script that starts us with `&` has us ignore the first
+        signal.signal(number, signal.default_int_handler)
     try:
         for child in started:
             child.wait()

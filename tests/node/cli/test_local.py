@@ -87,8 +87,9 @@ def test_fewer_nodes_than_a_quorum_are_refused_at_once(root: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_in_the_foreground_a_signal_is_down(root: Path, number: int) -> None:
+    """Even when whoever started it had it ignore Ctrl-C, as a script does with what it starts by `&`."""
     with subprocess.Popen(
-        [BIN / "dmi-node", "up", "--nodes", "1", "--home", root],
+        ["/bin/sh", "-c", 'trap "" INT; exec "$0" up --nodes 1 --home "$1"', BIN / "dmi-node", root],
         env=clean_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
