@@ -48,6 +48,8 @@ TRACEBACK_BYTES = 16 * 1024
 JOBS_REMEMBERED = 1_000
 PARTIAL_CHECKPOINTS = 64
 """Checkpoints of one job that lack a part; the oldest are given up."""
+CRASHES = 5
+"""How often role processes of a job may crash without the job getting any further."""
 REQUESTS_REMEMBERED = 4_096
 
 # People and members.

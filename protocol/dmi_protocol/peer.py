@@ -10,7 +10,7 @@ from msgspec import Struct
 from dmi_protocol import news, reasons
 from dmi_protocol.cluster.apply import apply
 from dmi_protocol.cluster.circle import Circle
-from dmi_protocol.cluster.command import Admit, Command, Readdress, Remove
+from dmi_protocol.cluster.command import Admit, Command, LoseRole, Readdress, Remove
 from dmi_protocol.cluster.proposals import Proposals
 from dmi_protocol.cluster.removals import Removals
 from dmi_protocol.cluster.search import Search, answer
@@ -97,7 +97,7 @@ class Peer:
         self._proposals = Proposals()
         self._removals = Removals()
         self._search = Search()
-        self._hosting = Hosting(me.node, me.name, me.address.rpartition(":")[0], me.ports)
+        self._hosting = Hosting(me.node, me.name, me.address.rpartition(":")[0], me.ports, self._reached)
         self._scheduler = Scheduler()
         self._is_new = True
         self._is_dirty = True
@@ -157,9 +157,12 @@ class Peer:
                     self.swim.publish(now, news.about(role.job), news.pack_progress(happened))
                 self._is_dirty = True
             case BlobArrived(blob) if self.state is not None:
-                effects += self._hosting.arrived(self.state, blob)
+                work, facts = self._hosting.arrived(self.state, blob)
+                effects += work
+                self._tell(now, facts)
             case BlobFailed(blob, detail):
                 self._tell(now, self._hosting.missing(blob, detail))
+                self._is_dirty = True
             case Stopping():
                 effects += self._hosting.stop()
                 self._pass(now, event, effects)
@@ -221,6 +224,8 @@ class Peer:
         goes_on = {job.id for job in self.state.jobs.values() if job.state not in ENDED}
         apply(self.state, entry.index, entry.command)
         self._in_log[1].discard(entry.command.request)
+        if isinstance(entry.command, LoseRole):
+            effects.append(Explain(entry.command.role.job, entry.command.reason))
         for ended in goes_on:
             job = self.state.jobs.get(ended)
             if job is not None and job.state in ENDED and job.reason is not None:
@@ -327,6 +332,11 @@ class Peer:
         """The members that are not known to be dead; we are among them."""
         nodes = self.state.members if self.state is not None else {self.me.node}
         return frozenset(node for node in nodes if self.swim.is_alive(node))
+
+    def _reached(self, job: JobId) -> int | None:
+        """The last step of a job that was heard of."""
+        told = news.progress_of(self.swim.rumors, job)
+        return None if told is None else told.step
 
     def _is_lost(self) -> bool:
         """No coordinator is heard, or it does not hear us."""

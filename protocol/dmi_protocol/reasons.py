@@ -98,6 +98,42 @@ class NodeLost(Struct, frozen=True, tag="node-lost"):
     node: str
 
 
+class PartLost(Struct, frozen=True, tag="part-lost"):
+    """A part of the checkpoint could not be fetched by a node that has to go on from it."""
+
+    node: str
+    detail: str
+
+
+Loss = RoleFailed | RoleDied | NodeLost | PartLost
+"""Why a placement cannot go on, and the job can."""
+
+
+class Recovering(Struct, frozen=True, tag="recovering"):
+    """The job is placed again after a loss, from the checkpoint of ``step`` or from its beginning. ``roles`` is 0 before
+    it has a new placement."""
+
+    loss: Loss
+    step: int | None
+    ready: int
+    roles: int
+
+
+class PartsAway(Struct, frozen=True, tag="parts-away"):
+    """The job waits for nodes that alone have parts of its checkpoint."""
+
+    loss: Loss
+    step: int
+    nodes: tuple[str, ...]
+
+
+class CrashedOften(Struct, frozen=True, tag="crashed-often"):
+    """Role processes crash again and again, and the job gets no further."""
+
+    times: int
+    last: Loss
+
+
 class BundleLost(Struct, frozen=True, tag="bundle-lost"):
     """The job's files could not be fetched."""
 
@@ -176,6 +212,10 @@ Reason = (
     | RoleDied
     | RoleUnready
     | NodeLost
+    | PartLost
+    | Recovering
+    | PartsAway
+    | CrashedOften
     | BundleLost
     | NotYet
     | UnknownJob
@@ -200,7 +240,17 @@ def sentence(reason: Reason) -> str:
         case RoleUnready(role, node, within_ms):
             return f"{role} on {node} was not ready within {within_ms / 1000:g} s; see `dmi-node logs`"
         case NodeLost(role, node):
-            return f"{node}, which played {role}, is gone; submit the job again"
+            return f"{node}, which played {role}, is gone"
+        case PartLost(node, detail):
+            return f"{node} could not fetch a part of the checkpoint: {detail}"
+        case Recovering():
+            return _recovering(reason)
+        case PartsAway(loss, step, nodes):
+            return (
+                f"{sentence(loss)}; the checkpoint of step {step} has parts that only {_list(nodes)} can give: waiting"
+            )
+        case CrashedOften(times, last):
+            return f"{sentence(last)}; it was crash {times} without getting any further, so the job is given up"
         case BundleLost(node, detail):
             return f"{node} could not fetch the job's files: {detail}"
         case _:
@@ -214,7 +264,13 @@ def _died(reason: RoleDied) -> str:
         how = f"was killed by signal {reason.signal}" + (" (out of memory?)" if reason.signal == 9 else "")
     else:
         how = f"ended with code {reason.code} without saying why"
-    return f"{reason.role} on {reason.node} {how}; see `dmi-node logs`, then submit the job again"
+    return f"{reason.role} on {reason.node} {how}; see `dmi-node logs`"
+
+
+def _recovering(reason: Recovering) -> str:
+    whence = "from its beginning" if not reason.step else f"from the checkpoint of step {reason.step}"
+    when = f": {reason.ready} of {reason.roles} role processes are ready" if reason.roles else ": waiting for nodes"
+    return f"{sentence(reason.loss)}; the job goes on {whence}{when}"
 
 
 def _of_mesh(reason: Reason) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Set
 from msgspec import Struct
 
 from dmi_protocol import reasons
-from dmi_protocol.cluster.state import ENDED, QUEUED, RUNNING, STARTING, ClusterState, Job
+from dmi_protocol.cluster.state import ENDED, QUEUED, RECOVERING, RUNNING, STARTING, ClusterState, Job
 from dmi_protocol.identity import NodeId
 from dmi_protocol.messages.roles import Progressed
 from dmi_protocol.news import NodeFacts
@@ -83,7 +83,7 @@ def job_view(job: Job, state: ClusterState, alive: Set[NodeId], progress: Progre
         steps=steps,
         samples_per_second=progress.samples_per_second if progress is not None and goes_on else None,
         loss=progress.loss if progress is not None and goes_on else job.loss,
-        reason=reasons.sentence(job.reason) if job.reason is not None else None,
+        reason=reasons.sentence(reason) if job.reason is not None else None,
         sentence=reasons.sentence(reason),
         detail=reasons.detail(reason),
     )
@@ -91,11 +91,11 @@ def job_view(job: Job, state: ClusterState, alive: Set[NodeId], progress: Progre
 
 def why(job: Job, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
     """Why the job is in its state."""
+    if job.state == RECOVERING:
+        return _recovering(job, state, alive)
     if job.reason is not None:
         return job.reason
     ready = sum(node in alive and not member.witness for node, member in state.members.items())
-    if job.state == STARTING and any(node not in alive for _, node in job.roles()):
-        return reasons.Waiting(wanted_nodes(job.spec), ready)  # to be placed again
     if job.state == STARTING:
         return reasons.Starting(len(job.seats), len(job.roles()))
     if job.state == RUNNING:
@@ -104,6 +104,16 @@ def why(job: Job, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
         return reasons.Running(workers, tuple(seat.node_name for seat in seats if seat.key.role == "server"))
     assert job.state == QUEUED
     return reasons.Waiting(wanted_nodes(job.spec), ready)
+
+
+def _recovering(job: Job, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
+    assert isinstance(job.reason, reasons.Loss)
+    step = None if job.checkpoint is None else job.checkpoint.step
+    away = () if job.is_placed else job.parts_away(alive)
+    if step is not None and away:
+        names = tuple(state.members[node].name if node in state.members else node for node in away)
+        return reasons.PartsAway(job.reason, step, names)
+    return reasons.Recovering(job.reason, step, len(job.seats), len(job.roles()))
 
 
 def role_views(state: ClusterState) -> list[RoleView]:

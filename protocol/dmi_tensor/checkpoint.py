@@ -28,7 +28,8 @@ class CorruptPartError(Exception):
 
 
 class Header(msgspec.Struct, frozen=True):
-    """What a part says of itself. ``hyper`` and ``extra`` are base64, ``scalars`` the optimizer state that is no tensor."""
+    """What a part says of itself. ``hyper`` and ``extra`` are base64, ``scalars`` the optimizer state that is no tensor;
+    ``fingerprint`` is that of the workers that trained up to here."""
 
     definition: Definition
     step: int
@@ -37,6 +38,7 @@ class Header(msgspec.Struct, frozen=True):
     hyper: str
     extra: str
     scalars: dict[str, int | float | bool]
+    fingerprint: tuple[tuple[str, str], ...] = ()
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -47,7 +49,9 @@ class Part(msgspec.Struct, frozen=True):
     state: dict[tuple[int, int], dict[str, Any]]
 
 
-def part_of(shard: Shard, index: int, shards: int, step: int, extra: bytes) -> Part:
+def part_of(
+    shard: Shard, index: int, shards: int, step: int, extra: bytes, fingerprint: tuple[tuple[str, str], ...] = ()
+) -> Part:
     """The part of ``shard`` at version ``step``; tensors are the shard's own memory."""
     scalars: dict[str, int | float | bool] = {}
     state: dict[tuple[int, int], dict[str, Any]] = {}
@@ -60,9 +64,7 @@ def part_of(shard: Shard, index: int, shards: int, step: int, extra: bytes) -> P
             for place, values in enumerate(shard.state(bucket)):
                 state[bucket, place] = values
                 scalars |= {f"state/{bucket}/{place}/{k}": v for k, v in values.items() if isinstance(v, int | float)}
-    header = Header(
-        shard.definition, step, index, shards, _text(shard.hyper), _text(extra), scalars
-    )  # fmt: skip
+    header = Header(shard.definition, step, index, shards, _text(shard.hyper), _text(extra), scalars, fingerprint)
     return Part(header, buckets, state)
 
 
@@ -102,6 +104,28 @@ def read_part(path: Path) -> Part:
         else:
             state.setdefault((int(bucket), int(rest[0])), {})[rest[1]] = value
     return Part(header, buckets, state)
+
+
+def restore(shard: Shard, parts: Sequence[Part]) -> int:
+    """Put the buckets of ``shard`` to what ``parts`` hold of them, with their optimizers' state; gives the version.
+
+    The layout is a function of the job, so the parts may be those of another number of shards. Raises
+    ``CorruptPartError`` when they are of another model, or lack a bucket.
+    """
+    step = parts[0].header.step
+    missing = {b for b in (*shard.buckets, *shard.frozen) if shard.layout.buckets[b].kind != "metrics"}
+    for part in parts:
+        if part.header.definition != shard.definition or part.header.step != step:
+            raise CorruptPartError("it is of another model or step: the script describes its model differently now")
+        hyper = base64.b64decode(part.header.hyper)
+        for bucket in missing & part.buckets.keys():
+            places = range(len(shard.layout.buckets[bucket].segments))
+            state = [part.state.get((bucket, place), {}) for place in places]
+            shard.restore(step, bucket, part.buckets[bucket], hyper, state)
+        missing -= part.buckets.keys()
+    if missing:
+        raise CorruptPartError(f"its parts lack the buckets {sorted(missing)}")
+    return step
 
 
 def _text(data: bytes) -> str:

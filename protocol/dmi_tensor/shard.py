@@ -4,7 +4,7 @@ A plain run is one shard that holds everything; a parameter server holds some bu
 by bucket, so both get the same bits. Which call is due when is decided elsewhere (``dmi_protocol/training/shard.py``).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,17 @@ class _Held:
     def at(self, version: int) -> torch.Tensor:
         return self.memory[version % len(self.memory)]
 
+    def resume(self, version: int, options: dict[str, Any], state: Sequence[Mapping[str, Any]]) -> None:
+        """An optimizer that has made ``version``; ``state`` is what it kept of each segment."""
+        for parameter, view in zip(self.parameters, self.views[version % len(self.views)], strict=True):
+            parameter.data = view
+        self.optimizer = optimizers.make(self.name, self.parameters, options)
+        for parameter, values in zip(self.parameters, state, strict=True):
+            if values:
+                self.optimizer.state[parameter] = {
+                    name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in values.items()
+                }
+
     def step(self, version: int, gradient: Sequence[torch.Tensor | None], options: dict[str, Any]) -> None:
         """Make ``version + 1`` of ``version`` where the version before it lay."""
         self.at(version + 1).copy_(self.at(version))
@@ -69,6 +80,16 @@ class Shard:
         self.frozen = tuple(bucket.index for bucket in mine if bucket.index >= self.layout.live)
         self.hyper = b""
         self._held = {bucket.index: _Held(bucket, definition.optimizer, memory) for bucket in mine}
+
+    def restore(
+        self, step: int, bucket: int, values: torch.Tensor, hyper: bytes, state: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Version ``step`` of a bucket, and what ``state`` gave of its optimizer then; ``hyper`` is that of the step before."""
+        held = self._held[bucket]
+        self.read(bucket, step).copy_(values)
+        self.hyper = hyper
+        if any(state):
+            held.resume(step, optimizers.groups_of(hyper)[held.bucket.group], state)
 
     def initialize(self, bucket: int, values: torch.Tensor) -> None:
         """Version 0 of a bucket, flat and of its dtype; ``ValueError`` when it is not."""

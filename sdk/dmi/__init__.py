@@ -8,7 +8,7 @@ import importlib
 from typing import Any
 
 _PLACES = {
-    "init": ("dmi.run.run", "init"),
+    "init": ("dmi.run.begin", "init"),
     "Run": ("dmi.run.run", "Run"),
     "connect": ("dmi.mesh", "connect"),
     "aio": ("dmi.aio", None),

@@ -8,8 +8,9 @@ from dmi_protocol import effects as do
 from dmi_protocol import events as on
 from dmi_protocol.cluster.command import Admit, Cancel, JobSpec, Remove, Submit
 from dmi_protocol.identity import BlobHash, JobId, PublicKey, RequestId
+from dmi_protocol.jobs.hosting import role_name
 from dmi_protocol.messages.roles import Bound, Completed, Exited, PartWritten, Progressed
-from dmi_protocol.reasons import InvitationUsed, NoQuorum, TimedOut
+from dmi_protocol.reasons import InvitationUsed, NoQuorum, RoleDied, TimedOut
 from tests.protocol.little import Little, me
 
 
@@ -131,14 +132,16 @@ def test_a_job_runs_to_its_end() -> None:
     assert (shown.step, shown.steps, shown.loss) == (12, 12, 0.5)
 
 
-def test_a_role_that_dies_fails_the_job_everywhere_at_once() -> None:
+def test_a_role_that_dies_has_the_job_placed_again_at_once() -> None:
     little = mesh(3)
     job = submit(little)
     little.until(lambda: len([e for _, e in little.did if isinstance(e, do.StartRole)]) == 6)
     name, effect = next((n, e) for n, e in little.did if isinstance(e, do.StartRole))
     little.give(name, on.RoleHappened(effect.role, Exited(-9, 9)))
-    assert little.until(lambda: all(little.state(n).jobs[job].state == "failed" for n in little.peers)) < 100
-    assert "signal 9" in little.peers["n0"].view(little.now).jobs[0].sentence
+    assert little.until(lambda: all(little.state(n).jobs[job].generation == 2 for n in little.peers)) < 100
+    assert [e.reason for n, e in little.did if n == "n0" and isinstance(e, do.Explain)] == [
+        RoleDied(role_name(effect.role), name, -9, 9, stalled=False)
+    ]
 
 
 def test_a_node_that_dies_while_a_job_starts_costs_a_generation() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from dmi_protocol.codec import decode_struct, encode_struct
 from dmi_protocol.identity import JobId
-from dmi_protocol.reasons import NoQuorum, Reason, RoleDied, RoleFailed, Succeeded, detail, sentence
+from dmi_protocol.reasons import Loss, NoQuorum, Reason, RoleDied, RoleFailed, Succeeded, detail, sentence
 
 VALUES: dict[Any, Any] = {
     str: "word",
@@ -15,6 +15,8 @@ VALUES: dict[Any, Any] = {
     bool: False,
     tuple[str, ...]: ("n1", "n2"),
     JobId: JobId("job-1"),
+    int | None: 7,
+    Loss: RoleDied("worker-0", "word", -9, 9, stalled=False),
 }
 REASONS = get_args(Reason)
 

@@ -1,10 +1,21 @@
 """What a node says of the mesh."""
 
 from dmi_protocol.cluster.command import JobSpec
-from dmi_protocol.cluster.state import FAILED, RUNNING, STARTING, ClusterState, Job, MemberRecord, SeatRecord
+from dmi_protocol.cluster.state import (
+    FAILED,
+    RECOVERING,
+    RUNNING,
+    STARTING,
+    Checkpoint,
+    ClusterState,
+    Job,
+    KeptPart,
+    MemberRecord,
+    SeatRecord,
+)
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
 from dmi_protocol.messages.roles import Progressed, RoleKey, Seat
-from dmi_protocol.reasons import Cancelled, Running, Starting, Waiting
+from dmi_protocol.reasons import Cancelled, NodeLost, PartsAway, Recovering, Running, Starting, Waiting
 from dmi_protocol.view import (
     job_view,
     member_views,
@@ -45,9 +56,23 @@ def test_every_state_has_its_reason() -> None:
     assert why(job, found, BOTH) == Cancelled()
 
 
-def test_a_job_that_lost_a_node_while_it_started_waits_for_nodes() -> None:
-    found, job = state(STARTING)
-    assert why(job, found, frozenset({A})) == Waiting(2, 1)
+def test_a_job_that_recovers_says_what_was_lost_and_what_it_goes_on_from() -> None:
+    found, job = state("queued")
+    loss = NodeLost("worker-1", "n-b")
+    job.state, job.reason = RECOVERING, loss
+    assert why(job, found, BOTH) == Recovering(loss, None, 0, 0)
+    shown = job_view(job, found, BOTH, None)
+    assert (
+        shown.sentence == "n-b, which played worker-1, is gone; the job goes on from its beginning: waiting for nodes"
+    )
+    assert shown.reason == shown.sentence
+    job.checkpoint = Checkpoint(40, (KeptPart(0, BlobHash("1" * 64), 1, (B,)),))
+    assert why(job, found, frozenset({A})) == PartsAway(loss, 40, ("n-b",))
+    job.generation, job.workers, job.servers = 2, (A,), (A,)
+    assert why(job, found, frozenset({A})) == Recovering(loss, 40, 0, 2)
+    assert (
+        "from the checkpoint of step 40: 0 of 2 role processes are ready" in job_view(job, found, BOTH, None).sentence
+    )
 
 
 def test_progress_counts_while_the_job_goes_on() -> None:

@@ -5,7 +5,17 @@ from collections import Counter
 from msgspec import msgpack
 
 from dmi_protocol.cluster.apply import apply
-from dmi_protocol.cluster.command import Admit, Command, CompleteRole, Finish, KeepPart, Place, SeatRole
+from dmi_protocol.cluster.command import (
+    Admit,
+    Command,
+    CompleteRole,
+    Finish,
+    KeepPart,
+    LoseRole,
+    Place,
+    Rekeep,
+    SeatRole,
+)
 from dmi_protocol.cluster.state import ClusterState, Job
 from dmi_protocol.consensus.quorum import is_quorum
 from dmi_protocol.effects import Answer, StartRole
@@ -55,6 +65,8 @@ class Agreement:
         if raft.commit > seen[1]:
             for index in range(seen[1] + 1, raft.commit + 1):
                 self._commits(node, index)
+            for job in self.state.jobs.values():
+                self._is_kept(job)
             self._seen[me] = (node.life, raft.commit)
             self._applies(node, peer)
 
@@ -95,6 +107,20 @@ class Agreement:
                 self.fencing.after(self.state, entry.command)
             self._digests[self.commit] = digest(self.state)
 
+    def _is_kept(self, job: Job) -> None:
+        """What counts as a checkpoint is on the disks that it is said to be on, and on two where there are two."""
+        if job.checkpoint is None:
+            return
+        for part in job.checkpoint.parts:
+            holders = [node for node in part.nodes if part.blob in self._nodes[node].blobs or self._is_ahead(node)]
+            what = f"{job.id}: shard {part.shard} of step {job.checkpoint.step} is only on {holders}"
+            demand("parts", len(holders) >= (2 if job.keepers else 1), what)
+
+    def _is_ahead(self, node: NodeId) -> bool:
+        """It has done what later entries say, and its writes are under way."""
+        peer = self._nodes[node].peer
+        return peer is not None and peer.raft.commit > self.commit
+
     def _applies(self, node: Node, peer: Peer) -> None:
         state = peer.state
         if state is None or state.applied == self._applied.get(node.me.node):
@@ -124,10 +150,10 @@ class Fencing:
 
     def after(self, state: ClusterState, command: Command) -> None:
         """It was applied."""
-        if self._before is not None and isinstance(command, Finish | KeepPart | Place):
+        if self._before is not None and isinstance(command, Finish | KeepPart | Place | Rekeep):
             is_same = _shape(state.jobs[command.job]) == self._before
             demand("generations", is_same, f"{command} of a stale generation changed job {command.job}")
-        elif self._before is not None and isinstance(command, SeatRole | CompleteRole):
+        elif self._before is not None and isinstance(command, SeatRole | CompleteRole | LoseRole):
             is_same = _shape(state.jobs[command.role.job]) == self._before
             demand("generations", is_same, f"{command} of a stale generation changed job {command.role.job}")
         if isinstance(command, Admit) and state.requests[command.request].refusal is None:
@@ -139,9 +165,9 @@ class Fencing:
 def _stale(state: ClusterState, command: Command) -> Job | None:
     """The job, when ``command`` speaks of a generation of it that is not in force."""
     match command:
-        case Finish(_, job, generation) | KeepPart(_, job, generation):
+        case Finish(_, job, generation) | KeepPart(_, job, generation) | Rekeep(_, job, generation):
             expected = generation
-        case SeatRole(_, role) | CompleteRole(_, role):
+        case SeatRole(_, role) | CompleteRole(_, role) | LoseRole(_, role):
             job, expected = role.job, role.generation
         case Place(_, job, generation):
             expected = generation - 1
@@ -159,7 +185,9 @@ def _shape(job: Job) -> tuple[object, ...]:
         job.servers,
         job.seats,
         job.completed,
+        job.keepers,
         dict(job.parts),
+        dict(job.final_parts),
         job.checkpoint,
     )
 

@@ -134,7 +134,7 @@ class Faults:
         leader = self._leader()
         if leader is None:
             return None
-        friends = {leader.name, self._world.random.choice([name for name in self._world.nodes if name != leader.name])}
+        friends = [leader.name, self._world.random.choice([name for name in self._world.nodes if name != leader.name])]
         others = [name for name in self._world.nodes if name not in friends]
         undo = self._cut([way for a in friends for b in others for way in ((a, b), (b, a))])
         for number in range(3):

@@ -14,7 +14,7 @@ from dmi_protocol import limits
 from dmi_protocol.consensus.settings import Restored
 from dmi_protocol.effects import Effect, Link, Unlink
 from dmi_protocol.events import Event, Ticked
-from dmi_protocol.identity import NodeId
+from dmi_protocol.identity import BlobHash, NodeId
 from dmi_protocol.messages.control import Introduced
 from dmi_protocol.peer import Me, Peer, PeerSettings
 from tests.simulation.clock import Clock
@@ -55,6 +55,8 @@ class Node:
         self.is_paused = False
         self.known: dict[NodeId, Introduced] = {other.node: other for other in introduced}
         self.linked: set[NodeId] = set()
+        self.blobs: dict[BlobHash, dict[int, int]] = {}
+        """Parts of checkpoints on its disk: the version of each bucket in them."""
         self.has_gossip = False
         """Has it heard of other members since the checkers looked?"""
         self.torn = 0

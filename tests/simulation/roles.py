@@ -4,6 +4,7 @@ Their connections are like TCP: in order, nothing lost, but standing still while
 What the machines say twice on purpose is also delivered twice by chance.
 """
 
+import hashlib
 from collections import deque
 from typing import NamedTuple, Protocol
 
@@ -36,6 +37,7 @@ BUCKETS = 3
 _CUT_MS = 100
 _WAIT_MS = 250
 _COMPUTE_MS = 400
+_WRITE_MS = 150
 _REPEATED = 0.08
 _HELD = 4_096
 """No role process ever has more tensors, or a fuller socket."""
@@ -121,9 +123,12 @@ class Server:
         self.is_alive = True
         self._sockets = sockets
         self._leaves = assignment.leaves or 4
+        self._parts = assignment.part_hashes
         self._tensors = Tensors(str(self.key))
         self._shard: Shard | None = None
         self._memory = Memory(())
+        self._written_at = 0
+        """When its disk has written all that it was given."""
         self._early: list[tuple[RoleKey, Said]] = []
 
     def begin(self, roster: Roster) -> None:
@@ -132,10 +137,22 @@ class Server:
         everybody = tuple(range(len(roster.workers)))
         self._shard = Shard(x.Rostered(roster.generation, everybody, roster.lead), self.key.index)
         self._buckets = owned(self.key.index, len(roster.servers))
-        self._memory = Memory(self._buckets)
+        self._memory = Memory(self._buckets, roster.restore or 0)
+        if roster.restore is not None:
+            self._restore(roster.restore)
         early, self._early = self._early, []
         for sender, said in early:
             self.hear(sender, said)
+
+    def _restore(self, step: int) -> None:
+        """What lies in the parts that this host has must be all that the shard begins with."""
+        held: dict[int, int] = {}
+        for blob in self._parts:
+            demand("parts", blob in self.node.blobs, f"{self.key} begins without a part of its checkpoint")
+            held |= self.node.blobs[blob]
+        for bucket in self._buckets:
+            found = held.get(bucket)
+            demand("parts", found == step, f"{self.key} begins step {step} with version {found} of bucket {bucket}")
 
     def hear(self, sender: RoleKey, said: Said) -> None:
         """See ``Process``."""
@@ -161,7 +178,8 @@ class Server:
                 self._tensors.do(effect)
             case x.Open():
                 holders = tuple(s for s in range(len(self._roster.servers)) if owned(s, len(self._roster.servers)))
-                self._tell(x.Opened(self._buckets, (), self._leaves, clips=False, shards=holders))
+                step = self._roster.restore
+                self._tell(x.Opened(self._buckets, (), self._leaves, clips=False, shards=holders, step=step))
             case x.Apply(step, bucket, handle):
                 root = self._tensors.get(handle)
                 fenced = root is None or root.generation == self.key.generation
@@ -184,9 +202,10 @@ class Server:
                 for worker in workers:
                     self._say(worker, Said(effect))
             case x.WritePart(step, _, final):
-                blob = BlobHash(f"{self.key.index:02x}{step:06x}".ljust(64, "0"))
-                self._tell_daemon(PartWritten(step, self.key.index, blob, "part", 1, final))
-                self._sockets.clock.later(5, self._durable, step, final)
+                held = {bucket: self._memory.read(bucket, step) for bucket in self._buckets}
+                clock = self._sockets.clock
+                self._written_at = max(clock.now, self._written_at) + 1 + int(_WRITE_MS * clock.random.random())
+                clock.at(self._written_at, self._written, step, final, held)
             case x.End():
                 self._tell_daemon(Completed())
                 self._sockets.clock.later(2, exits, self, 0)
@@ -199,9 +218,15 @@ class Server:
             case _:
                 raise AssertionError(f"a job that does not clip wants {effect}")
 
-    def _durable(self, step: int, final: bool) -> None:
-        if self.is_alive:
-            self._tell(x.PartDurable(step, final))
+    def _written(self, step: int, final: bool, held: dict[int, int]) -> None:
+        """The part is on the disk, under a name that is the hash of what is in it."""
+        if not self.is_alive:
+            return
+        name = f"{self.key.job}/{len(self._roster.servers)}/{self.key.index}/{step}"
+        blob = BlobHash(hashlib.sha256(name.encode()).hexdigest())
+        self.node.blobs[blob] = held
+        self._tell_daemon(PartWritten(step, self.key.index, blob, "part", 1, final))
+        self._tell(x.PartDurable(step, final))
 
     def _say(self, worker: int, said: Said) -> None:
         self._sockets.say(self, self._roster.workers[worker].public_key, said)
@@ -211,7 +236,7 @@ class Server:
 
 
 class ScriptedWorker:
-    """The worker's process, with a script of ``steps`` steps and a checkpoint in the middle."""
+    """The worker's process, with a script of ``steps`` steps and a checkpoint after every third."""
 
     def __init__(self, sockets: Sockets, node: Node, assignment: Assignment) -> None:
         self.key = assignment.key
@@ -232,6 +257,8 @@ class ScriptedWorker:
         self._welcomes: set[RoleKey] = set()
         self._finished: set[RoleKey] = set()
         self._heard_at = 0
+        self._is_fetching = False
+        """Has it asked for the version that a checkpoint has?"""
         self._early: list[tuple[RoleKey, Said]] = []
 
     def begin(self, roster: Roster) -> None:
@@ -243,7 +270,8 @@ class ScriptedWorker:
         worker, generation = self.key.index, roster.generation
         for seat in roster.servers:
             self._say(seat.public_key, Said(x.Greeted(worker, generation, (("torch", "fake"),), b"model")))
-            for bucket in owned(seat.key.index, len(roster.servers)) if roster.lead == worker else ():
+            gives = roster.lead == worker and roster.restore is None
+            for bucket in owned(seat.key.index, len(roster.servers)) if gives else ():
                 self._say(seat.public_key, Said(x.Initialized(worker, generation, bucket)))
         early, self._early = self._early, []
         for sender, said in early:
@@ -258,8 +286,7 @@ class ScriptedWorker:
             case x.Welcome():
                 self._welcomes.add(sender)
                 if len(self._welcomes) == len(self._roster.servers) and self._machine.current is None:
-                    self._next_step()
-                    self._wait()
+                    self._begin_at(self._roster.restore)
             case x.SayFinished():
                 self._finished.add(sender)
                 if len(self._finished) == len(self._roster.servers):
@@ -268,20 +295,45 @@ class ScriptedWorker:
             case x.Shown(_, version, bucket):
                 assert said.shown is not None
                 self._shown[version, bucket] = said.shown
-                self._happened(said.event)
+                if self._is_fetching:
+                    self._fetched()
+                else:
+                    self._happened(said.event)
             case _:
                 raise AssertionError(f"a server said {said.event}")
+
+    def _begin_at(self, restore: int | None) -> None:
+        """At the first step, or once the servers have shown the version that they have from a checkpoint."""
+        if restore is None:
+            self._next_step()
+            self._wait()
+            return
+        self._is_fetching = True
+        self._version = restore
+        for bucket in range(BUCKETS):
+            self._say(
+                self._server_of(bucket), Said(x.Pulled(self.key.index, self._roster.generation, restore, (bucket,)))
+            )
+
+    def _fetched(self) -> None:
+        if len([1 for version, _ in self._shown if version == self._version]) == BUCKETS:
+            self._is_fetching = False
+            for bucket in range(BUCKETS):
+                self._parameters[bucket] = self._shown.pop((self._version, bucket))
+            self._next_step()
+            self._wait()
 
     def _next_step(self) -> None:
         step, worker, generation = self._version, self.key.index, self.key.generation
         is_lead = self._roster.lead == worker
+        if is_lead and step and step % 3 == 0 and step != self._roster.restore:
+            self._tell_daemon(Progressed(step, self._steps, 1.0, 0.5))
+            self._say_all(x.CheckpointAsked(worker, generation, step, b""))
         if step == self._steps:
             if is_lead:
                 self._tell_daemon(Progressed(step, self._steps, 1.0, 0.5))
             self._say_all(x.FinishAsked(worker, generation, step, b""))
             return
-        if is_lead and step and step == self._steps // 2:
-            self._say_all(x.CheckpointAsked(worker, generation, step, b""))
         self._say_all(x.Began(worker, generation, step, (1,) * self._leaves, b"lr"))
         self._happened(x.StepBegan(step))
 

@@ -60,8 +60,9 @@ class Tensors:
 class Memory:
     """A server's parameters: room for two versions of each bucket, as in the real one."""
 
-    def __init__(self, buckets: tuple[int, ...]) -> None:
-        self._slots: dict[int, list[int | None]] = {bucket: [0, None] for bucket in buckets}
+    def __init__(self, buckets: tuple[int, ...], version: int = 0) -> None:
+        both: list[int | None] = [version, None] if version % 2 == 0 else [None, version]
+        self._slots = {bucket: list(both) for bucket in buckets}
 
     def apply(self, bucket: int, step: int, root: Tensor | None, full: int) -> None:
         """Version ``step`` and the root make version ``step + 1``, where ``step - 1`` lay."""

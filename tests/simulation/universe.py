@@ -8,12 +8,14 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from dmi_protocol.cluster.command import Cancel, JobSpec, Submit
+from dmi_protocol.cluster.state import FAILED
 from dmi_protocol.errors import ProtocolError
 from dmi_protocol.identity import JobId, RequestId
+from dmi_protocol.reasons import CrashedOften, RoleUnready
 from tests.simulation.faults import Faults
 from tests.simulation.trouble import Violation, demand
-from tests.simulation.workload import BUNDLE, Workload
-from tests.simulation.world import World
+from tests.simulation.workload import Workload
+from tests.simulation.world import BUNDLE, World
 
 _BURNS_MS = 42_000
 _ENDS_MS = 60_000
@@ -55,6 +57,9 @@ class Universe:
         self._demand_progress()
         clock.run(max(clock.now, _ENDS_MS))
         self.world.answers.at_end(clock.now)
+        for job in self.world.agreement.state.jobs.values():
+            is_fair = job.state != FAILED or isinstance(job.reason, CrashedOften | RoleUnready)
+            demand("recovery", is_fair, f"{job.id} failed: {job.reason}")
 
     def _demand_progress(self) -> None:
         """A leader, a command committed everywhere, all members alive, every job ended; then a new job, to its end."""

@@ -5,15 +5,14 @@ from dmi_protocol.cluster.state import ENDED
 from dmi_protocol.consensus.settings import Restored
 from dmi_protocol.effects import Answer
 from dmi_protocol.events import JoinAsked
-from dmi_protocol.identity import BlobHash, JobId, PublicKey, RequestId
+from dmi_protocol.identity import JobId, PublicKey, RequestId
 from dmi_protocol.messages.control import Introduced, Join
 from dmi_protocol.peer import Me
 from dmi_protocol.reasons import NoCoordinator, NoQuorum, TimedOut
 from tests.simulation.node import Node
 from tests.simulation.roles import Process
-from tests.simulation.world import World, me
+from tests.simulation.world import BUNDLE, World, me
 
-BUNDLE = BlobHash("b" * 64)
 _MOST_NODES = 7
 
 

@@ -10,6 +10,7 @@ from dmi_protocol.codec import open_envelope, seal
 from dmi_protocol.consensus.settings import RaftSettings, Restored
 from dmi_protocol.effects import (
     Answer,
+    DropBlob,
     Effect,
     FetchBlob,
     Link,
@@ -19,8 +20,8 @@ from dmi_protocol.effects import (
     TellRole,
     Unlink,
 )
-from dmi_protocol.events import Asked, BlobArrived, Connected, Disconnected, Event, Received
-from dmi_protocol.identity import NodeId, PublicKey, RequestId, node_id
+from dmi_protocol.events import Asked, BlobArrived, BlobFailed, Connected, Disconnected, Event, Received
+from dmi_protocol.identity import BlobHash, NodeId, PublicKey, RequestId, node_id
 from dmi_protocol.messages.consensus import Snapshot, Voted
 from dmi_protocol.messages.control import Introduced
 from dmi_protocol.messages.membership import MembershipMessage
@@ -34,6 +35,7 @@ from tests.simulation.node import Node
 from tests.simulation.roles import Process, Sockets, exits, spawn
 from tests.simulation.trouble import demand
 
+BUNDLE = BlobHash("b" * 64)
 _CODEC_EVERY = 97
 _NOTICE_MS = 400
 _RECONNECT_MS = 300
@@ -163,12 +165,27 @@ class World:
                 self._connected.discard((node.name, self.of[other].name))
             case Answer():
                 self._answered(node, effect)
-            case FetchBlob(blob):
-                self.clock.later(5 + int(100 * self.random.random()), give, node, node.life, BlobArrived(blob))
+            case FetchBlob(blob, sources):
+                self.clock.later(5 + int(100 * self.random.random()), self._fetch, node, node.life, blob, sources)
+            case DropBlob(blob):
+                node.blobs.pop(blob, None)
             case StartRole() | TellRole() | StopRole():
                 self._do_role(node, effect)
             case _:
                 pass
+
+    def _fetch(self, node: Node, life: int, blob: BlobHash, sources: Sequence[NodeId]) -> None:
+        """A part of a checkpoint is had from those who have it; the files of a job are everywhere."""
+        if node.life != life:
+            return
+        for other in (self.of[source] for source in sources):
+            is_open = self.network.is_open(node.name, other.name) and self.network.is_open(other.name, node.name)
+            if blob in other.blobs and other.is_up and not other.is_paused and is_open:
+                node.blobs[blob] = other.blobs[blob]
+        if blob == BUNDLE or blob in node.blobs:
+            node.give(BlobArrived(blob))
+        else:
+            self.clock.later(2_000, give, node, life, BlobFailed(blob, "nobody gives it"))
 
     def _do_role(self, node: Node, effect: StartRole | TellRole | StopRole) -> None:
         process = self.sockets.holders.get(effect.role)

@@ -322,9 +322,10 @@ class Verbs:
         paths = []
         for part in job.checkpoint.parts:
             try:
-                await self._node.library.fetch(part.blob, [part.node] if part.node != self._node.peer.me.node else [])
+                others = [node for node in part.nodes if node != self._node.peer.me.node]
+                await self._node.library.fetch(part.blob, others)
             except (NoSourceError, OSError) as error:
-                where = self._name(part.node)
+                where = " and ".join(self._name(node) for node in part.nodes)
                 raise RefusalError("refused", f"shard {part.shard} of {job.id} is on {where}: {error}") from error
             paths.append(str(self._node.blobs.path(part.blob)))
         return {"parts": paths, "step": job.checkpoint.step, "final": job.final}

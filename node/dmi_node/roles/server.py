@@ -25,6 +25,7 @@ from dmi_protocol.tensor_spec import describe
 from dmi_protocol.training import exchange as x
 from dmi_protocol.training.shard import Shard
 from dmi_protocol.training.step import Handle, Release, Subtree, Sum
+from dmi_tensor.checkpoint import CorruptPartError, read_part
 from dmi_tensor.tree_sum import DisagreementError
 from dmi_wire.bulk import Delivery, Endpoint, Line
 from dmi_wire.child import Child
@@ -57,7 +58,9 @@ class Server:
         shards = [shard for shard, server in enumerate(roster.shards) if server == self._index]
         self._shard = shards[0]
         self._machine = Shard(x.Rostered(roster.generation, tuple(self._workers), roster.lead), self._shard)
-        self._tensors = Tensors(self._shard, len(roster.shards), shares_memory=any(map(self._is_local, self._workers)))
+        parts = tuple(read_part(Path(path)) for path in assignment.parts)
+        is_beside = any(map(self._is_local, self._workers))
+        self._tensors = Tensors(self._shard, len(roster.shards), shares_memory=is_beside, parts=parts)
         self._heard = dict.fromkeys(self._workers, _now())
         self._is_done = False
 
@@ -112,6 +115,8 @@ class Server:
                     raise RemoteProtocolError(f"worker-{worker} says that it is worker-{named}")
                 self._tensors.greet(worker, shared if self._is_local(worker) else None, shared_bytes)
                 return x.Greeted(worker, generation, fingerprint.fields, definition)
+            case say.AskResume(generation):
+                return x.ResumeAsked(worker, generation)
             case say.Initial(generation, bucket, specs):
                 self._tensors.initialize(bucket, specs, frames)
                 return x.Initialized(worker, generation, bucket)
@@ -153,13 +158,20 @@ class Server:
             case x.Forget():
                 pass  # the memory is the next version's; what a socket still holds is waited for in ``apply``
             case x.Open(definition):
-                self._happened(self._tensors.open(definition))
+                self._open(definition)
             case x.WritePart():
                 self._write(effect)
             case x.End():
                 self._is_done = True
             case _:
                 self._say(effect)
+
+    def _open(self, definition: bytes) -> None:
+        try:
+            opened = self._tensors.open(definition)
+        except CorruptPartError as error:
+            self._child.fail("checkpoint", f"the job cannot go on from its checkpoint: {error}", starting=False)
+        self._happened(opened)
 
     def _add(self, left: Handle, right: Handle) -> None:
         try:
@@ -177,6 +189,8 @@ class Server:
             case x.Welcome(worker, step):
                 shared, size = self._tensors.offer(worker)
                 self._send(worker, say.Welcome(generation, self._shard, step, shared, size))
+            case x.Resume(worker):
+                self._send(worker, say.Resume(generation, self._tensors.extra))
             case x.Show(version, bucket, workers):
                 for worker in workers:
                     self._show(worker, version, bucket)
@@ -203,7 +217,7 @@ class Server:
 
     def _write(self, effect: x.WritePart) -> None:
         path = Path(self._assignment.directory) / f"{'final' if effect.final else 'part'}-{effect.step}.safetensors"
-        size = self._tensors.write(path, effect.step, effect.extra)
+        size = self._tensors.write(path, effect.step, effect.extra, effect.fingerprint)
         with path.open("rb") as file:
             blob = BlobHash(hashlib.file_digest(file, "sha256").hexdigest())
         self._child.tell(PartWritten(effect.step, self._shard, blob, str(path), size, effect.final))
@@ -212,7 +226,7 @@ class Server:
     def _give(self, worker: int, step: int) -> None:
         """The same bytes as on disk, for the lead's own file."""
         path = Path(self._assignment.directory) / "state.safetensors"
-        self._tensors.write(path, step, b"")
+        self._tensors.write(path, step, b"", ())
         data = memoryview(path.read_bytes())
         path.unlink()
         message = say.State(self._roster.generation, step, (describe("uint8", (len(data),)),))
@@ -225,7 +239,8 @@ class Server:
         """One line that names both hosts and the field."""
         values = f": {found.value or 'nothing'} and {found.other_value or 'nothing'}"
         shown = values if found.value or found.other_value else ""
-        return f"{self._name(found.worker)} and {self._name(found.other)} differ in {found.field}{shown}"
+        other = "the checkpoint" if found.other is None else self._name(found.other)
+        return f"{self._name(found.worker)} and {other} differ in {found.field}{shown}"
 
     def _lose_patience(self) -> None:
         for worker, heard in self._heard.items():

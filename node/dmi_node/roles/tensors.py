@@ -1,5 +1,6 @@
 """The tensors of a server: where handles point, and the memory that it shares with the worker beside it."""
 
+import base64
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from dmi_protocol.training import exchange as x
 from dmi_protocol.training.layout import Definition, Layout, assign_buckets, lay_out
 from dmi_protocol.training.step import Handle
 from dmi_tensor.buckets import aligned_empty
-from dmi_tensor.checkpoint import part_of, write_part
+from dmi_tensor.checkpoint import Part, part_of, restore, write_part
 from dmi_tensor.dtypes import sum_dtype
 from dmi_tensor.frames import frame_of, spec_of, tensors_of
 from dmi_tensor.optimizers import ELEMENTWISE, WHOLE
@@ -74,10 +75,14 @@ def _check(definition: Definition) -> None:
 
 
 class Tensors:
-    """What the shard's machine speaks of by handles. ``shares_memory`` says that a worker is on this node."""
+    """What the shard's machine speaks of by handles. ``shares_memory`` says that a worker is on this node; ``parts`` are
+    those of the checkpoint that the job goes on from, all that hold buckets of this shard."""
 
-    def __init__(self, shard: int, shards: int, *, shares_memory: bool) -> None:
+    def __init__(self, shard: int, shards: int, *, shares_memory: bool, parts: Sequence[Part] = ()) -> None:
         self._shard, self._shards, self._shares_memory = shard, shards, shares_memory
+        self._parts = tuple(parts)
+        self.extra = base64.b64decode(parts[0].header.extra) if parts else b""
+        """What the checkpoint keeps of the run itself."""
         self._arithmetic: Shard | None = None
         self._arena: _Arena | None = None
         self._offering: set[int] = set()
@@ -96,7 +101,8 @@ class Tensors:
         return self._arithmetic
 
     def open(self, encoded: bytes) -> x.Opened:
-        """Make room for what a worker has described; ``RemoteProtocolError`` when it makes no sense."""
+        """Make room for what a worker has described; ``RemoteProtocolError`` when it makes no sense, ``CorruptPartError``
+        when the checkpoint is none of this model."""
         definition: Definition = decode_struct(encoded, Definition)
         _check(definition)
         layout = lay_out(definition)
@@ -105,6 +111,9 @@ class Tensors:
         self._arena = self._make_arena(layout)
         memory = aligned_empty if self._arena is None else self._arena.allocate
         self._arithmetic = Shard(definition, self._shard, self._shards, memory)
+        step = restore(self._arithmetic, self._parts) if self._parts else None
+        fingerprint = self._parts[0].header.fingerprint if self._parts else ()
+        self._parts = ()
         holders = {self._arithmetic.owners[bucket.index] for bucket in layout.buckets[: layout.live]}
         return x.Opened(
             self._arithmetic.buckets,
@@ -112,6 +121,8 @@ class Tensors:
             definition.leaves,
             clips=definition.clip_norm is not None,
             shards=tuple(sorted(holders)),
+            step=step,
+            fingerprint=fingerprint,
         )
 
     def _make_arena(self, layout: Layout) -> _Arena | None:
@@ -139,9 +150,9 @@ class Tensors:
         if self._arena is not None and not self._offering:
             self._arena.segment.withdraw()
 
-    def write(self, path: Path, step: int, extra: bytes) -> int:
+    def write(self, path: Path, step: int, extra: bytes, fingerprint: tuple[tuple[str, str], ...]) -> int:
         """Our part of version ``step``, with the optimizer's state, durable; gives its bytes."""
-        return write_part(path, part_of(self.arithmetic, self._shard, self._shards, step, extra))
+        return write_part(path, part_of(self.arithmetic, self._shard, self._shards, step, extra, fingerprint))
 
     def greet(self, worker: int, name: str | None, size: int) -> None:
         """Map the memory that the worker beside us offers; nothing is mapped for anybody else."""

@@ -37,6 +37,10 @@ class Blobs:
         """Is it here? What is no hash never is."""
         return is_hash(blob) and self.path(blob).is_file()
 
+    def is_whole(self, blob: BlobHash) -> bool:
+        """Is it here, with the bytes that its name promises? Reads all of it."""
+        return self.has(blob) and hash_of(self.path(blob)) == blob
+
     def incoming(self, blob: BlobHash) -> Path:
         """Where the pieces of a blob that is on its way are gathered."""
         return self.path(blob).with_name(f".{blob}.{os.getpid()}")

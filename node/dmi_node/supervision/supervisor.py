@@ -35,7 +35,8 @@ class Supervisor:
     def start(self, effect: StartRole) -> None:
         """Unpack, spawn, listen."""
         directory, bundle = self._home.role(effect.role), self._blobs.path(effect.assignment.bundle_hash)
-        assignment = replace(effect.assignment, directory=str(directory), bundle=str(bundle))
+        parts = tuple(str(self._blobs.path(blob)) for blob in effect.assignment.part_hashes)
+        assignment = replace(effect.assignment, directory=str(directory), bundle=str(bundle), parts=parts)
         process = RoleProcess(assignment, partial(self._pass_on, effect.role))
         self._processes[effect.role] = process
         life = self._tasks.start(self._live(effect.role, process, bundle), f"{effect.role.job} {effect.role.role}")

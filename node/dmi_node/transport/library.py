@@ -15,6 +15,7 @@ from dmi_protocol.messages.blobs import BlobKept, BlobMessage, BlobPiece, KeepBl
 
 _PIECE_WAIT_S = 5.0
 _TRIES = 3
+_BETWEEN_TRIES_S = 0.2
 _AT_ONCE = 8
 """Pieces that are read from the disk at the same time."""
 _WAITING = 1_000
@@ -97,8 +98,8 @@ class Library:
             self._send(sender, BlobKept(blob, kept=True))
 
     async def fetch(self, blob: BlobHash, sources: Sequence[NodeId]) -> None:
-        """Bring the blob here, if it is not. Raises ``NoSourceError``; ``OSError`` is the disk's."""
-        if self._blobs.has(blob):
+        """Bring the blob here, if it is not, or not as it was. Raises ``NoSourceError``; ``OSError`` is the disk's."""
+        if await asyncio.to_thread(self._blobs.is_whole, blob):
             return
         if not is_hash(blob):
             raise NoSourceError(f"{blob[:80]!r} is no SHA-256")
@@ -110,13 +111,15 @@ class Library:
 
     async def _fetch(self, blob: BlobHash, sources: Sequence[NodeId]) -> None:
         why = "no node that has it is known"
-        for source in list(sources) * _TRIES:
-            try:
-                await self._fetch_from(blob, source)
-            except (TimeoutError, WrongHashError, NoSourceError) as error:
-                why = str(error) or f"{source} did not answer"
-            else:
-                return
+        for _ in range(_TRIES):
+            for source in sources:
+                try:
+                    await self._fetch_from(blob, source)
+                except (TimeoutError, WrongHashError, NoSourceError) as error:
+                    why = str(error) or f"{source} did not answer"
+                else:
+                    return
+            await asyncio.sleep(_BETWEEN_TRIES_S)  # whoever wants it very much asks again at once
         raise NoSourceError(why)
 
     async def _fetch_from(self, blob: BlobHash, source: NodeId) -> None:

@@ -12,9 +12,12 @@ from dmi_protocol.cluster.command import (
     CompleteRole,
     Finish,
     Invite,
+    JobCommand,
     KeepPart,
+    LoseRole,
     Place,
     Readdress,
+    Rekeep,
     Remove,
     SeatRole,
     Submit,
@@ -22,12 +25,15 @@ from dmi_protocol.cluster.command import (
 from dmi_protocol.cluster.state import (
     CANCELLED,
     ENDED,
+    FAILED,
     QUEUED,
+    RECOVERING,
     RUNNING,
     STARTING,
     Checkpoint,
     ClusterState,
     Job,
+    KeptPart,
     MemberRecord,
     Outcome,
     SeatRecord,
@@ -36,12 +42,14 @@ from dmi_protocol.identity import JobId, is_public_key, job_id, node_id
 from dmi_protocol.messages.roles import RoleKey, Seat
 from dmi_protocol.reasons import (
     Cancelled,
+    CrashedOften,
     InvitationExpired,
     InvitationUsed,
     JobEnded,
     LimitReached,
     Malformed,
     NameTaken,
+    NodeLost,
     Stale,
     UnknownJob,
     UnknownMember,
@@ -74,12 +82,22 @@ def _do(state: ClusterState, index: int, command: Command) -> Outcome:
             return _remove(state, command)
         case Readdress():
             return _readdress(state, command)
+        case _:
+            return _do_for_job(state, index, command)
+
+
+def _do_for_job(state: ClusterState, index: int, command: JobCommand) -> Outcome:
+    match command:
         case Submit():
             return _submit(state, index, command)
         case Cancel():
             return _cancel(state, command)
         case Place():
             return _place(state, command)
+        case LoseRole():
+            return _lose(state, command)
+        case Rekeep():
+            return _rekeep(state, command)
         case SeatRole():
             return _seat(state, command)
         case CompleteRole():
@@ -174,21 +192,54 @@ def _cancel(state: ClusterState, command: Cancel) -> Outcome:
 
 def _place(state: ClusterState, command: Place) -> Outcome:
     job = state.jobs.get(command.job)
-    is_next = job is not None and job.state in {QUEUED, STARTING} and command.generation == job.generation + 1
-    if job is None or not is_next:  # a node that was removed meanwhile is lost like any other: it is placed again
+    if job is None or job.state not in {QUEUED, RECOVERING} or job.is_placed:
         return _STALE
-    job.generation = command.generation
-    job.workers, job.servers = command.workers, command.servers
-    job.seats, job.completed = (), ()
-    job.state = STARTING
-    return _DONE
+    if command.generation != job.generation + 1 or not command.workers:
+        return _STALE
+    if command.restore != (None if job.checkpoint is None else job.checkpoint.step):
+        return _STALE
+    job.generation, job.restore = command.generation, command.restore
+    job.workers, job.servers, job.keepers = command.workers, command.servers, command.keepers
+    if job.state == QUEUED:
+        job.state = STARTING
+    return _DONE  # a node that was removed meanwhile is lost like any other: the job is placed again
 
 
 def _in_force(state: ClusterState, job: JobId, generation: int) -> Job | None:
     """The job, when it goes on and this generation is its placement."""
     found = state.jobs.get(job)
-    is_in_force = found is not None and found.generation == generation and found.state in {STARTING, RUNNING}
-    return found if is_in_force else None
+    return found if found is not None and found.goes_on and found.generation == generation else None
+
+
+def _lose(state: ClusterState, command: LoseRole) -> Outcome:
+    """The placement ends; what it has computed since the last checkpoint is computed again, with the same bits."""
+    job = _in_force(state, command.role.job, command.role.generation)
+    if job is None or command.role not in dict(job.roles()):
+        return _STALE
+    if not isinstance(command.reason, NodeLost):
+        step = -1 if command.step is None else command.step
+        job.reached, job.crashes = (job.reached, job.crashes + 1) if step <= job.reached else (step, 1)
+    if job.crashes >= limits.CRASHES:
+        job.state, job.reason = FAILED, CrashedOften(job.crashes, command.reason)
+        job.step = job.reached if job.reached >= 0 else job.step
+        return _DONE
+    job.state, job.reason = (RECOVERING, command.reason) if job.has_run else (QUEUED, None)
+    job.workers = job.servers = job.keepers = ()
+    job.seats, job.completed = (), ()
+    job.parts, job.final_parts = {}, {}
+    return _DONE
+
+
+def _rekeep(state: ClusterState, command: Rekeep) -> Outcome:
+    job = _in_force(state, command.job, command.generation)
+    if job is None or len(command.keepers) not in {0, len(job.servers)}:
+        return _STALE
+    job.keepers, job.rekept = command.keepers, job.rekept + 1
+    for step in sorted(job.parts):
+        _judge(job, step, is_final=False)
+    for step in job.final_parts:
+        _judge(job, step, is_final=True)
+    return _DONE
 
 
 def _seat(state: ClusterState, command: SeatRole) -> Outcome:
@@ -203,7 +254,7 @@ def _seat(state: ClusterState, command: SeatRole) -> Outcome:
     seat = Seat(role, member.node, member.name, command.address, command.public_key)
     job.seats = (*job.seats, SeatRecord(seat, command.pid))
     if len(job.seats) == len(job.roles()):
-        job.state = RUNNING
+        job.state, job.reason, job.has_run = RUNNING, None, True
     return _DONE
 
 
@@ -218,29 +269,42 @@ def _complete(state: ClusterState, command: CompleteRole) -> Outcome:
 
 
 def _keep(state: ClusterState, command: KeepPart) -> Outcome:
+    """A checkpoint is whole, or absent: it counts once every part is on as many disks as the placement wants."""
     job = _in_force(state, command.job, command.generation)
     if job is None or (job.checkpoint is not None and (command.step < job.checkpoint.step or job.final)):
         return _STALE
-    if not 0 <= command.part.shard < len(job.servers):
+    part = command.part
+    if not 0 <= part.shard < len(job.servers):
         return _STALE
-    before = job.final_parts if command.final else job.parts.get(command.step, ())
-    shards = {part.shard: part for part in (*before, command.part)}
-    parts = tuple(shards[shard] for shard in sorted(shards))
-    if command.final:
-        job.final_parts = parts
-    else:
-        job.parts[command.step] = parts
-        while len(job.parts) > limits.PARTIAL_CHECKPOINTS:
-            del job.parts[min(job.parts)]
-    if len(parts) == len(job.servers):
-        job.checkpoint, job.final = Checkpoint(command.step, parts), command.final
-        job.parts = {step: found for step, found in job.parts.items() if step > command.step}
+    told = job.final_parts if command.final else job.parts
+    shards = {known.shard: known for known in told.get(command.step, ())}
+    known = shards.get(part.shard)
+    nodes = known.nodes if known is not None and known.blob == part.blob else ()
+    if part.node != job.servers[part.shard] and (
+        not nodes or part.node not in job.keepers[part.shard : part.shard + 1]
+    ):
+        return _STALE
+    nodes = tuple(dict.fromkeys((*nodes, part.node)))
+    shards[part.shard] = KeptPart(part.shard, part.blob, part.size_bytes, nodes)
+    told[command.step] = tuple(shards[shard] for shard in sorted(shards))
+    while len(job.parts) > limits.PARTIAL_CHECKPOINTS:
+        del job.parts[min(job.parts)]
+    _judge(job, command.step, is_final=command.final)
     return _DONE
 
 
+def _judge(job: Job, step: int, *, is_final: bool) -> None:
+    """Is the checkpoint of ``step`` whole now?"""
+    parts = (job.final_parts if is_final else job.parts).get(step, ())
+    copies = 2 if job.keepers else 1
+    if len(parts) == len(job.servers) and all(len(part.nodes) >= copies for part in parts):
+        job.checkpoint, job.final = Checkpoint(step, parts), is_final
+        job.parts = {later: found for later, found in job.parts.items() if later > step}
+
+
 def _finish(state: ClusterState, command: Finish) -> Outcome:
-    job = state.jobs.get(command.job)
-    if job is None or job.state in ENDED or job.generation != command.generation:
+    job = _in_force(state, command.job, command.generation)
+    if job is None:
         return _STALE
     job.state, job.reason = command.state, command.reason
     job.step = command.step if command.step is not None else job.step

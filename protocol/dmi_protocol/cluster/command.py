@@ -4,7 +4,7 @@ from msgspec import Struct
 
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.messages.roles import RoleKey
-from dmi_protocol.reasons import Reason
+from dmi_protocol.reasons import Loss, Reason
 
 
 class JobSpec(Struct, frozen=True):
@@ -21,7 +21,7 @@ class JobSpec(Struct, frozen=True):
 
 
 class Part(Struct, frozen=True):
-    """A shard's part of a checkpoint, and a node that has it."""
+    """A shard's part of a checkpoint, and a node on whose disk it is: the server's own, or the keeper of its copies."""
 
     shard: int
     blob: BlobHash
@@ -89,6 +89,28 @@ class Place(Struct, frozen=True, tag="place"):
     generation: int
     workers: tuple[NodeId, ...]
     servers: tuple[NodeId, ...]
+    keepers: tuple[NodeId, ...] = ()
+    """The i-th keeps a second copy of each part that the i-th server writes; empty where nobody else is there."""
+    restore: int | None = None
+    """The step of the checkpoint that everybody begins from; None: from the initial weights."""
+
+
+class LoseRole(Struct, frozen=True, tag="lose"):
+    """A role process of a placement is gone: the job is placed again. ``step`` is the last one that was told."""
+
+    request: RequestId
+    role: RoleKey
+    reason: Loss
+    step: int | None = None
+
+
+class Rekeep(Struct, frozen=True, tag="rekeep"):
+    """Other nodes keep the second copies from now on."""
+
+    request: RequestId
+    job: JobId
+    generation: int
+    keepers: tuple[NodeId, ...]
 
 
 class SeatRole(Struct, frozen=True, tag="seat"):
@@ -132,4 +154,6 @@ class Finish(Struct, frozen=True, tag="finish"):
     step: int | None = None
 
 
-Command = Invite | Admit | Remove | Readdress | Submit | Cancel | Place | SeatRole | CompleteRole | KeepPart | Finish
+MemberCommand = Invite | Admit | Remove | Readdress
+JobCommand = Submit | Cancel | Place | LoseRole | Rekeep | SeatRole | CompleteRole | KeepPart | Finish
+Command = MemberCommand | JobCommand

@@ -1,11 +1,12 @@
 """The replicated state: everything that must survive, and nothing else. Equal at equal index on every node."""
 
 import hashlib
+from collections.abc import Collection
 
 import msgpack
 from msgspec import Struct, field
 
-from dmi_protocol.cluster.command import JobSpec, Part
+from dmi_protocol.cluster.command import JobSpec
 from dmi_protocol.codec import convert, pack
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.messages.roles import RoleKey, Seat
@@ -34,15 +35,25 @@ class SeatRecord(Struct, frozen=True):
     pid: int
 
 
+class KeptPart(Struct, frozen=True):
+    """A shard's part of a checkpoint, and the nodes on whose disks it is."""
+
+    shard: int
+    blob: BlobHash
+    size_bytes: int
+    nodes: tuple[NodeId, ...]
+
+
 class Checkpoint(Struct, frozen=True):
     """All parts of one step."""
 
     step: int
-    parts: tuple[Part, ...]
+    parts: tuple[KeptPart, ...]
 
 
 class Job(Struct):
-    """One job. ``workers`` and ``servers`` are the placement of ``generation``, which is 0 before the first."""
+    """One job. ``workers``, ``servers`` and ``keepers`` are the placement of ``generation``, which is 0 before the first;
+    they are empty while the job waits for a placement."""
 
     id: JobId
     spec: JobSpec
@@ -56,9 +67,9 @@ class Job(Struct):
     servers: tuple[NodeId, ...] = ()
     seats: tuple[SeatRecord, ...] = ()
     completed: tuple[RoleKey, ...] = ()
-    parts: dict[int, tuple[Part, ...]] = field(default_factory=dict)
+    parts: dict[int, tuple[KeptPart, ...]] = field(default_factory=dict)
     """By step: parts of checkpoints that are not whole yet."""
-    final_parts: tuple[Part, ...] = ()
+    final_parts: dict[int, tuple[KeptPart, ...]] = field(default_factory=dict)
     """The same of the final one. A shard may tell its last checkpoint and its final part for the same step."""
     checkpoint: Checkpoint | None = None
     final: bool = False
@@ -66,9 +77,36 @@ class Job(Struct):
     reason: Reason | None = None
     step: int | None = None
     loss: float | None = None
+    keepers: tuple[NodeId, ...] = ()
+    """The i-th has a second copy of each part that the i-th server writes; empty where nobody else is there."""
+    rekept: int = 0
+    """How often the keepers were changed."""
+    restore: int | None = None
+    """The step of the checkpoint that the placement in force began from; None: from the initial weights."""
+    has_run: bool = False
+    """Were all roles of any placement ready?"""
+    reached: int = -1
+    """The furthest step at which a role process crashed."""
+    crashes: int = 0
+    """How often one crashed since the job got any further."""
+
+    @property
+    def is_placed(self) -> bool:
+        """Is a placement in force?"""
+        return bool(self.workers)
+
+    @property
+    def goes_on(self) -> bool:
+        """Are its role processes wanted?"""
+        return self.is_placed and self.state not in ENDED
+
+    def parts_away(self, alive: Collection[NodeId]) -> tuple[NodeId, ...]:
+        """The nodes that alone have parts of the checkpoint, while none of those who have such a part is alive."""
+        parts = self.checkpoint.parts if self.checkpoint is not None else ()
+        return tuple(sorted({node for part in parts if not set(part.nodes) & set(alive) for node in part.nodes}))
 
     def roles(self) -> tuple[tuple[RoleKey, NodeId], ...]:
-        """Every role of the placement in force, and its node: servers first."""
+        """Every role of the placement in force or of the last one, and its node: servers first."""
         servers = [(RoleKey(self.id, self.generation, "server", i), node) for i, node in enumerate(self.servers)]
         workers = [(RoleKey(self.id, self.generation, "worker", i), node) for i, node in enumerate(self.workers)]
         return (*servers, *workers)

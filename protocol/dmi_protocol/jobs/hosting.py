@@ -3,10 +3,13 @@
 Level-triggered: it compares what the state wants with what is here, as often as either changes.
 """
 
+from collections import Counter
+from collections.abc import Callable, Iterator
+
 from msgspec import Struct
 
-from dmi_protocol.cluster.command import Command, CompleteRole, Finish, KeepPart, Part, SeatRole
-from dmi_protocol.cluster.state import FAILED, RUNNING, STARTING, ClusterState, Job
+from dmi_protocol.cluster.command import Command, CompleteRole, Finish, KeepPart, LoseRole, Part, SeatRole
+from dmi_protocol.cluster.state import FAILED, RUNNING, ClusterState, Job, KeptPart
 from dmi_protocol.effects import DropBlob, Effect, FetchBlob, StartRole, StopRole, TellRole
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.messages.roles import (
@@ -22,15 +25,21 @@ from dmi_protocol.messages.roles import (
     Roster,
     Started,
 )
-from dmi_protocol.reasons import BundleLost, NodeLost, Reason, RoleDied, RoleFailed
+from dmi_protocol.reasons import BundleLost, Loss, NodeLost, PartLost, Reason, RoleDied, RoleFailed
 
 GRACE_MS = 3_000
+RECOVERABLE = frozenset({"peer-silent", "peer-broken", "declined", "no-roster", "server", "disk"})
+"""Kinds of failures that lie in a process or between two of them: others may do the same work."""
 
 
 class _Local(Struct):
     """A role process of this host, wanted or still ending."""
 
     bundle: BlobHash
+    parts: dict[BlobHash, tuple[NodeId, ...]]
+    """Of the checkpoint that it goes on from, and who has them."""
+    awaited: set[BlobHash]
+    """What must be on this host's disk before it can start."""
     is_started: bool = False
     is_told: bool = False
     is_stopping: bool = False
@@ -47,17 +56,42 @@ def role_name(role: RoleKey) -> str:
     return f"{role.role}-{role.index}"
 
 
-class Hosting:
-    """See the module. ``ports`` is the range that data sockets may be bound in, ``host`` the address to bind."""
+class _Copy(Struct, frozen=True):
+    """A part of a checkpoint that this host is to keep a copy of."""
 
-    def __init__(self, me: NodeId, name: str, host: str, ports: tuple[int, int]) -> None:
+    job: JobId
+    generation: int
+    step: int
+    part: KeptPart
+    final: bool
+
+    @property
+    def key(self) -> "_CopyKey":
+        return self.job, self.generation, self.step, self.part.shard, self.final
+
+
+_CopyKey = tuple[JobId, int, int, int, bool]
+
+
+class Hosting:
+    """See the module. ``ports`` is the range that data sockets may be bound in, ``host`` the address to bind; ``reached``
+    gives the last step of a job that was heard of."""
+
+    def __init__(
+        self, me: NodeId, name: str, host: str, ports: tuple[int, int], reached: Callable[[JobId], int | None]
+    ) -> None:
         self._me = me
         self._name = name
         self._host = host
         self._ports = ports
+        self._reached = reached
         self._local: dict[RoleKey, _Local] = {}
+        self._copies: dict[_CopyKey, _Copy] = {}
+        """Under way to this host. The last checkpoint of a job and its final one may be the same bytes."""
         self._parts: frozenset[BlobHash] = frozenset()
-        """Of checkpoints, on this host's disk."""
+        """Of checkpoints, on this host's disk or under way to it."""
+        self._under_way: Counter[BlobHash] = Counter()
+        """Fetches whose end was not heard of yet."""
 
     def progress(self, job: JobId) -> Progressed | None:
         """The last progress that a worker of ``job`` told here."""
@@ -68,11 +102,7 @@ class Hosting:
         effects: list[Effect] = []
         facts: list[Command] = []
         wanted = {
-            role: job
-            for job in state.jobs.values()
-            if job.state in {STARTING, RUNNING}
-            for role, node in job.roles()
-            if node == self._me
+            role: job for job in state.jobs.values() if job.goes_on for role, node in job.roles() if node == self._me
         }
         for role, local in list(self._local.items()):
             if local.is_gone and role not in wanted:
@@ -85,7 +115,7 @@ class Hosting:
                     del self._local[role]
         for role, job in wanted.items():
             effects += self._want(role, job, facts, state)
-        return effects, facts
+        return [*effects, *self._copy(state)], facts
 
     def _want(self, role: RoleKey, job: Job, facts: list[Command], state: ClusterState) -> list[Effect]:
         local = self._local.get(role)
@@ -93,49 +123,92 @@ class Hosting:
         if seat is not None and (local is None or local.public_key != seat.public_key):
             # The seat is that of a process from before this daemon was restarted. The news of it may come late, when a
             # process was started again here already: nobody will ever speak with that one.
-            facts.append(self._failed(role, NodeLost(role_name(role), self._name)))
+            if not _is_safe(role, job):
+                facts.append(self._lost(role, NodeLost(role_name(role), self._name)))
             return []
         if local is None:
-            self._local[role] = _Local(job.bundle)
-            return [FetchBlob(job.bundle, tuple(n for n in job.holders if n != self._me and n in state.members))]
+            parts = {part.blob: part.nodes for part in _parts_for(role, job)}
+            self._local[role] = _Local(job.bundle, parts, {job.bundle, *parts})
+            sources = {job.bundle: job.holders} | parts
+            return [self._fetch(blob, sources[blob], state) for blob in (job.bundle, *parts)]
         if job.state == RUNNING and local.is_started and not local.is_told:
             local.is_told = True
             return [TellRole(role, roster(job))]
         return []
 
+    def _fetch(self, blob: BlobHash, nodes: tuple[NodeId, ...], state: ClusterState) -> FetchBlob:
+        self._under_way[blob] += 1
+        return FetchBlob(blob, tuple(node for node in nodes if node != self._me and node in state.members))
+
+    def _lost(self, role: RoleKey, reason: Loss) -> LoseRole:
+        return LoseRole(_request(role, "lost"), role, reason, self._reached(role.job))
+
     def _failed(self, role: RoleKey, reason: Reason) -> Finish:
-        progress = self.progress(role.job)
-        step = None if progress is None else progress.step
-        return Finish(_request(role, "failed"), role.job, role.generation, FAILED, reason, step)
+        return Finish(_request(role, "failed"), role.job, role.generation, FAILED, reason, self._reached(role.job))
+
+    # Parts of checkpoints
+
+    def _copy(self, state: ClusterState) -> list[Effect]:
+        """Parts that this host is to keep a copy of, and has not."""
+        due = {copy.key: copy for job in state.jobs.values() if job.goes_on for copy in self._due(job)}
+        new = sorted(due.keys() - self._copies.keys())
+        self._copies = due
+        return [self._fetch(due[key].part.blob, due[key].part.nodes, state) for key in new]
+
+    def _due(self, job: Job) -> Iterator[_Copy]:
+        for told, is_final in ((job.parts, False), (job.final_parts, True)):
+            for step, parts in told.items():
+                for part in parts:
+                    if self._me in job.keepers[part.shard : part.shard + 1] and self._me not in part.nodes:
+                        yield _Copy(job.id, job.generation, step, part, is_final)
 
     def drop_parts(self, state: ClusterState) -> list[Effect]:
-        """Parts of checkpoints of ours that nothing speaks of any more."""
-        kept = frozenset(
-            part.blob
+        """Parts of checkpoints that are here and that nothing speaks of any more.
+
+        What somebody else is said to have now may have been promised here a moment ago, so all that the state speaks of
+        stays; and so does what is on its way, lest it be told to be here when it was dropped meanwhile.
+        """
+        told = [
+            part
             for job in state.jobs.values()
             for parts in (
                 *job.parts.values(),
-                job.final_parts,
+                *job.final_parts.values(),
                 job.checkpoint.parts if job.checkpoint is not None else (),
             )
             for part in parts
-            if part.node == self._me
-        )
-        dropped = sorted(self._parts - kept)
-        self._parts = kept
-        return [DropBlob(blob) for blob in dropped]
+        ]
+        needed = {blob for local in self._local.values() if not local.is_gone for blob in local.parts}
+        needed |= {copy.part.blob for copy in self._copies.values()}
+        held = self._parts | needed | {part.blob for part in told if self._me in part.nodes}
+        kept = held & (needed | {part.blob for part in told} | self._under_way.keys())
+        self._parts = frozenset(kept)
+        return [DropBlob(blob) for blob in sorted(held - kept)]
 
-    def arrived(self, state: ClusterState, blob: BlobHash) -> list[Effect]:
-        """A bundle is here: start what waited for it."""
+    def _heard_of(self, blob: BlobHash) -> None:
+        self._under_way[blob] -= 1
+        if self._under_way[blob] <= 0:
+            del self._under_way[blob]
+
+    def arrived(self, state: ClusterState, blob: BlobHash) -> tuple[list[Effect], list[Command]]:
+        """A blob is here: start what waited for it, tell that a copy is kept."""
         effects: list[Effect] = []
+        self._heard_of(blob)
         for role, local in self._local.items():
+            local.awaited.discard(blob)
             job = state.jobs.get(role.job)
-            if local.bundle == blob and not local.is_started and job is not None:
+            if not local.awaited and not local.is_started and not local.is_stopping and job is not None:
                 local.is_started = True
-                effects.append(StartRole(role, self._assignment(role, job)))
-        return effects
+                effects.append(StartRole(role, self._assignment(role, job, tuple(local.parts))))
+        return effects, [self._kept(copy) for copy in self._copies.values() if copy.part.blob == blob]
 
-    def _assignment(self, role: RoleKey, job: Job) -> Assignment:
+    def _kept(self, copy: _Copy) -> KeepPart:
+        part = Part(copy.part.shard, copy.part.blob, copy.part.size_bytes, self._me)
+        kind = "final" if copy.final else "kept"
+        request = RequestId(f"{copy.job}/{copy.generation}/copy-{part.shard}-{copy.step}-{kind}-{self._me}")
+        return KeepPart(request, copy.job, copy.generation, copy.step, part, copy.final)
+
+    def _assignment(self, role: RoleKey, job: Job, parts: tuple[BlobHash, ...]) -> Assignment:
         """Paths are the shell's to fill in."""
         spec = job.spec
         return Assignment(
@@ -153,14 +226,19 @@ class Hosting:
             shards=len(job.servers),
             host=self._host,
             ports=self._ports,
+            part_hashes=parts,
         )
 
     def missing(self, blob: BlobHash, detail: str) -> list[Command]:
-        """A bundle cannot be had."""
+        """A blob cannot be had. Without its files a job is nowhere; a part of a checkpoint may be had by others."""
+        self._heard_of(blob)
+        self._copies = {key: copy for key, copy in self._copies.items() if copy.part.blob != blob}
+        waiting = [(role, local) for role, local in self._local.items() if blob in local.awaited]
         return [
             self._failed(role, BundleLost(self._name, detail))
-            for role, local in self._local.items()
-            if local.bundle == blob and not local.is_started
+            if blob == local.bundle
+            else self._lost(role, PartLost(self._name, detail))
+            for role, local in waiting
         ]
 
     def happened(self, role: RoleKey, event: RoleEvent) -> list[Command]:
@@ -183,23 +261,44 @@ class Hosting:
                 told = local.progress
                 step, loss = (None, None) if told is None else (told.step, told.loss)
                 return [CompleteRole(_request(role, "complete"), role, step, loss)]
-            case Failed(kind, text):
-                local.has_spoken = True
-                return [self._failed(role, RoleFailed(role_name(role), self._name, kind, text))]
-            case Exited(code, signal, stalled):
-                local.is_gone = True
-                if not local.has_spoken and not local.is_stopping:
-                    reason = RoleDied(role_name(role), self._name, code, signal, stalled)
-                    return [self._failed(role, reason)]
+            case Failed() | Exited():
+                return self._ended(role, local, event)
             case Started():
                 pass
         return []
 
+    def _ended(self, role: RoleKey, local: _Local, event: Failed | Exited) -> list[Command]:
+        """What lies in the job itself is final; what lies in a process is made good elsewhere."""
+        has_spoken, local.has_spoken = local.has_spoken, True
+        local.is_gone = isinstance(event, Exited)
+        if has_spoken or local.is_stopping:
+            return []
+        if isinstance(event, Exited):
+            return [self._lost(role, RoleDied(role_name(role), self._name, event.code, event.signal, event.stalled))]
+        reason = RoleFailed(role_name(role), self._name, event.kind, event.text)
+        return [self._lost(role, reason) if event.kind in RECOVERABLE else self._failed(role, reason)]
+
     def stop(self) -> list[Effect]:
-        """The daemon ends."""
+        """The daemon ends. That its role processes do, too, is no crash of theirs: the others see that the node has left."""
+        for local in self._local.values():
+            local.is_stopping = True
         return [
             StopRole(role, GRACE_MS) for role, local in self._local.items() if local.is_started and not local.is_gone
         ]
+
+
+def _is_safe(role: RoleKey, job: Job) -> bool:
+    """Is the work of this role done, and kept?"""
+    parts = [part for found in job.final_parts.values() for part in found]
+    return role in job.completed and (role.role == "worker" or any(part.shard == role.index for part in parts))
+
+
+def _parts_for(role: RoleKey, job: Job) -> tuple[KeptPart, ...]:
+    """The parts of the checkpoint that a role begins from: with as many servers as before each has its own."""
+    if role.role != "server" or job.restore is None or job.checkpoint is None:
+        return ()
+    parts = job.checkpoint.parts
+    return tuple(part for part in parts if part.shard == role.index) if len(parts) == len(job.servers) else parts
 
 
 def _request(role: RoleKey, what: str) -> RequestId:
@@ -218,4 +317,5 @@ def roster(job: Job) -> Roster:
         shards=tuple(range(len(servers))),
         speeds=(1.0,) * len(workers),
         lead=0,
+        restore=job.restore,
     )

@@ -44,6 +44,19 @@ class Hello(Struct, frozen=True, tag="exchange-hello"):
     shared_bytes: int = 0
 
 
+class AskResume(Struct, frozen=True, tag="exchange-ask-resume"):
+    """A worker of a job that goes on from a checkpoint asks any server what that keeps of the run itself."""
+
+    generation: int
+
+
+class Resume(Struct, frozen=True, tag="exchange-resume"):
+    """``extra`` is what the lead gave with ``Checkpoint`` (loader, scheduler, state)."""
+
+    generation: int
+    extra: bytes
+
+
 class Initial(Struct, frozen=True, tag="exchange-initial"):
     """From the lead worker: ``bucket`` at version 0."""
 
@@ -171,6 +184,8 @@ class Beat(Struct, frozen=True, tag="exchange-beat"):
 
 ParameterMessage = (
     Hello
+    | AskResume
+    | Resume
     | Initial
     | Welcome
     | Declined

@@ -25,6 +25,7 @@ class Assignment(Struct, frozen=True, tag="assignment"):
     """The first message to a child: all it needs to begin. Paths are absolute and on this host.
 
     ``leaves`` is None when the command line did not say; the script's ``dmi.init`` decides then.
+    A server that goes on from a checkpoint has the parts that hold its buckets in the files ``parts``.
     ``ports`` is the range (first, last) in which the data socket may be bound, ``host`` the address to bind.
     """
 
@@ -42,6 +43,8 @@ class Assignment(Struct, frozen=True, tag="assignment"):
     host: str
     ports: tuple[int, int]
     bundle_hash: BlobHash = BlobHash("")
+    parts: tuple[str, ...] = ()
+    part_hashes: tuple[BlobHash, ...] = ()
 
 
 class Seat(Struct, frozen=True):
@@ -58,7 +61,8 @@ class Roster(Struct, frozen=True, tag="roster"):
     """Who takes part: complete, committed, and the same everywhere.
 
     ``shards[s]`` is the index of the server that is shard ``s``'s primary; ``speeds[w]`` weighs worker ``w``'s share of
-    the leaves (equal at first); ``lead`` is the index of the worker that prints and evaluates.
+    the leaves (equal at first); ``lead`` is the index of the worker that prints and evaluates; ``restore`` is the step
+    of the checkpoint that the servers have begun from, None when they are given the initial weights.
     """
 
     generation: int
@@ -67,6 +71,7 @@ class Roster(Struct, frozen=True, tag="roster"):
     shards: tuple[int, ...]
     speeds: tuple[float, ...]
     lead: int
+    restore: int | None = None
 
 
 class Stop(Struct, frozen=True, tag="stop"):

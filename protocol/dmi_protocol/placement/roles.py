@@ -9,10 +9,11 @@ from dmi_protocol.identity import NodeId
 
 
 class Chosen(Struct, frozen=True):
-    """The i-th node of a list holds the i-th role."""
+    """The i-th node of a list holds the i-th role; the i-th keeper has copies of what the i-th server writes to disk."""
 
     workers: tuple[NodeId, ...]
     servers: tuple[NodeId, ...]
+    keepers: tuple[NodeId, ...]
 
 
 def wanted_nodes(spec: JobSpec) -> int:
@@ -20,15 +21,28 @@ def wanted_nodes(spec: JobSpec) -> int:
     return max(1, spec.workers or 0, spec.servers or 0)
 
 
-def choose(spec: JobSpec, nodes: Sequence[NodeId], load: dict[NodeId, int]) -> Chosen | None:
+def choose(spec: JobSpec, nodes: Sequence[NodeId], load: dict[NodeId, int], *, fewer: bool = False) -> Chosen | None:
     """Place ``spec`` on ``nodes``, the least loaded first; None when there are too few of them.
 
     By default every node is a worker, and each worker's node holds shards: then a step moves about the bytes of a ring
-    all-reduce. More servers than workers take the next nodes.
+    all-reduce. More servers than workers take the next nodes. With ``fewer`` a job makes do with the nodes that there
+    are: the result has the same bits.
     """
-    if len(nodes) < wanted_nodes(spec):
+    if len(nodes) < (1 if fewer else wanted_nodes(spec)):
         return None
     ordered = sorted(nodes, key=lambda node: (load.get(node, 0), node))
-    workers = spec.workers or len(ordered)
-    servers = spec.servers or workers
-    return Chosen(tuple(ordered[:workers]), tuple(ordered[:servers]))
+    workers = tuple(ordered[: spec.workers or len(ordered)])
+    servers = tuple(ordered[: spec.servers or len(workers)])
+    return Chosen(workers, servers, keepers_of(servers, ordered))
+
+
+def keepers_of(servers: Sequence[NodeId], nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
+    """For each server the node that comes after it, around; nobody where a server has no other node."""
+    if any(set(nodes) <= {server} for server in servers):
+        return ()
+    return tuple(_after(server, nodes) for server in servers)
+
+
+def _after(server: NodeId, nodes: Sequence[NodeId]) -> NodeId:
+    place = nodes.index(server) + 1 if server in nodes else 0
+    return next(node for node in (*nodes[place:], *nodes) if node != server)

@@ -30,7 +30,7 @@ class Greeted(Struct, frozen=True):
 
 
 class Opened(Struct, frozen=True):
-    """The shell has understood the definition.
+    """The shell has understood the definition, and has version ``step`` from a checkpoint, or waits for version 0.
 
     ``buckets`` are those of this shard that change, ``frozen`` those that it only keeps; ``clips`` says that there is a
     ``clip_norm``; ``shards`` hold buckets that change (a small model may have fewer buckets than servers).
@@ -41,6 +41,16 @@ class Opened(Struct, frozen=True):
     leaves: int
     clips: bool
     shards: tuple[int, ...]
+    step: int | None = None
+    fingerprint: tuple[tuple[str, str], ...] = ()
+    """Of those who made the checkpoint."""
+
+
+class ResumeAsked(Struct, frozen=True):
+    """A worker wants what the checkpoint keeps of the run itself, to begin where that was made."""
+
+    worker: int
+    generation: int
 
 
 class Initialized(Struct, frozen=True):
@@ -131,21 +141,10 @@ class PartDurable(Struct, frozen=True):
     final: bool
 
 
-ShardEvent = (
-    Rostered
-    | Greeted
-    | Opened
-    | Initialized
-    | Began
-    | Contributed
-    | Measured
-    | NormsHeard
-    | Pulled
-    | CheckpointAsked
-    | StateAsked
-    | FinishAsked
-    | PartDurable
+FromWorker = (
+    Greeted | ResumeAsked | Initialized | Began | Contributed | Pulled | CheckpointAsked | StateAsked | FinishAsked
 )
+ShardEvent = Rostered | FromWorker | Opened | Measured | NormsHeard | PartDurable
 
 # What a shard wants done.
 
@@ -163,6 +162,12 @@ class Welcome(Struct, frozen=True):
     step: int
 
 
+class Resume(Struct, frozen=True):
+    """Tell the worker what the checkpoint keeps of the run."""
+
+    worker: int
+
+
 class Decline(Struct, frozen=True):
     """Tell the worker that what it wants is impossible now. ``value`` is what we have instead."""
 
@@ -172,10 +177,11 @@ class Decline(Struct, frozen=True):
 
 
 class Disagree(Struct, frozen=True):
-    """Two workers contradict each other in ``field``: the job cannot go on."""
+    """Two workers contradict each other in ``field``: the job cannot go on. ``other`` is None when it is not a worker but
+    the checkpoint that this one contradicts."""
 
     worker: int
-    other: int
+    other: int | None
     field: str
     value: str
     other_value: str
@@ -224,11 +230,14 @@ class Forget(Struct, frozen=True):
 
 
 class WritePart(Struct, frozen=True):
-    """Write version ``step`` with its optimizer state to disk, before any later effect; answered by ``PartDurable``."""
+    """Write version ``step`` with its optimizer state to disk, before any later effect; answered by ``PartDurable``.
+
+    ``fingerprint`` is that of the workers."""
 
     step: int
     extra: bytes
     final: bool
+    fingerprint: tuple[tuple[str, str], ...] = ()
 
 
 class GiveState(Struct, frozen=True):
@@ -253,6 +262,7 @@ ShardEffect = (
     | Release
     | Open
     | Welcome
+    | Resume
     | Decline
     | Disagree
     | Measure

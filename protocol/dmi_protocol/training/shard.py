@@ -11,6 +11,7 @@ contribution to ``t + 1`` proves the first, because a worker computes on ``t + 1
 
 from dmi_protocol.errors import LocalProtocolError, RemoteProtocolError
 from dmi_protocol.instant import Instant
+from dmi_protocol.training.agreement import difference
 from dmi_protocol.training.exchange import (
     Apply,
     Began,
@@ -21,6 +22,7 @@ from dmi_protocol.training.exchange import (
     End,
     FinishAsked,
     Forget,
+    FromWorker,
     GiveState,
     Greeted,
     Initialized,
@@ -31,6 +33,8 @@ from dmi_protocol.training.exchange import (
     Opened,
     PartDurable,
     Pulled,
+    Resume,
+    ResumeAsked,
     Rostered,
     SayFinished,
     ShardEffect,
@@ -108,6 +112,8 @@ class Shard:
         match event:
             case Greeted():
                 return self._current_generation(event) or self._greeted(event)
+            case ResumeAsked():
+                return self._current_generation(event) or [Resume(event.worker)]
             case Initialized():
                 return self._current_generation(event) or self._initialized(event)
             case Began():
@@ -126,9 +132,7 @@ class Shard:
             case _:
                 raise LocalProtocolError(f"not an event of a shard: {event!r}")
 
-    def _current_generation(
-        self, event: Greeted | Initialized | Began | Contributed | Pulled | CheckpointAsked | StateAsked | FinishAsked
-    ) -> list[ShardEffect]:
+    def _current_generation(self, event: FromWorker) -> list[ShardEffect]:
         """Empty when the worker speaks in the generation of our roster and is in it; else the refusal."""
         if event.generation != self._roster.generation:
             return [Decline(event.worker, "generation", str(self._roster.generation))]
@@ -164,17 +168,20 @@ class Shard:
         if not self._greetings:
             return None
         other = self._greetings[min(self._greetings)]
-        mine, theirs = dict(event.fields), dict(other.fields)
-        for field in sorted(mine.keys() | theirs.keys()):
-            if mine.get(field) != theirs.get(field):
-                return Disagree(event.worker, other.worker, field, mine.get(field, ""), theirs.get(field, ""))
-        if event.definition != other.definition:
-            return Disagree(event.worker, other.worker, "definition", "", "")
-        return None
+        found = difference(event, other.fields, other.worker)
+        if found is None and event.definition != other.definition:
+            found = Disagree(event.worker, other.worker, "definition", "", "")
+        return found
 
     def _open(self, event: Opened) -> list[ShardEffect]:
         self._opened = event
+        if event.step is not None:
+            self._step, self._readable = event.step, {event.step}
+            self._initial = {*event.buckets, *event.frozen}
         self._gather()
+        for greeted in self._greetings.values() if event.fingerprint else ():  # all that come later are as these are
+            if (found := difference(greeted, event.fingerprint, None)) is not None:
+                return [found]
         return self._welcome()
 
     def _initialized(self, event: Initialized) -> list[ShardEffect]:
@@ -339,7 +346,11 @@ class Shard:
             return []
         if event.step > self._step or self._applied:
             raise RemoteProtocolError(f"a checkpoint of step {event.step}, the job is at {self._step}")
-        return [WritePart(event.step, event.extra, final=False)]
+        return [self._write(event, final=False)]
+
+    def _write(self, event: CheckpointAsked | FinishAsked, *, final: bool) -> WritePart:
+        fields = next((greeted.fields for greeted in self._greetings.values()), ())  # they are all the same
+        return WritePart(event.step, event.extra, final, fields)
 
     def _give_state(self, event: StateAsked) -> list[ShardEffect]:
         """Optimizer state exists at one version only: while a step is being applied there is none to give."""
@@ -359,7 +370,7 @@ class Shard:
         work: list[ShardEffect] = []
         if event.worker == self._roster.lead and not self._final_asked:
             self._final_asked = True
-            work.append(WritePart(event.step, event.extra, final=True))
+            work.append(self._write(event, final=True))
         return [*work, *self._say_finished()]
 
     def _part_durable(self, event: PartDurable) -> list[ShardEffect]:

@@ -34,9 +34,13 @@ class Exchange(Protocol):
         """The torch threads that the job fixed; None when it left that to the script."""
         ...
 
+    def resume(self) -> bytes | None:
+        """What the checkpoint that the job goes on from keeps of the run (``extra``); None when it begins."""
+        ...
+
     def open(self, definition: Definition, buckets: Buckets, fingerprint: Sequence[tuple[str, str]]) -> int:
         """Meet the others, once, before the first step. ``buckets`` hold version 0 and are the run's own: ``install``
-        writes them. Gives the step at which the job stands (0), whose version is then in ``buckets``."""
+        writes them. Gives the step at which the job stands, whose version is then in ``buckets``."""
         ...
 
     def begin(self, step: int, leaf_sizes: Sequence[int], hyper: bytes) -> None:

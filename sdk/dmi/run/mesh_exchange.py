@@ -61,6 +61,18 @@ class MeshExchange:
 
     # The conversation begins
 
+    def resume(self) -> bytes | None:
+        """See ``Exchange.resume``."""
+        if self._roster.restore is None:
+            return None
+        self._servers.send(0, say.AskResume(self._roster.generation))
+        while True:
+            heard = self._servers.hear(PATIENCE_S, "before the first step")
+            if heard is not None and isinstance(heard.message, say.Resume):
+                return heard.message.extra
+            if heard is not None:
+                self._take(heard)
+
     def open(self, definition: Definition, buckets: Buckets, fingerprint: Sequence[tuple[str, str]]) -> int:
         """See ``Exchange.open``."""
         self._definition, self._buckets = definition, buckets
@@ -78,6 +90,8 @@ class MeshExchange:
         step = self._await_welcomes()
         for found in beside.values():
             found.segment.withdraw()
+        if self._roster.restore is not None:
+            self._fetch(step)
         self._told_at = time.monotonic()  # how fast we train is counted from here
         return step
 
@@ -95,7 +109,7 @@ class MeshExchange:
         name, size = (None, 0) if beside is None else (beside.segment.name, beside.segment.size)
         generation = self._roster.generation
         self._servers.send(shard, say.Hello(generation, self.worker, fields, encode_struct(definition), name, size))
-        if not self.is_lead:
+        if not self.is_lead or self._roster.restore is not None:
             return
         for bucket in self._buckets.layout.buckets:
             if self._owner[bucket.index] == shard:
@@ -114,6 +128,18 @@ class MeshExchange:
             elif heard is not None:
                 self._take(heard)
         return min(steps.values())
+
+    def _fetch(self, version: int) -> None:
+        """The version that the servers have from a checkpoint; frozen tensors are as the script made them."""
+        missing = set(range(self._buckets.layout.metrics))
+        self._pull(self._roster.generation, version, sorted(missing))
+        while missing:
+            heard = self._servers.hear(PATIENCE_S, "before the first step")
+            if heard is not None and isinstance(heard.message, say.Show):
+                self._buckets.bucket(heard.message.bucket).copy_(self._tensor(heard))
+                missing.discard(heard.message.bucket)
+            elif heard is not None:
+                self._take(heard)
 
     # A step
 

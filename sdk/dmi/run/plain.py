@@ -23,6 +23,10 @@ class PlainExchange:
         self._count = shards
         self._pool = Pool()
 
+    def resume(self) -> bytes | None:
+        """A plain run always begins."""
+        return None
+
     def open(self, definition: Definition, buckets: Buckets, fingerprint: Sequence[tuple[str, str]]) -> int:
         """See ``Exchange.open``."""
         self._definition = definition

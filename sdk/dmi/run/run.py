@@ -1,31 +1,28 @@
 """The run that a training script lives in: what it owns advances with the job, whoever computes what."""
 
-import atexit
+import copy
 import math
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgpack
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from dmi.errors import NonFiniteLossError, NotYetError, UsageError
-from dmi.run import guards
+from dmi.errors import NonFiniteLossError, UsageError
 from dmi.run.exchange import Exchange, provided
+from dmi.run.kept import Kept, put_back, replace, states_of
 from dmi.run.model import Model, define
 from dmi.run.optimizer import adopt, has_scheduler
-from dmi.run.plain import PlainExchange
-from dmi.run.steps import Step, batches, check_dataset, count
+from dmi.run.steps import DoneStep, Step, batches, check_dataset, count
 from dmi_protocol.training.tree import leaf_sizes
 from dmi_tensor import fingerprint
 from dmi_tensor.checkpoint import export, named_tensors
 from dmi_tensor.optimizers import OptimizerRefusedError, hyperparameters
-from dmi_tensor.random_streams import sow, sow_leaf
+from dmi_tensor.random_streams import sow_leaf
 
 Module = TypeVar("Module", bound=nn.Module)
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
@@ -33,7 +30,7 @@ Scheduler = TypeVar("Scheduler", LRScheduler, ReduceLROnPlateau)
 
 
 class Run:
-    """One training, in one process or in many. Made by ``dmi.init``."""
+    """One training, in one process or in many. Made by ``dmi.init`` (``begin.py``)."""
 
     def __init__(self, exchange: Exchange, seed: int, leaves: int) -> None:
         self._exchange = exchange
@@ -45,7 +42,6 @@ class Run:
         self._optimizer: Optimizer | None = None
         self._model: Model | None = None
         self._schedulers: list[LRScheduler | ReduceLROnPlateau] = []
-        self._clip_norm: float | None = None
         self._opened = False
         self._step = 0
         self._epoch = 0
@@ -56,7 +52,17 @@ class Run:
         self._samples = 0
         self._reported: dict[str, float] = {}
         self._sums: dict[str, tuple[float, int]] = {}
+        self._begun = 0
+        """The steps of this epoch that were begun."""
+        self._kept: Kept | None = None
+        self._checkpointed = 0
         self._closed = False
+        extra = exchange.resume()
+        self._resume = Kept.unpack(extra) if extra else None
+        """Where to go on, until the step that it was taken after has been repeated."""
+        if self._resume is not None:
+            self._epoch = self._resume.epoch
+            replace(self.state, self._resume.state)
 
     @property
     def is_lead(self) -> bool:
@@ -110,6 +116,7 @@ class Run:
         self._epochs = epochs
         while self._epoch < epochs:
             self._sums.clear()
+            self._begun = 0
             yield self._epoch
             self._epoch += 1
 
@@ -124,7 +131,11 @@ class Run:
         self._steps_per_epoch = count(len(dataset), batch_size, drop_last=drop_last)
         order = (self.seed, self._epoch) if shuffle else None
         for indices in batches(len(dataset), batch_size, order, drop_last=drop_last):
-            step = Step(self, dataset, indices)
+            self._begun += 1
+            if self._resume is not None and self._begun < self._resume.begun:
+                continue
+            is_done = self._resume is not None and self._begun == self._resume.begun
+            step = (DoneStep if is_done else Step)(self, dataset, indices)
             self._current = step
             yield step
             if self._phase != "between":
@@ -145,6 +156,13 @@ class Run:
         self._opened = True
 
     # The phases of a step, called by Step and by the optimizer
+
+    def repeat_step(self) -> None:
+        """See ``steps.Leaves``."""
+        assert self._current is not None
+        assert self._resume is not None
+        self._current.metrics = dict(self._resume.metrics)
+        self._phase = "complete"
 
     def begin_step(self, samples: int) -> None:
         """See ``steps.Leaves``."""
@@ -210,6 +228,9 @@ class Run:
         assert self._model is not None
         assert self._optimizer is not None
         assert self._current is not None
+        if self._resume is not None:
+            self._go_on(self._resume, self._optimizer)
+            return
         if hyperparameters(self._optimizer) != self._hyper:
             raise UsageError(
                 f"hyperparameters changed inside step {self._step}; change them between optimizer.step() and the next step"
@@ -219,8 +240,26 @@ class Run:
         self._model.mark()
         self._step += 1
         self._phase = "between"
+        self._kept = Kept(
+            self._epoch,
+            self._begun,
+            self._hyper,
+            self._current.metrics,
+            dict(self._sums),
+            copy.deepcopy(self.state),
+            states_of(self._schedulers),
+        )
         total = None if self._epochs is None or self._steps_per_epoch is None else self._epochs * self._steps_per_epoch
         self._exchange.progress(total, self._samples, self._current.metrics.get("loss"))
+
+    def _go_on(self, kept: Kept, optimizer: Optimizer) -> None:
+        """The step that the checkpoint was made after is done, and everything is as it was then."""
+        put_back(kept, optimizer, self._schedulers)
+        replace(self.state, kept.state)
+        self._sums = dict(kept.sums)
+        self._kept, self._resume = kept, None
+        self._checkpointed = self._step
+        self._phase = "between"
 
     # What a script reports and asks
 
@@ -252,8 +291,9 @@ class Run:
         """
         if self._phase != "between":
             raise UsageError("run.checkpoint() belongs between steps")
-        if self._opened:
+        if self._opened and self._checkpointed != self._step:
             self._exchange.checkpoint(self._step, self._extra())
+            self._checkpointed = self._step
 
     def export(self, path: str | Path) -> None:
         """Write parameters and buffers as they are now: safetensors, or a torch file with a ``.pt`` suffix.
@@ -271,12 +311,8 @@ class Run:
             print(f"exported {path.absolute()}", file=sys.stderr, flush=True)
 
     def _extra(self) -> bytes:
-        """What a restored run must know beside the tensors."""
-        try:
-            packed: bytes = msgpack.packb({"epoch": self._epoch, "step": self._step, "state": self.state})
-        except TypeError as error:
-            raise UsageError(f"run.state holds something that is no plain value: {error}") from None
-        return packed
+        """What a restored run must know beside the tensors; nothing before the first step."""
+        return b"" if self._kept is None else self._kept.pack()
 
     def close(self) -> None:
         """The script is over; without a step its weights are those that it began with. Called by whoever runs it."""
@@ -285,71 +321,10 @@ class Run:
         self._closed = True
         if self._phase != "between":
             raise UsageError(f"the script ended inside step {self._step}: call optimizer.step() after the inner loop")
+        if self._resume is not None:
+            where = f"step {self._resume.begun} of epoch {self._resume.epoch}"
+            raise UsageError(
+                f"the checkpoint was made at {where}, and the script ended without it: has its data changed?"
+            )
         self._open(None)
         self._exchange.close(self._step, self._extra())
-
-
-def init(
-    seed: int = 0,
-    leaves: int | None = None,
-    threads: int | None = None,
-    *,
-    consistency: str = "bsp",
-    exchange: str = "servers",
-    codec: str = "none",
-) -> Run:
-    """Begin a run: call it before the model is built.
-
-    Seeds torch, numpy and random; sets torch's threads (default 1) and deterministic algorithms; fixes the number of
-    leaves of each step, a power of two (default 8). Inside a job the submission may have fixed leaves and threads:
-    then they must agree. Raises ``UsageError``, and ``NotYetError`` for what is designed and not built.
-    """
-    for name, value, only in (
-        ("consistency", consistency, "bsp"),
-        ("exchange", exchange, "servers"),
-        ("codec", codec, "none"),
-    ):
-        if value != only:
-            raise NotYetError(f"{name}={value!r} is not built yet; leave it out, or pass {only!r}")
-    joined = provided()
-    found: Exchange = PlainExchange() if joined is None else joined
-    leaves = _agreed("leaves", leaves, found.leaves, 8)
-    if leaves < 1 or leaves & (leaves - 1):
-        raise UsageError(f"leaves must be a power of two, not {leaves}")
-    torch.set_num_threads(_agreed("threads", threads, found.threads, 1))
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)  # noqa: FBT003 (torch's signature)
-    guards.install()
-    sow(seed)
-    run = Run(found, seed, leaves)
-    _remember(run)
-    return run
-
-
-_latest: list[Run] = []
-"""The run of this process; a notebook may begin another one."""
-
-
-def latest() -> Run | None:
-    """The run that ``init`` made last in this process."""
-    return _latest[0] if _latest else None
-
-
-def _remember(run: Run) -> None:
-    if not _latest:
-        atexit.register(_at_exit)
-    _latest[:] = [run]
-
-
-def _at_exit() -> None:
-    """A plain run writes the weights that ``DMI_EXPORT`` asks for, unless its script ended with an exception."""
-    path = os.environ.get("DMI_EXPORT")
-    run = latest()
-    if path and run is not None and provided() is None and getattr(sys, "last_value", None) is None:
-        run.export(path)
-
-
-def _agreed(name: str, here: int | None, there: int | None, default: int) -> int:
-    if here is not None and there is not None and here != there:
-        raise UsageError(f"the script says {name}={here} and the submission {name}={there}; leave one of them out")
-    return here if here is not None else there if there is not None else default

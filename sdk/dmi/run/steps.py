@@ -36,6 +36,10 @@ class Leaves(Protocol):
         """The step is complete everywhere."""
         ...
 
+    def repeat_step(self) -> None:
+        """The step was complete before the checkpoint that the run goes on from."""
+        ...
+
 
 class Step:
     """One optimizer step. Iterate over it for the batches of the leaves that fall to this worker."""
@@ -58,6 +62,15 @@ class Step:
                 yield batch
             self._run.end_leaf(leaf, len(places))
         self._run.end_step()
+
+
+class DoneStep(Step):
+    """The step after which the checkpoint was made: it has no leaves any more, and what the script does after it is done
+    again."""
+
+    def __iter__(self) -> Iterator[Any]:
+        self._run.repeat_step()
+        return iter(())
 
 
 def fetch(dataset: Any, indices: Sequence[int]) -> Any:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from dmi.errors import DmiError
-from dmi.run import exchange, run
+from dmi.run import begin, exchange
 from dmi.run.mesh_exchange import MeshExchange
 from dmi.run.script import Ending, run_script
 from dmi_protocol import limits
@@ -34,7 +34,7 @@ def work(child: Child, assignment: Assignment) -> Ending | None:
     ending = run_script(Path.cwd() / assignment.script, assignment.args)
     if ending is not None:
         return ending
-    found = run.latest()
+    found = begin.latest()
     if found is None:
         return Ending("no-run", f"{assignment.script} trains nothing: it needs dmi.init() and run.steps(...)")
     try:

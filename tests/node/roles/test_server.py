@@ -37,7 +37,7 @@ PATIENCE_S = 20.0
 SLOW = """
 import sys, time
 import torch
-from dmi.run.run import init
+from dmi.run.begin import init
 run = init()
 model = run.model(torch.nn.Linear(2, 1))
 optimizer = run.optimizer(torch.optim.SGD(model.parameters(), lr=0.1))

@@ -13,24 +13,28 @@ from dmi_protocol.cluster.command import (
     Finish,
     JobSpec,
     KeepPart,
+    LoseRole,
     Part,
     Place,
     Readdress,
+    Rekeep,
     Remove,
     SeatRole,
     Submit,
 )
-from dmi_protocol.cluster.state import CANCELLED, FAILED, RUNNING, STARTING, ClusterState, MemberRecord
+from dmi_protocol.cluster.state import CANCELLED, FAILED, RECOVERING, RUNNING, STARTING, ClusterState, MemberRecord
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId, job_id, node_id
 from dmi_protocol.messages.roles import Role, RoleKey
 from dmi_protocol.reasons import (
     Cancelled,
+    CrashedOften,
     InvitationExpired,
     InvitationUsed,
     JobEnded,
     LimitReached,
     Malformed,
     NameTaken,
+    RoleDied,
     Stale,
     UnknownMember,
 )
@@ -50,22 +54,33 @@ def place(job: JobId, generation: int, *nodes: NodeId) -> Place:
     return Place(RequestId(f"{job}/{generation}/place"), job, generation, nodes, nodes)
 
 
+def lose(job: JobId, generation: int, role: Role, index: int, step: int | None = None) -> LoseRole:
+    key = RoleKey(job, generation, role, index)
+    reason = RoleDied(f"{role}-{index}", "n", -9, 9, stalled=False)
+    return LoseRole(RequestId(f"{job}/{generation}/{role}-{index}/lost"), key, reason, step)
+
+
 def test_a_placement_on_a_node_that_was_just_removed_counts_so_that_it_can_be_made_again() -> None:
     """Simulation, seed 32: it was refused under the request id of that generation, and the job waited for ever."""
     state, job = submitted()
     apply(state, 2, Remove(RequestId("r"), B))
     apply(state, 3, place(job, 1, A, B))
     assert (state.jobs[job].state, state.jobs[job].generation) == (STARTING, 1)
-    apply(state, 4, place(job, 2, A))
+    apply(state, 4, lose(job, 1, "worker", 1))
+    apply(state, 5, place(job, 2, A))
     assert (state.jobs[job].generation, state.jobs[job].workers) == (2, (A,))
 
 
 def test_what_a_stale_generation_says_changes_nothing() -> None:
     state, job = submitted()
     apply(state, 2, place(job, 1, A, B))
-    apply(state, 3, place(job, 2, A))
-    outcome = apply(state, 4, Finish(RequestId("f"), job, 1, FAILED, Cancelled()))
+    apply(state, 3, lose(job, 1, "worker", 0))
+    apply(state, 4, place(job, 2, A))
+    outcome = apply(state, 5, Finish(RequestId("f"), job, 1, FAILED, Cancelled()))
     assert outcome.refusal == Stale()
+    assert apply(state, 6, lose(job, 1, "worker", 1)).refusal == Stale()
+    other = replace(place(job, 2, A, B), request=RequestId("other"))
+    assert apply(state, 7, other).refusal == Stale()
     assert state.jobs[job].state == STARTING
 
 
@@ -167,9 +182,10 @@ def test_a_job_ends_in_a_state_that_is_an_end() -> None:
     assert state.jobs[job].reason is None
 
 
-def keep(job: JobId, step: int, shard: int) -> KeepPart:
-    part = Part(shard, BlobHash("1" * 64), 1, A)
-    return KeepPart(RequestId(f"{step}/{shard}"), job, 1, step, part, final=False)
+def keep(job: JobId, step: int, shard: int, node: NodeId | None = None, *, final: bool = False) -> KeepPart:
+    """Without ``node`` from the server's own."""
+    part = Part(shard, BlobHash("1" * 64), 1, node or (A, B)[shard % 2])
+    return KeepPart(RequestId(f"{step}/{shard}/{node}"), job, 1, step, part, final)
 
 
 def test_a_checkpoint_is_whole_when_every_shard_has_its_part() -> None:
@@ -183,6 +199,82 @@ def test_a_checkpoint_is_whole_when_every_shard_has_its_part() -> None:
     checkpoint = state.jobs[job].checkpoint
     assert checkpoint is not None
     assert (checkpoint.step, [part.shard for part in checkpoint.parts]) == (4, [0, 1])
+
+
+def with_keepers(job: JobId) -> Place:
+    return Place(RequestId("kept"), job, 1, (A, B), (A, B), (B, A))
+
+
+def test_with_keepers_a_checkpoint_is_whole_when_every_part_is_on_two_disks() -> None:
+    state, job = submitted()
+    apply(state, 2, with_keepers(job))
+    for index, command in enumerate([keep(job, 4, 0), keep(job, 4, 1), keep(job, 4, 0, B)]):
+        apply(state, 3 + index, command)
+        assert state.jobs[job].checkpoint is None
+    apply(state, 6, keep(job, 4, 1, A))
+    checkpoint = state.jobs[job].checkpoint
+    assert checkpoint is not None
+    assert [part.nodes for part in checkpoint.parts] == [(A, B), (B, A)]
+
+
+def test_a_copy_of_a_part_that_its_server_has_not_told_counts_for_nothing() -> None:
+    state, job = submitted()
+    apply(state, 2, with_keepers(job))
+    assert apply(state, 3, keep(job, 4, 0, B)).refusal == Stale()
+    assert state.jobs[job].parts == {}
+
+
+def test_without_keepers_what_is_on_one_disk_is_whole_at_once() -> None:
+    state, job = submitted()
+    apply(state, 2, with_keepers(job))
+    for shard in (0, 1):
+        apply(state, 3 + shard, keep(job, 4, shard, final=True))
+    apply(state, 5, Rekeep(RequestId("alone"), job, 1, ()))
+    assert state.jobs[job].final
+    assert state.jobs[job].rekept == 1
+    assert apply(state, 6, Rekeep(RequestId("stale"), job, 2, (B, A))).refusal == Stale()
+
+
+def run(state: ClusterState, job: JobId, generation: int) -> None:
+    """All seats of a placement are taken."""
+    for role, _ in state.jobs[job].roles():
+        request = RequestId(f"{generation}/{role.role}-{role.index}")
+        apply(state, 50, SeatRole(request, role, "h:9", PublicKey("k" * 40), 7))
+
+
+def test_a_job_that_ran_and_lost_a_role_recovers_from_its_checkpoint() -> None:
+    state, job = submitted()
+    apply(state, 2, place(job, 1, A, B))
+    run(state, job, 1)
+    for shard in (0, 1):
+        apply(state, 60, keep(job, 4, shard))
+    apply(state, 61, lose(job, 1, "server", 1, step=7))
+    found = state.jobs[job]
+    assert (found.state, found.is_placed, found.seats, found.parts) == (RECOVERING, False, (), {})
+    begun = replace(place(job, 2, A), request=RequestId("from its beginning"))
+    assert apply(state, 62, begun).refusal == Stale(), "the checkpoint must not be forgotten"
+    apply(state, 63, replace(place(job, 2, A), restore=4))
+    assert (found.state, found.generation, found.restore) == (RECOVERING, 2, 4)
+    run(state, job, 2)
+    assert (found.state, found.reason) == (RUNNING, None)
+
+
+def test_a_job_that_crashes_again_and_again_is_given_up_unless_it_gets_further() -> None:
+    state, job = submitted()
+    for generation in range(1, 20):
+        apply(state, 2, place(job, generation, A))
+        apply(state, 3, lose(job, generation, "worker", 0, step=max(0, generation - 3)))
+        if state.jobs[job].state == FAILED:
+            break
+        if generation == 10:
+            assert state.jobs[job].crashes == 1, "it got further each time"
+    assert state.jobs[job].state == "queued"
+    state, job = submitted()
+    for generation in range(1, limits.CRASHES + 1):
+        assert state.jobs[job].state == "queued"
+        apply(state, 2, place(job, generation, A))
+        apply(state, 3, lose(job, generation, "worker", 0, step=3))
+    assert state.jobs[job].reason == CrashedOften(5, RoleDied("worker-0", "n", -9, 9, stalled=False))
 
 
 def test_checkpoints_that_lack_a_part_are_bounded() -> None:

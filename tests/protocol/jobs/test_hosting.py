@@ -1,17 +1,30 @@
 """What a node runs, and what it does about processes of its own earlier life."""
 
-from dmi_protocol.cluster.command import Finish, JobSpec, SeatRole
-from dmi_protocol.cluster.state import RUNNING, STARTING, ClusterState, Job, MemberRecord, SeatRecord
-from dmi_protocol.effects import FetchBlob, StartRole, TellRole
+from dmi_protocol.cluster.command import Finish, JobSpec, KeepPart, LoseRole, Part, SeatRole
+from dmi_protocol.cluster.state import (
+    RUNNING,
+    STARTING,
+    Checkpoint,
+    ClusterState,
+    Job,
+    KeptPart,
+    MemberRecord,
+    SeatRecord,
+)
+from dmi_protocol.effects import DropBlob, FetchBlob, StartRole, TellRole
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
 from dmi_protocol.jobs.hosting import Hosting
-from dmi_protocol.messages.roles import Bound, RoleKey, Seat
-from dmi_protocol.reasons import NodeLost
+from dmi_protocol.messages.roles import Bound, Exited, Failed, PartWritten, RoleKey, Seat
+from dmi_protocol.reasons import NodeLost, PartLost, RoleDied, RoleFailed
 
 ME = NodeId("a" * 16)
 JOB = JobId("job-1")
 BUNDLE = BlobHash("b" * 64)
 SERVER = RoleKey(JOB, 1, "server", 0)
+
+
+def hosting_here() -> Hosting:
+    return Hosting(ME, "n0", "h", (0, 0), lambda _: 7)
 
 
 def placed() -> tuple[ClusterState, Job]:
@@ -29,9 +42,11 @@ def seat(job: Job, key: str) -> None:
 
 def test_a_role_is_fetched_started_seated_and_told() -> None:
     state, job = placed()
-    hosting = Hosting(ME, "n0", "h", (0, 0))
+    hosting = hosting_here()
     assert hosting.reconcile(state) == ([FetchBlob(BUNDLE, ())], [])
-    assert [type(effect) for effect in hosting.arrived(state, BUNDLE)] == [StartRole]
+    started, told = hosting.arrived(state, BUNDLE)
+    assert [type(effect) for effect in started] == [StartRole]
+    assert told == []
     (fact,) = hosting.happened(SERVER, Bound("h:2", PublicKey("now"), 7))
     assert isinstance(fact, SeatRole)
     seat(job, "now")
@@ -45,15 +60,15 @@ def test_a_role_is_fetched_started_seated_and_told() -> None:
 def test_a_seat_of_an_earlier_life_is_reported_lost() -> None:
     state, job = placed()
     seat(job, "before")
-    effects, facts = Hosting(ME, "n0", "h", (0, 0)).reconcile(state)
+    effects, facts = hosting_here().reconcile(state)
     assert effects == []
-    assert [fact.reason for fact in facts if isinstance(fact, Finish)] == [NodeLost("server-0", "n0")]
+    assert [fact.reason for fact in facts if isinstance(fact, LoseRole)] == [NodeLost("server-0", "n0")]
 
 
 def test_a_seat_of_an_earlier_life_that_is_heard_of_late_is_reported_lost_too() -> None:
     """Simulation, seed 34: the restarted node had begun the role again before it caught up with the log."""
     state, job = placed()
-    hosting = Hosting(ME, "n0", "h", (0, 0))
+    hosting = hosting_here()
     hosting.reconcile(state)
     hosting.arrived(state, BUNDLE)
     hosting.happened(SERVER, Bound("h:3", PublicKey("now"), 8))
@@ -61,4 +76,114 @@ def test_a_seat_of_an_earlier_life_that_is_heard_of_late_is_reported_lost_too() 
     job.state = RUNNING
     effects, facts = hosting.reconcile(state)
     assert effects == [], "nobody must be told of a roster with a dead process in it"
-    assert [fact.reason for fact in facts if isinstance(fact, Finish)] == [NodeLost("server-0", "n0")]
+    assert [fact.reason for fact in facts if isinstance(fact, LoseRole)] == [NodeLost("server-0", "n0")]
+
+
+OTHER = NodeId("c" * 16)
+PARTS = tuple(BlobHash(f"{shard}" * 64) for shard in range(3))
+
+
+def restored(servers: int) -> tuple[ClusterState, Job]:
+    """A job that goes on from a checkpoint of three shards, with a server here and others elsewhere."""
+    state, job = placed()
+    state.members[OTHER] = MemberRecord(OTHER, "n1", "h:1", PublicKey("o"), witness=False)
+    job.servers = (ME, OTHER, OTHER)[:servers]
+    job.checkpoint = Checkpoint(4, tuple(KeptPart(shard, blob, 1, (OTHER, ME)) for shard, blob in enumerate(PARTS)))
+    job.restore = 4
+    return state, job
+
+
+def test_a_server_goes_on_from_the_parts_that_hold_its_buckets_once_all_are_here() -> None:
+    for servers, parts in ((3, PARTS[:1]), (2, PARTS)):
+        state, _ = restored(servers)
+        hosting = hosting_here()
+        effects, _ = hosting.reconcile(state)
+        assert effects == [FetchBlob(BUNDLE, ()), *(FetchBlob(part, (OTHER,)) for part in parts)]
+        for blob in parts:
+            assert hosting.arrived(state, blob) == ([], [])
+        ((start,), _) = hosting.arrived(state, BUNDLE)
+        assert isinstance(start, StartRole)
+        assert start.assignment.part_hashes == parts
+
+
+def test_a_part_that_cannot_be_had_has_the_job_placed_again() -> None:
+    state, _ = restored(3)
+    hosting = hosting_here()
+    hosting.reconcile(state)
+    (fact,) = hosting.missing(PARTS[0], "gone")
+    assert isinstance(fact, LoseRole)
+    assert (fact.reason, fact.step) == (PartLost("n0", "gone"), 7)
+
+
+def test_a_keeper_fetches_a_part_tells_it_and_drops_it_when_it_is_old() -> None:
+    state, job = placed()
+    job.servers, job.keepers = (OTHER,), (ME,)
+    job.workers = (OTHER,)
+    job.parts[4] = (KeptPart(0, PARTS[0], 9, (OTHER,)),)
+    state.members[OTHER] = MemberRecord(OTHER, "n1", "h:1", PublicKey("o"), witness=False)
+    hosting = hosting_here()
+    assert hosting.reconcile(state) == ([FetchBlob(PARTS[0], (OTHER,))], [])
+    assert hosting.reconcile(state) == ([], []), "it is under way"
+    hosting.missing(PARTS[0], "no answer")
+    assert hosting.reconcile(state) == ([FetchBlob(PARTS[0], (OTHER,))], []), "it is tried again"
+    hosting.drop_parts(state)
+    (_, (fact,)) = hosting.arrived(state, PARTS[0])
+    assert isinstance(fact, KeepPart)
+    assert (fact.step, fact.part, fact.final) == (4, Part(0, PARTS[0], 9, ME), False)
+    job.parts[4] = (KeptPart(0, PARTS[0], 9, (OTHER, ME)),)
+    assert hosting.reconcile(state) == ([], [])
+    assert hosting.drop_parts(state) == []
+    job.parts.clear()
+    assert hosting.drop_parts(state) == [DropBlob(PARTS[0])]
+
+
+def started() -> Hosting:
+    state, _ = placed()
+    hosting = hosting_here()
+    hosting.reconcile(state)
+    hosting.arrived(state, BUNDLE)
+    return hosting
+
+
+def test_what_lies_in_the_job_is_final_and_what_lies_in_a_process_is_made_good() -> None:
+    (died,) = started().happened(SERVER, Exited(-9, 9))
+    assert isinstance(died, LoseRole)
+    assert died.reason == RoleDied("server-0", "n0", -9, 9, stalled=False)
+    (silent,) = started().happened(SERVER, Failed("peer-silent", "worker-1 was not heard"))
+    assert isinstance(silent, LoseRole)
+    hosting = started()
+    (raised,) = hosting.happened(SERVER, Failed("script-raised", "ValueError"))
+    assert isinstance(raised, Finish)
+    assert raised.reason == RoleFailed("server-0", "n0", "script-raised", "ValueError")
+    assert hosting.happened(SERVER, Exited(1, 0)) == [], "it has said why"
+
+
+def test_a_part_that_a_server_has_written_is_told_under_its_own_node() -> None:
+    (fact,) = started().happened(SERVER, PartWritten(4, 0, PARTS[0], "/part", 9, final=True))
+    assert isinstance(fact, KeepPart)
+    assert (fact.part, fact.final) == (Part(0, PARTS[0], 9, ME), True)
+
+
+def test_a_completed_role_whose_process_is_of_an_earlier_life_is_safe_only_with_its_final_part() -> None:
+    state, job = placed()
+    seat(job, "before")
+    job.state, job.completed = RUNNING, (SERVER,)
+    _, facts = hosting_here().reconcile(state)
+    assert [type(fact) for fact in facts] == [LoseRole]
+    job.final_parts[4] = (KeptPart(0, PARTS[0], 9, (ME,)),)
+    assert hosting_here().reconcile(state) == ([], [])
+
+
+def test_the_last_checkpoint_and_the_final_one_may_be_the_same_bytes() -> None:
+    """The copy of the second was never told, because the first was under way: the job did not end."""
+    state, job = placed()
+    job.workers = job.servers = (OTHER,)
+    job.keepers = (ME,)
+    job.parts[4] = (KeptPart(0, PARTS[0], 9, (OTHER,)),)
+    hosting = hosting_here()
+    hosting.reconcile(state)
+    hosting.arrived(state, PARTS[0])
+    job.final_parts[4] = (KeptPart(0, PARTS[0], 9, (OTHER,)),)
+    assert hosting.reconcile(state) == ([FetchBlob(PARTS[0], ())], [])
+    (_, facts) = hosting.arrived(state, PARTS[0])
+    assert [fact.final for fact in facts if isinstance(fact, KeepPart)] == [False, True]

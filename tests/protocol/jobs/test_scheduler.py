@@ -2,8 +2,18 @@
 
 from dmi_protocol import limits
 from dmi_protocol.cluster.apply import apply
-from dmi_protocol.cluster.command import CompleteRole, Finish, JobSpec, KeepPart, Part, Place, SeatRole, Submit
-from dmi_protocol.cluster.state import FAILED, SUCCEEDED, ClusterState, MemberRecord
+from dmi_protocol.cluster.command import (
+    Command,
+    CompleteRole,
+    Finish,
+    JobSpec,
+    KeepPart,
+    Part,
+    Place,
+    SeatRole,
+    Submit,
+)
+from dmi_protocol.cluster.state import FAILED, RECOVERING, SUCCEEDED, ClusterState, MemberRecord
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.instant import Instant
 from dmi_protocol.jobs.scheduler import Scheduler
@@ -26,11 +36,14 @@ class Table:
         self.scheduler = Scheduler()
 
     def propose(self, now: Instant = NOW, alive: frozenset[NodeId] = ALL) -> list[Place | Finish]:
-        """What is proposed, and applied."""
-        found = self.scheduler.propose(now, self.state, alive)
-        for command in found:
-            apply(self.state, self.state.applied + 1, command)
-        return [command for command in found if isinstance(command, Place | Finish)]
+        """What is proposed, and applied, until nothing new is."""
+        done: list[Command] = []
+        while found := self.scheduler.propose(now, self.state, alive):
+            assert len(done) < 10
+            for command in found:
+                assert apply(self.state, self.state.applied + 1, command).refusal is None
+            done += found
+        return [command for command in done if isinstance(command, Place | Finish)]
 
     def bind(self, job: JobId) -> None:
         for role, _ in self.state.jobs[job].roles():
@@ -72,19 +85,21 @@ def test_a_node_lost_while_the_job_starts_costs_a_generation() -> None:
     assert (again.generation, set(again.workers)) == (2, {B, C})
 
 
-def test_a_node_lost_while_the_job_starts_may_come_back_when_there_is_no_other() -> None:
+def test_a_node_lost_while_the_job_starts_is_waited_for_when_there_is_no_other() -> None:
     table = Table(spec(3))
     table.propose()
     assert table.propose(alive=frozenset({B, C})) == []
-    assert table.propose() == []
-    assert table.state.jobs[table.jobs[0]].generation == 1
+    assert table.state.jobs[table.jobs[0]].state == "queued"
+    (again,) = table.propose()
+    assert isinstance(again, Place)
+    assert (again.generation, again.workers) == (2, NODES)
 
 
 def test_a_role_that_does_not_get_ready_fails_the_job() -> None:
     table = Table(spec(1))
     table.propose()
     assert table.propose(Instant(1)) == []
-    due = Instant(1 + limits.ROLE_START_MS)
+    due = Instant(limits.ROLE_START_MS)
     assert table.scheduler.deadline(table.state) == due
     assert table.propose(Instant(due - 1)) == []
     (end,) = table.propose(due)
@@ -93,26 +108,70 @@ def test_a_role_that_does_not_get_ready_fails_the_job() -> None:
     assert table.scheduler.deadline(table.state) is None
 
 
-def test_a_node_lost_while_the_job_runs_fails_it() -> None:
-    table = Table(spec(2))
+def test_a_job_that_ran_makes_do_with_the_nodes_that_are_left() -> None:
+    table = Table(spec(3))
     table.propose()
     table.bind(table.jobs[0])
     assert table.propose() == []
-    (end,) = table.propose(alive=frozenset({A, C}))
-    assert isinstance(end, Finish)
-    assert (end.state, end.reason) == (FAILED, NodeLost("server-1", "b"))
+    (again,) = table.propose(alive=frozenset({A, C}))
+    assert isinstance(again, Place)
+    assert (again.generation, again.workers, again.servers, again.keepers) == (2, (A, C), (A, C), (C, A))
+    assert again.restore is None
+    job = table.state.jobs[table.jobs[0]]
+    assert (job.state, job.reason) == (RECOVERING, NodeLost("server-1", "b"))
 
 
-def test_a_node_lost_after_its_roles_are_done_is_no_loss_and_the_end_waits_for_the_final_parts() -> None:
-    table = Table(spec(1))
+def keep(table: Table, job: JobId, step: int, *, final: bool = False) -> None:
+    """A whole checkpoint of the placement in force."""
+    placed = table.state.jobs[job]
+    for shard, nodes in enumerate(zip(placed.servers, placed.keepers, strict=True)):
+        for node in nodes:
+            part = Part(shard, BlobHash("1" * 64), 1, node)
+            request = RequestId(f"{placed.generation}/{step}/{shard}/{node}")
+            apply(table.state, 50, KeepPart(request, job, placed.generation, step, part, final))
+
+
+def test_nobody_goes_on_before_somebody_has_each_part_of_the_checkpoint() -> None:
+    table = Table(spec(2))
     table.propose()
     (job,) = table.jobs
     table.bind(job)
-    for role, _ in table.state.jobs[job].roles():
-        apply(table.state, 50, CompleteRole(RequestId(f"done-{role.role}"), role))
-    assert table.propose(alive=frozenset({B, C})) == []
-    part = Part(0, BlobHash("1" * 64), 1, A)
-    apply(table.state, 51, KeepPart(RequestId("part"), job, 1, 12, part, final=True))
-    (end,) = table.propose(alive=frozenset({B, C}))
-    assert isinstance(end, Finish)
-    assert (end.state, end.reason, end.step) == (SUCCEEDED, Succeeded(12), 12)
+    keep(table, job, 4)
+    assert table.propose(alive=frozenset({C})) == []
+    found = table.state.jobs[job]
+    assert (found.state, found.is_placed) == (RECOVERING, False)
+    assert found.parts_away({C}) == (A, B)
+    (again,) = table.propose(alive=frozenset({A, C}))
+    assert isinstance(again, Place)
+    assert (again.restore, again.workers) == (4, (A, C))
+
+
+def test_a_keeper_that_is_away_is_replaced() -> None:
+    table = Table(spec(1))
+    table.propose()
+    job = table.state.jobs[table.jobs[0]]
+    assert (job.servers, job.keepers) == ((A,), (B,))
+    for alive, keepers in (({A, C}, (C,)), (ALL, (C,)), ({A}, ()), ({A, B}, (B,))):
+        assert table.propose(alive=frozenset(alive)) == []
+        assert job.keepers == keepers, "one that is there stays; nobody is better than a dead one"
+    assert job.generation == 1
+
+
+def test_a_node_lost_after_its_roles_are_done_is_a_loss_only_before_the_final_parts_are_safe() -> None:
+    for is_safe in (True, False):
+        table = Table(spec(1))
+        table.propose()
+        (job,) = table.jobs
+        table.bind(job)
+        for role, _ in table.state.jobs[job].roles():
+            apply(table.state, 50, CompleteRole(RequestId(f"done-{role.role}"), role))
+        assert table.propose() == [], "the end waits for the final parts"
+        if is_safe:
+            keep(table, job, 12, final=True)
+        (command,) = table.propose(alive=frozenset({B, C}))
+        if is_safe:
+            assert isinstance(command, Finish)
+            assert (command.state, command.reason, command.step) == (SUCCEEDED, Succeeded(12), 12)
+        else:
+            assert isinstance(command, Place)
+            assert command.workers == (B,)

@@ -44,11 +44,14 @@ def test_any_universe_applies_every_step_once_with_the_fixed_sum(
         assert norms == ({((0, 1.0), (1, 2.0), (2, 3.0))} if clips else {()})
 
 
+FIELDS = (("torch", "2"),)
+
+
 def ready(workers: int = 2, buckets: tuple[int, ...] = (0,), leaves: int = 2, clips: bool = False) -> Shard:
     """A shard that has welcomed its workers."""
     shard = Shard(x.Rostered(3, tuple(range(workers)), 0), 0)
     for worker in range(workers):
-        shard.step(NOW, x.Greeted(worker, 3, (("torch", "2"),), b"model"))
+        shard.step(NOW, x.Greeted(worker, 3, FIELDS, b"model"))
     shard.step(NOW, x.Opened(buckets, (), leaves, clips, (0,)))
     for bucket in buckets:
         shard.step(NOW, x.Initialized(0, 3, bucket))
@@ -148,7 +151,9 @@ def test_the_lead_must_have_begun_so_that_its_checkpoint_comes_first() -> None:
     shard = ready()
     begin(shard, 1, 0)
     assert whole(shard, 0, 0, 1, worker=1) == []
-    assert shard.step(NOW, x.CheckpointAsked(0, 3, 0, b"extra")) == [x.WritePart(0, b"extra", final=False)]
+    assert shard.step(NOW, x.CheckpointAsked(0, 3, 0, b"extra")) == [
+        x.WritePart(0, b"extra", final=False, fingerprint=FIELDS)
+    ]
     assert shard.step(NOW, x.CheckpointAsked(1, 3, 0, b"other")) == []
     assert begin(shard, 0, 0)[0] == x.Apply(0, 0, Handle(1), b"lr", ())
 
@@ -185,9 +190,30 @@ def test_clipping_waits_for_the_norms_of_all_shards() -> None:
     assert x.Apply(0, 3, Handle(2), b"lr", norms) in effects
 
 
+def test_a_shard_goes_on_from_a_checkpoint_without_initial_values() -> None:
+    shard = Shard(x.Rostered(3, (0, 1), 0), 0)
+    assert shard.step(NOW, x.ResumeAsked(1, 3)) == [x.Resume(1)], "before anybody has described the model"
+    assert shard.step(NOW, x.ResumeAsked(1, 2)) == [x.Decline(1, "generation", "3")]
+    shard.step(NOW, x.Greeted(0, 3, FIELDS, b"model"))
+    assert shard.step(NOW, x.Opened((0,), (1,), 2, clips=False, shards=(0,), step=5, fingerprint=FIELDS)) == []
+    assert shard.step(NOW, x.Greeted(1, 3, FIELDS, b"model")) == [x.Welcome(0, 5), x.Welcome(1, 5)]
+    assert shard.step(NOW, x.Pulled(1, 3, 5, (0,))) == [x.Show(5, 0, (1,))]
+    begin(shard, 0, 5)
+    assert whole(shard, 5, 0, 1) == [], "worker 1 has not begun"
+    assert x.Apply(5, 0, Handle(1), b"lr", ()) in begin(shard, 1, 5)
+    assert shard.current == 6
+
+
+def test_whoever_differs_from_those_who_made_the_checkpoint_is_named() -> None:
+    shard = Shard(x.Rostered(3, (0,), 0), 0)
+    shard.step(NOW, x.Greeted(0, 3, FIELDS, b"model"))
+    opened = x.Opened((0,), (), 2, clips=False, shards=(0,), step=5, fingerprint=(("torch", "1"),))
+    assert shard.step(NOW, opened) == [x.Disagree(0, None, "torch", "2", "1")]
+
+
 def test_a_script_that_goes_on_where_another_has_ended_is_a_contradiction() -> None:
     shard = ready()
-    assert shard.step(NOW, x.FinishAsked(0, 3, 0, b"")) == [x.WritePart(0, b"", final=True)]
+    assert shard.step(NOW, x.FinishAsked(0, 3, 0, b"")) == [x.WritePart(0, b"", final=True, fingerprint=FIELDS)]
     assert begin(shard, 1, 0) == [x.Disagree(1, 0, "steps", "1", "0")]
 
 

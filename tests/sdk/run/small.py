@@ -5,7 +5,7 @@ import sys
 import torch
 from torch import nn
 
-from dmi.run.run import init
+from dmi.run.begin import init
 
 CLIP = None if sys.argv[1] == "none" else float(sys.argv[1])
 

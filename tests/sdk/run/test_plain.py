@@ -14,8 +14,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from dmi.run import exchange
+from dmi.run.begin import init
 from dmi.run.plain import PlainExchange
-from dmi.run.run import Run, init
+from dmi.run.run import Run
 from dmi_protocol.training.tree import leaf_range
 from dmi_tensor.optimizers import ELEMENTWISE, REFUSED, WHOLE
 from dmi_tensor.random_streams import permutation, sow_leaf

@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.data import IterableDataset, TensorDataset
 
 from dmi.errors import DmiError, NonFiniteLossError, NotYetError, UsageError
-from dmi.run.run import Run, init
+from dmi.run.begin import init
+from dmi.run.run import Run
 
 Script = Callable[[Run, nn.Linear, torch.optim.Optimizer], None]
 

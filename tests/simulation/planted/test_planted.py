@@ -5,10 +5,13 @@ import pytest
 from tests.simulation.planted.copies import MOST_CHANGED_LINES, changed_lines, hunt, patches
 
 EXPECTED = {
+    "checkpoint-on-one-disk": {"parts"},
     "incarnation-not-checked": {"incarnations"},
     "leaf-counted-twice": {"invariants", "leaves"},
     "older-term-by-counting": {"committed"},
+    "parts-of-two-placements": {"parts", "crash"},
     "stale-generation-accepted": {"generations"},
+    "started-without-its-parts": {"parts"},
     "version-given-up-early": {"versions"},
     "vote-before-persisted": {"votes", "leaders"},
 }
