@@ -40,7 +40,7 @@ class Scheduler:
                 assert job.checkpoint is not None
                 commands += [_finish(job, SUCCEEDED, Succeeded(job.checkpoint.step), job.checkpoint.step)]
             else:
-                commands += _watch(job, nodes) or _rekeep(job, nodes) or self._unready(now, job, state)
+                commands += _watch(job, nodes, state) or _rekeep(job, nodes) or self._unready(now, job, state)
         return commands
 
     def _unready(self, now: Instant, job: Job, state: ClusterState) -> list[Command]:
@@ -81,12 +81,13 @@ def _is_done(job: Job) -> bool:
     return job.state == RUNNING and len(job.completed) == len(job.roles()) and job.final
 
 
-def _watch(job: Job, nodes: list[NodeId]) -> list[Command]:
+def _watch(job: Job, nodes: list[NodeId], state: ClusterState) -> list[Command]:
     """A role is lost with its node, unless its work is done and safe."""
     for role, node in job.roles():
         is_safe = role in job.completed and job.final
         if node not in nodes and not is_safe:
-            name = next((r.seat.node_name for r in job.seats if r.seat.key == role), node)
+            seated = next((r.seat.node_name for r in job.seats if r.seat.key == role), node)
+            name = state.members[node].name if node in state.members else seated
             request = RequestId(f"{job.id}/{job.generation}/lost-{role_name(role)}")
             return [LoseRole(request, role, NodeLost(role_name(role), name))]
     return []

@@ -139,7 +139,7 @@ def test_nobody_goes_on_before_somebody_has_each_part_of_the_checkpoint() -> Non
     keep(table, job, 4)
     assert table.propose(alive=frozenset({C})) == []
     found = table.state.jobs[job]
-    assert (found.state, found.is_placed) == (RECOVERING, False)
+    assert (found.state, found.is_placed, found.reason) == (RECOVERING, False, NodeLost("server-0", "a"))
     assert found.parts_away({C}) == (A, B)
     (again,) = table.propose(alive=frozenset({A, C}))
     assert isinstance(again, Place)
