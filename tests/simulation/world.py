@@ -166,7 +166,8 @@ class World:
             case Answer():
                 self._answered(node, effect)
             case FetchBlob(blob, sources):
-                self.clock.later(5 + int(100 * self.random.random()), self._fetch, node, node.life, blob, sources)
+                slowest = self.random.choice([100, 100, 2_500])
+                self.clock.later(5 + int(slowest * self.random.random()), self._fetch, node, node.life, blob, sources)
             case DropBlob(blob):
                 node.blobs.pop(blob, None)
             case StartRole() | TellRole() | StopRole():

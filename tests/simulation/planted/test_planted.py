@@ -9,7 +9,6 @@ EXPECTED = {
     "incarnation-not-checked": {"incarnations"},
     "leaf-counted-twice": {"invariants", "leaves"},
     "older-term-by-counting": {"committed"},
-    "parts-of-two-placements": {"parts", "crash"},
     "stale-generation-accepted": {"generations"},
     "started-without-its-parts": {"parts"},
     "version-given-up-early": {"versions"},
