@@ -70,6 +70,24 @@ async def pair(root: Path, change: Change = unchanged) -> AsyncIterator[Pair]:
         await made.tasks.close()
 
 
+async def test_what_was_torn_here_is_fetched_again(tmp_path: Path) -> None:
+    async with pair(tmp_path) as both:
+        both.put(THERE)
+        both.homes[HERE].blobs.joinpath(BLOB).write_bytes(DATA[:-1])
+        await both.here.fetch(BLOB, [THERE])
+        assert both.blobs[HERE].is_whole(BLOB)
+
+
+async def test_what_was_torn_there_is_had_from_another(tmp_path: Path) -> None:
+    async with pair(tmp_path) as both:
+        both.homes[THERE].blobs.joinpath(BLOB).write_bytes(DATA[:-1] + b"?")
+        with pytest.raises(NoSourceError, match="does not have the hash"):
+            await both.here.fetch(BLOB, [THERE])
+        assert not both.blobs[HERE].has(BLOB)
+        both.put(THERE)
+        await both.here.fetch(BLOB, [THERE])
+
+
 async def test_a_blob_comes_in_pieces(tmp_path: Path) -> None:
     async with pair(tmp_path) as both:
         both.put(THERE)
