@@ -81,7 +81,7 @@ def job_view(job: Job, state: ClusterState, alive: Set[NodeId], progress: Progre
         generation=job.generation,
         step=step,
         steps=steps,
-        samples_per_second=progress.samples_per_second if progress is not None and goes_on else None,
+        samples_per_second=progress.samples_per_second if progress is not None and job.state == RUNNING else None,
         loss=progress.loss if progress is not None and goes_on else job.loss,
         reason=reasons.sentence(reason) if job.reason is not None else None,
         sentence=reasons.sentence(reason),

@@ -61,7 +61,8 @@ def test_a_job_that_recovers_says_what_was_lost_and_what_it_goes_on_from() -> No
     loss = NodeLost("worker-1", "n-b")
     job.state, job.reason = RECOVERING, loss
     assert why(job, found, BOTH) == Recovering(loss, None, 0, 0)
-    shown = job_view(job, found, BOTH, None)
+    shown = job_view(job, found, BOTH, Progressed(3, 9, 100.0, 0.5))
+    assert (shown.step, shown.samples_per_second) == (3, None), "it does not move now"
     assert (
         shown.sentence == "n-b, which played worker-1, is gone; the job goes on from its beginning: waiting for nodes"
     )

@@ -85,7 +85,7 @@ def _lines(job: Job) -> dict[str, Any]:
     for last in job.events():
         if last["state"] != state or time.monotonic() - said_at >= _LINE_S:
             state, said_at = last["state"], time.monotonic()
-            click.echo(wording.line_of(last), err=True)
+            click.echo(wording.line_of(last, with_reason=True), err=True)
     return last
 
 

@@ -3,8 +3,11 @@
 from typing import Any
 
 
-def line_of(job: dict[str, Any]) -> str:
-    """``running: step 120 of 480, 1,811 samples/s, loss 0.0164``: of that, what is known."""
+def line_of(job: dict[str, Any], *, with_reason: bool = False) -> str:
+    """``running: step 120 of 480, 1,811 samples/s, loss 0.0164``: of that, what is known; ``with_reason`` a job that
+    recovers says what from, instead."""
+    if with_reason and job["state"] == "recovering" and job["reason"]:
+        return f"{job['state']}: {job['reason']}"
     known = [
         None if job["step"] is None else f"step {progress_of(job)}",
         None if job["samples_per_second"] is None else f"{number(job['samples_per_second'], 0)} samples/s",

@@ -20,6 +20,19 @@ def test_a_job_that_has_not_begun_has_dashes() -> None:
     assert row == ["digits-1a2b", "succeeded", "-", "-", "-", ""]
 
 
+def test_a_job_that_recovers_says_what_from() -> None:
+    lost = JOB | {
+        "state": "recovering",
+        "step": 3,
+        "steps": 12,
+        "samples_per_second": None,
+        "loss": None,
+        "reason": "n1",
+    }
+    assert wording.line_of(lost, with_reason=True) == "recovering: n1"
+    assert wording.line_of(lost) == "recovering: step 3 of 12"
+
+
 def voters(*states: str) -> dict[str, Any]:
     return {"members": [{"voter": True, "state": state} for state in states] + [{"voter": False, "state": "alive"}] * 4}
 
