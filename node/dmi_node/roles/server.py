@@ -1,10 +1,10 @@
 """The parameter server's process: ``python -m dmi_node.roles.server``, a child of the daemon.
 
 It carries messages to the shard's machine (``dmi_protocol/training/shard.py``), which decides, and does what it wants
-with the tensors (``tensors.py``). One thread does all of it; a second one only talks to the daemon.
+with the tensors (``tensors.py``). One thread does all of it; a second one only talks to the daemon, a third one to the
+disk.
 """
 
-import hashlib
 import os
 import sys
 import time
@@ -15,9 +15,10 @@ from pathlib import Path
 import zmq
 
 from dmi_node.roles.tensors import Tensors
+from dmi_node.roles.writer import Writer
 from dmi_protocol import limits
 from dmi_protocol.errors import RemoteProtocolError
-from dmi_protocol.identity import BlobHash, PublicKey
+from dmi_protocol.identity import PublicKey
 from dmi_protocol.instant import Instant
 from dmi_protocol.messages import parameters as say
 from dmi_protocol.messages.roles import Assignment, Bound, Completed, PartWritten, Roster, Seat
@@ -25,7 +26,7 @@ from dmi_protocol.tensor_spec import describe
 from dmi_protocol.training import exchange as x
 from dmi_protocol.training.shard import Shard
 from dmi_protocol.training.step import Handle, Release, Subtree, Sum
-from dmi_tensor.checkpoint import CorruptPartError, read_part
+from dmi_tensor.checkpoint import CorruptPartError, read_part, write_part
 from dmi_tensor.tree_sum import DisagreementError
 from dmi_wire.bulk import Delivery, Endpoint, Line
 from dmi_wire.child import Child
@@ -62,17 +63,21 @@ class Server:
         is_beside = any(map(self._is_local, self._workers))
         self._tensors = Tensors(self._shard, len(roster.shards), shares_memory=is_beside, parts=parts)
         self._heard = dict.fromkeys(self._workers, _now())
+        self._writer = Writer()
         self._is_done = False
 
     def run(self) -> None:
         """Serve until the shard's work is done."""
         poller = zmq.Poller()
         self._endpoint.register(poller)
+        poller.register(self._writer.fd, zmq.POLLIN)
         while not self._is_done:
             poller.poll(_POLL_MS)
             self._endpoint.authenticate()
             self._drain()
+            self._tell_written()
             self._lose_patience()
+        self._writer.close()
 
     def _drain(self) -> None:
         """Take all that waits."""
@@ -217,16 +222,18 @@ class Server:
 
     def _write(self, effect: x.WritePart) -> None:
         path = Path(self._assignment.directory) / f"{'final' if effect.final else 'part'}-{effect.step}.safetensors"
-        size = self._tensors.write(path, effect.step, effect.extra, effect.fingerprint)
-        with path.open("rb") as file:
-            blob = BlobHash(hashlib.file_digest(file, "sha256").hexdigest())
-        self._child.tell(PartWritten(effect.step, self._shard, blob, str(path), size, effect.final))
-        self._happened(x.PartDurable(effect.step, effect.final))
+        self._writer.write(path, self._tensors.part(effect.step, effect.extra, effect.fingerprint), final=effect.final)
+
+    def _tell_written(self) -> None:
+        for part in self._writer.done():
+            told = PartWritten(part.step, self._shard, part.blob, str(part.path), part.size_bytes, part.final)
+            self._child.tell(told)
+            self._happened(x.PartDurable(part.step, part.final))
 
     def _give(self, worker: int, step: int) -> None:
         """The same bytes as on disk, for the lead's own file."""
         path = Path(self._assignment.directory) / "state.safetensors"
-        self._tensors.write(path, step, b"", ())
+        write_part(path, self._tensors.part(step, b"", ()))
         data = memoryview(path.read_bytes())
         path.unlink()
         message = say.State(self._roster.generation, step, (describe("uint8", (len(data),)),))

@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import zmq
@@ -17,7 +16,7 @@ from dmi_protocol.training import exchange as x
 from dmi_protocol.training.layout import Definition, Layout, assign_buckets, lay_out
 from dmi_protocol.training.step import Handle
 from dmi_tensor.buckets import aligned_empty
-from dmi_tensor.checkpoint import Part, part_of, restore, write_part
+from dmi_tensor.checkpoint import Part, part_of, restore
 from dmi_tensor.dtypes import sum_dtype
 from dmi_tensor.frames import frame_of, spec_of, tensors_of
 from dmi_tensor.optimizers import ELEMENTWISE, WHOLE
@@ -150,9 +149,9 @@ class Tensors:
         if self._arena is not None and not self._offering:
             self._arena.segment.withdraw()
 
-    def write(self, path: Path, step: int, extra: bytes, fingerprint: tuple[tuple[str, str], ...]) -> int:
-        """Our part of version ``step``, with the optimizer's state, durable; gives its bytes."""
-        return write_part(path, part_of(self.arithmetic, self._shard, self._shards, step, extra, fingerprint))
+    def part(self, step: int, extra: bytes, fingerprint: tuple[tuple[str, str], ...]) -> Part:
+        """Our part of version ``step``, with the optimizer's state, in memory of its own."""
+        return part_of(self.arithmetic, self._shard, self._shards, step, extra, fingerprint).copy()
 
     def greet(self, worker: int, name: str | None, size: int) -> None:
         """Map the memory that the worker beside us offers; nothing is mapped for anybody else."""

@@ -230,7 +230,8 @@ class Forget(Struct, frozen=True):
 
 
 class WritePart(Struct, frozen=True):
-    """Write version ``step`` with its optimizer state to disk, before any later effect; answered by ``PartDurable``.
+    """Write version ``step`` with its optimizer state, as they are before any later effect, to disk; answered by
+    ``PartDurable``.
 
     ``fingerprint`` is that of the workers."""
 

@@ -1,0 +1,66 @@
+"""Writes parts of checkpoints beside the server's loop, so that no step waits for a disk."""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from pathlib import Path
+
+from msgspec import Struct
+
+from dmi_protocol.identity import BlobHash
+from dmi_tensor.checkpoint import Part, write_part
+
+_AT_ONCE = 2
+"""Parts in memory: one that is being written, and one that waits."""
+_DISK_S = 60.0
+
+
+class Written(Struct, frozen=True):
+    """A part is durable at ``path``."""
+
+    step: int
+    final: bool
+    path: Path
+    size_bytes: int
+    blob: BlobHash
+
+
+class Writer:
+    """Parts are written in order. ``fd`` can be read when ``done`` has something to give."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="parts")
+        self._parts: deque[Future[Written]] = deque()
+
+    def write(self, path: Path, part: Part, *, final: bool) -> None:
+        """Begin to write ``part``, whose tensors nobody changes any more. Waits while too many are in memory; raises
+        ``TimeoutError`` when the disk does not get on."""
+        waiting = [each for each in self._parts if not each.done()]
+        if len(waiting) >= _AT_ONCE and not wait(waiting[:1], _DISK_S).done:
+            raise TimeoutError(f"the disk has written no part of a checkpoint for {_DISK_S:g} s")
+        future = self._thread.submit(_write, path, part, final)
+        self._parts.append(future)
+        future.add_done_callback(lambda _: os.eventfd_write(self.fd, 1))
+
+    def done(self) -> Iterator[Written]:
+        """What is durable since the last call, in order. Raises ``OSError`` when the disk could not."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self.fd)
+        while self._parts and self._parts[0].done():
+            yield self._parts.popleft().result()
+
+    def close(self) -> None:
+        """Wait for what is under way."""
+        self._thread.shutdown()
+        os.close(self.fd)
+
+
+def _write(path: Path, part: Part, final: bool) -> Written:
+    size = write_part(path, part)
+    with path.open("rb") as file:
+        blob = BlobHash(hashlib.file_digest(file, "sha256").hexdigest())
+    return Written(part.header.step, final, path, size, blob)
