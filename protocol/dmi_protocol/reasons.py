@@ -105,7 +105,14 @@ class PartLost(Struct, frozen=True, tag="part-lost"):
     detail: str
 
 
-Loss = RoleFailed | RoleDied | NodeLost | PartLost
+class BundleLost(Struct, frozen=True, tag="bundle-lost"):
+    """The job's files could not be fetched."""
+
+    node: str
+    detail: str
+
+
+Loss = RoleFailed | RoleDied | NodeLost | PartLost | BundleLost
 """Why a placement cannot go on, and the job can."""
 
 
@@ -132,13 +139,6 @@ class CrashedOften(Struct, frozen=True, tag="crashed-often"):
 
     times: int
     last: Loss
-
-
-class BundleLost(Struct, frozen=True, tag="bundle-lost"):
-    """The job's files could not be fetched."""
-
-    node: str
-    detail: str
 
 
 class NotYet(Struct, frozen=True, tag="not-yet"):

@@ -15,7 +15,7 @@ from dmi_protocol.messages.blobs import BlobKept, BlobMessage, BlobPiece, KeepBl
 
 _PIECE_WAIT_S = 5.0
 _TRIES = 3
-_BETWEEN_TRIES_S = 0.2
+_BETWEEN_TRIES_S = 0.5
 _AT_ONCE = 8
 """Pieces that are read from the disk at the same time."""
 _WAITING = 1_000

@@ -49,7 +49,8 @@ from dmi_protocol.reasons import (
     LimitReached,
     Malformed,
     NameTaken,
-    NodeLost,
+    RoleDied,
+    RoleFailed,
     Stale,
     UnknownJob,
     UnknownMember,
@@ -216,7 +217,7 @@ def _lose(state: ClusterState, command: LoseRole) -> Outcome:
     job = _in_force(state, command.role.job, command.role.generation)
     if job is None or command.role not in dict(job.roles()):
         return _STALE
-    if not isinstance(command.reason, NodeLost):
+    if isinstance(command.reason, RoleDied | RoleFailed):
         step = -1 if command.step is None else command.step
         job.reached, job.crashes = (job.reached, job.crashes + 1) if step <= job.reached else (step, 1)
     if job.crashes >= limits.CRASHES:

@@ -40,6 +40,8 @@ class _Local(Struct):
     """Of the checkpoint that it goes on from, and who has them."""
     awaited: set[BlobHash]
     """What must be on this host's disk before it can start."""
+    has_run: bool
+    """Did the job run before? Then its files are somewhere, and it waits for them."""
     is_started: bool = False
     is_told: bool = False
     is_stopping: bool = False
@@ -128,7 +130,7 @@ class Hosting:
             return []
         if local is None:
             parts = {part.blob: part.nodes for part in _parts_for(role, job)}
-            self._local[role] = _Local(job.bundle, parts, {job.bundle, *parts})
+            self._local[role] = _Local(job.bundle, parts, {job.bundle, *parts}, job.has_run)
             sources = {job.bundle: job.holders} | parts
             return [self._fetch(blob, sources[blob], state) for blob in (job.bundle, *parts)]
         if job.state == RUNNING and local.is_started and not local.is_told:
@@ -230,16 +232,17 @@ class Hosting:
         )
 
     def missing(self, blob: BlobHash, detail: str) -> list[Command]:
-        """A blob cannot be had. Without its files a job is nowhere; a part of a checkpoint may be had by others."""
+        """A blob cannot be had. Whoever has it may be away, so a job that has run is placed again until it can be."""
         self._heard_of(blob)
         self._copies = {key: copy for key, copy in self._copies.items() if copy.part.blob != blob}
-        waiting = [(role, local) for role, local in self._local.items() if blob in local.awaited]
-        return [
-            self._failed(role, BundleLost(self._name, detail))
-            if blob == local.bundle
-            else self._lost(role, PartLost(self._name, detail))
-            for role, local in waiting
-        ]
+        facts: list[Command] = []
+        for role, local in self._local.items():
+            if blob in local.awaited and blob != local.bundle:
+                facts.append(self._lost(role, PartLost(self._name, detail)))
+            elif blob in local.awaited:
+                lost = BundleLost(self._name, detail)
+                facts.append(self._lost(role, lost) if local.has_run else self._failed(role, lost))
+        return facts
 
     def happened(self, role: RoleKey, event: RoleEvent) -> list[Command]:
         """A role process said something, or ended."""

@@ -34,6 +34,7 @@ from dmi_protocol.reasons import (
     LimitReached,
     Malformed,
     NameTaken,
+    PartLost,
     RoleDied,
     Stale,
     UnknownMember,
@@ -274,7 +275,17 @@ def test_a_job_that_crashes_again_and_again_is_given_up_unless_it_gets_further()
         assert state.jobs[job].state == "queued"
         apply(state, 2, place(job, generation, A))
         apply(state, 3, lose(job, generation, "worker", 0, step=3))
+    assert state.jobs[job].state == FAILED
     assert state.jobs[job].reason == CrashedOften(5, RoleDied("worker-0", "n", -9, 9, stalled=False))
+
+
+def test_what_is_away_is_no_crash() -> None:
+    state, job = submitted()
+    for generation in range(1, limits.CRASHES + 5):
+        apply(state, 2, place(job, generation, A))
+        away = replace(lose(job, generation, "worker", 0), reason=PartLost("n", "no answer"))
+        assert apply(state, 3, away).refusal is None
+    assert (state.jobs[job].state, state.jobs[job].crashes) == ("queued", 0)
 
 
 def test_checkpoints_that_lack_a_part_are_bounded() -> None:

@@ -15,7 +15,7 @@ from dmi_protocol.effects import DropBlob, FetchBlob, StartRole, TellRole
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
 from dmi_protocol.jobs.hosting import Hosting
 from dmi_protocol.messages.roles import Bound, Exited, Failed, PartWritten, RoleKey, Seat
-from dmi_protocol.reasons import NodeLost, PartLost, RoleDied, RoleFailed
+from dmi_protocol.reasons import BundleLost, NodeLost, PartLost, RoleDied, RoleFailed
 
 ME = NodeId("a" * 16)
 JOB = JobId("job-1")
@@ -113,6 +113,17 @@ def test_a_part_that_cannot_be_had_has_the_job_placed_again() -> None:
     (fact,) = hosting.missing(PARTS[0], "gone")
     assert isinstance(fact, LoseRole)
     assert (fact.reason, fact.step) == (PartLost("n0", "gone"), 7)
+
+
+def test_the_files_of_a_job_that_has_run_are_waited_for() -> None:
+    for has_run, kind in ((False, Finish), (True, LoseRole)):
+        state, job = placed()
+        job.has_run = has_run
+        hosting = hosting_here()
+        hosting.reconcile(state)
+        (fact,) = hosting.missing(BUNDLE, "gone")
+        assert isinstance(fact, kind)
+        assert fact.reason == BundleLost("n0", "gone")
 
 
 def test_a_keeper_fetches_a_part_tells_it_and_drops_it_when_it_is_old() -> None:
