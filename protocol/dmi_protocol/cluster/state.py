@@ -100,6 +100,11 @@ class Job(Struct):
         """Are its role processes wanted?"""
         return self.is_placed and self.state not in ENDED
 
+    def is_done(self, role: RoleKey) -> bool:
+        """Does nobody need this role any more? A server's last words to a worker may be lost with its host."""
+        workers = [key for key, _ in self.roles() if key.role == "worker"]
+        return role in self.completed and (role.role == "worker" or set(workers) <= set(self.completed))
+
     def parts_away(self, alive: Collection[NodeId]) -> tuple[NodeId, ...]:
         """The nodes that alone have parts of the checkpoint, while none of those who have such a part is alive."""
         parts = self.checkpoint.parts if self.checkpoint is not None else ()

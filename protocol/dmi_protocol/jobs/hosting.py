@@ -291,9 +291,10 @@ class Hosting:
 
 
 def _is_safe(role: RoleKey, job: Job) -> bool:
-    """Is the work of this role done, and kept?"""
+    """Is the work of this role done and kept, whatever became of its process?"""
     parts = [part for found in job.final_parts.values() for part in found]
-    return role in job.completed and (role.role == "worker" or any(part.shard == role.index for part in parts))
+    is_kept = role.role == "worker" or any(part.shard == role.index for part in parts)
+    return is_kept and job.is_done(role)
 
 
 def _parts_for(role: RoleKey, job: Job) -> tuple[KeptPart, ...]:

@@ -84,7 +84,7 @@ def _is_done(job: Job) -> bool:
 def _watch(job: Job, nodes: list[NodeId], state: ClusterState) -> list[Command]:
     """A role is lost with its node, unless its work is done and safe."""
     for role, node in job.roles():
-        is_safe = role in job.completed and job.final
+        is_safe = job.final and job.is_done(role)
         if node not in nodes and not is_safe:
             seated = next((r.seat.node_name for r in job.seats if r.seat.key == role), node)
             name = state.members[node].name if node in state.members else seated

@@ -182,6 +182,9 @@ def test_a_completed_role_whose_process_is_of_an_earlier_life_is_safe_only_with_
     _, facts = hosting_here().reconcile(state)
     assert [type(fact) for fact in facts] == [LoseRole]
     job.final_parts[4] = (KeptPart(0, PARTS[0], 9, (ME,)),)
+    _, facts = hosting_here().reconcile(state)
+    assert [type(fact) for fact in facts] == [LoseRole], "the worker may wait for its last words (simulation, seed 242)"
+    job.completed = (SERVER, RoleKey(JOB, 1, "worker", 0))
     assert hosting_here().reconcile(state) == ([], [])
 
 

@@ -157,6 +157,20 @@ def test_a_keeper_that_is_away_is_replaced() -> None:
     assert job.generation == 1
 
 
+def test_a_server_whose_last_words_a_worker_may_miss_is_a_loss() -> None:
+    """Simulation, seed 242: the worker waited for ever."""
+    table = Table(spec(2))
+    table.propose()
+    (job,) = table.jobs
+    table.bind(job)
+    server, _ = table.state.jobs[job].roles()[0]
+    apply(table.state, 50, CompleteRole(RequestId("done"), server))
+    keep(table, job, 12, final=True)
+    (again,) = table.propose(alive=frozenset({B, C}))
+    assert isinstance(again, Place)
+    assert again.restore == 12
+
+
 def test_a_node_lost_after_its_roles_are_done_is_a_loss_only_before_the_final_parts_are_safe() -> None:
     for is_safe in (True, False):
         table = Table(spec(1))
