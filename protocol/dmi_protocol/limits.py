@@ -34,7 +34,9 @@ DATA_QUEUE_MESSAGES = 65_536
 PEER_BEAT_MS = 1_000
 PEER_SILENT_MS = 60_000
 """A role that has not heard a peer's beat for so long gives up and names it."""
-ROSTERS = 16
+SAY_AGAIN_MS = 1_000
+"""A primary that has not heard from a copy for so long says again what may have been lost."""
+ROSTERS = 64
 """Rosters that wait in a role process to be read."""
 
 # Jobs.
@@ -50,6 +52,8 @@ PARTIAL_CHECKPOINTS = 64
 """Checkpoints of one job that lack a part; the oldest are given up."""
 CRASHES = 5
 """How often role processes of a job may crash without the job getting any further."""
+MISSES = 3
+"""How many recruits of a job may end on a node before they are of use; then the job does without this node."""
 REQUESTS_REMEMBERED = 4_096
 
 # People and members.

@@ -126,6 +126,22 @@ class Recovering(Struct, frozen=True, tag="recovering"):
     roles: int
 
 
+class TakingOver(Struct, frozen=True, tag="taking-over"):
+    """Somebody was lost, and the others are about to share out what it did."""
+
+    loss: Loss
+
+
+class Weakened(Struct, frozen=True, tag="weakened"):
+    """A job goes on after a loss, on fewer processes or with fewer copies than it should have. ``bare`` are the shards
+    without a backup, ``coming`` the processes that are on their way."""
+
+    loss: Loss
+    workers: tuple[str, ...]
+    bare: int
+    coming: int
+
+
 class PartsAway(Struct, frozen=True, tag="parts-away"):
     """The job waits for nodes that alone have parts of its checkpoint."""
 
@@ -214,6 +230,8 @@ Reason = (
     | NodeLost
     | PartLost
     | Recovering
+    | TakingOver
+    | Weakened
     | PartsAway
     | CrashedOften
     | BundleLost
@@ -245,6 +263,10 @@ def sentence(reason: Reason) -> str:
             return f"{node} could not fetch a part of the checkpoint: {detail}"
         case Recovering():
             return _recovering(reason)
+        case TakingOver(loss):
+            return f"{sentence(loss)}; the others take over at this very step"
+        case Weakened():
+            return _weakened(reason)
         case PartsAway(loss, step, nodes):
             return (
                 f"{sentence(loss)}; the checkpoint of step {step} has parts that only {_list(nodes)} can give: waiting"
@@ -265,6 +287,12 @@ def _died(reason: RoleDied) -> str:
     else:
         how = f"ended with code {reason.code} without saying why"
     return f"{reason.role} on {reason.node} {how}; see `dmi-node logs`"
+
+
+def _weakened(reason: Weakened) -> str:
+    bare = f", {reason.bare} shards have no backup yet" if reason.bare else ""
+    coming = f"; {reason.coming} processes are on their way" if reason.coming else "; more nodes would be used"
+    return f"{sentence(reason.loss)}; the job goes on with workers on {_list(reason.workers)}{bare}{coming}"
 
 
 def _recovering(reason: Recovering) -> str:

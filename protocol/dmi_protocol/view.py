@@ -19,7 +19,8 @@ class RoleView(Struct, frozen=True):
     role: str
     node: str
     pid: int
-    shards: tuple[int, ...]
+    shards: tuple[tuple[int, bool], ...]
+    """Each shard that it has a copy of, and whether it is the primary; copies that are being filled are not counted."""
 
 
 class MemberView(Struct, frozen=True):
@@ -93,6 +94,8 @@ def why(job: Job, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
     """Why the job is in its state."""
     if job.state == RECOVERING:
         return _recovering(job, state, alive)
+    if job.state == RUNNING and isinstance(job.reason, reasons.Loss):
+        return _weakened(job, job.reason)
     if job.reason is not None:
         return job.reason
     ready = sum(node in alive and not member.witness for node, member in state.members.items())
@@ -106,8 +109,19 @@ def why(job: Job, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
     return reasons.Waiting(wanted_nodes(job.spec), ready)
 
 
+def _weakened(job: Job, loss: reasons.Loss) -> reasons.Reason:
+    assert job.cast is not None
+    able = [w for w, speed in zip(job.cast.workers, job.cast.speeds, strict=True) if speed]
+    seats = [record.seat for record in job.seats]
+    workers = tuple(s.node_name for s in seats if s.key.role == "worker" and s.key.index in able)
+    coming = len(job.posts) - len(seats) + len(job.cast.workers) - len(able)
+    return reasons.Weakened(loss, workers, sum(not shard.backups for shard in job.cast.shards), coming)
+
+
 def _recovering(job: Job, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
     assert isinstance(job.reason, reasons.Loss)
+    if job.runs:
+        return reasons.TakingOver(job.reason)
     step = None if job.checkpoint is None else job.checkpoint.step
     away = () if job.is_placed else job.parts_away(alive)
     if step is not None and away:
@@ -124,9 +138,14 @@ def role_views(state: ClusterState) -> list[RoleView]:
             continue
         for record in job.seats:
             key = record.seat.key
-            shards = (key.index,) if key.role == "server" else ()
+            shards = _copies(job, key.index) if key.role == "server" else ()
             found.append(RoleView(job.id, f"{key.role}-{key.index}", record.seat.node_name, record.pid, shards))
     return found
+
+
+def _copies(job: Job, server: int) -> tuple[tuple[int, bool], ...]:
+    shards = job.cast.shards if job.cast is not None else ()
+    return tuple((shard, server == copy.primary) for shard, copy in enumerate(shards) if server in copy.in_sync)
 
 
 def member_views(

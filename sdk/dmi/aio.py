@@ -82,7 +82,7 @@ class Mesh:
         name: str | None = None,
         workers: int | None = None,
         servers: int | None = None,
-        backups: int = 0,
+        backups: int | None = None,
         leaves: int | None = None,
         threads: int = 1,
         include: Iterable[str | Path] = (),

@@ -15,6 +15,7 @@ from dmi_protocol.cluster.command import (
     Place,
     Rekeep,
     SeatRole,
+    Shift,
 )
 from dmi_protocol.cluster.state import ClusterState, Job
 from dmi_protocol.consensus.quorum import is_quorum
@@ -150,7 +151,7 @@ class Fencing:
 
     def after(self, state: ClusterState, command: Command) -> None:
         """It was applied."""
-        if self._before is not None and isinstance(command, Finish | KeepPart | Place | Rekeep):
+        if self._before is not None and isinstance(command, Finish | KeepPart | Place | Rekeep | Shift):
             is_same = _shape(state.jobs[command.job]) == self._before
             demand("generations", is_same, f"{command} of a stale generation changed job {command.job}")
         elif self._before is not None and isinstance(command, SeatRole | CompleteRole | LoseRole):
@@ -168,21 +169,25 @@ def _stale(state: ClusterState, command: Command) -> Job | None:
         case Finish(_, job, generation) | KeepPart(_, job, generation) | Rekeep(_, job, generation):
             expected = generation
         case SeatRole(_, role) | CompleteRole(_, role) | LoseRole(_, role):
-            job, expected = role.job, role.generation
-        case Place(_, job, generation):
+            gone = state.jobs.get(role.job)
+            return gone if gone is not None and role not in dict(gone.roles()) else None
+        case Place(_, job, generation) | Shift(_, job, generation):
             expected = generation - 1
         case _:
             return None
     found = state.jobs.get(job)
-    return found if found is not None and found.generation != expected else None
+    if found is None:
+        return None
+    is_of_life = isinstance(command, Finish | KeepPart | Rekeep) and found.life <= expected <= found.generation
+    return None if is_of_life or found.generation == expected else found
 
 
 def _shape(job: Job) -> tuple[object, ...]:
     return (
         job.state,
         job.generation,
-        job.workers,
-        job.servers,
+        job.posts,
+        job.cast,
         job.seats,
         job.completed,
         job.keepers,

@@ -12,7 +12,6 @@ class Tensor(NamedTuple):
 
     leaves: int
     version: int
-    generation: int
 
 
 class Tensors:
@@ -52,17 +51,15 @@ class Tensors:
         assert right is not None
         demand("leaves", left.leaves & right.leaves == 0, f"{self._owner} counts a leaf twice")
         demand("versions", left.version == right.version, f"{self._owner} adds leaves of two versions")
-        demand("generations", left.generation == right.generation, f"{self._owner} adds leaves of two generations")
         del self._held[effect.right]
-        self._held[effect.left] = Tensor(left.leaves | right.leaves, left.version, left.generation)
+        self._held[effect.left] = Tensor(left.leaves | right.leaves, left.version)
 
 
 class Memory:
     """A server's parameters: room for two versions of each bucket, as in the real one."""
 
-    def __init__(self, buckets: tuple[int, ...], version: int = 0) -> None:
-        both: list[int | None] = [version, None] if version % 2 == 0 else [None, version]
-        self._slots = {bucket: list(both) for bucket in buckets}
+    def __init__(self) -> None:
+        self._slots: dict[int, list[int | None]] = {}
 
     def apply(self, bucket: int, step: int, root: Tensor | None, full: int) -> None:
         """Version ``step`` and the root make version ``step + 1``, where ``step - 1`` lay."""
@@ -78,6 +75,14 @@ class Memory:
         found = self._slots[bucket][version % 2]
         demand("versions", found == version, f"bucket {bucket} is shown at version {found} instead of {version}")
         return version
+
+    def put(self, bucket: int, version: int) -> None:
+        """A copy comes at this version."""
+        self._slots[bucket] = [version, None] if version % 2 == 0 else [None, version]
+
+    def latest(self, bucket: int) -> int:
+        """The newest version of a bucket."""
+        return max((version for version in self._slots.get(bucket, []) if version is not None), default=-1)
 
     def forget(self, version: int) -> None:
         """The room may be written."""

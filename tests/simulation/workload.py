@@ -10,7 +10,7 @@ from dmi_protocol.messages.control import Introduced, Join
 from dmi_protocol.peer import Me
 from dmi_protocol.reasons import NoCoordinator, NoQuorum, TimedOut
 from tests.simulation.node import Node
-from tests.simulation.roles import Process
+from tests.simulation.sockets import Process
 from tests.simulation.world import BUNDLE, World, me
 
 _MOST_NODES = 7
@@ -67,8 +67,9 @@ class Workload:
         spec = JobSpec(
             "job",
             "train.py",
-            (str(random.choice([2, 6, 10])),),
+            (str(random.choice([2, 6, 10, 40])),),
             workers=random.choice([1, 2, 3, 4]),
+            backups=random.choice([None, None, 0, 2]),
             servers=random.choice([1, 2, 3]),
             leaves=random.choice([1, 2, 4, 8]),
         )

@@ -32,7 +32,8 @@ from tests.simulation.checkers import Agreement, Answers, Incarnations, Roles
 from tests.simulation.clock import Clock
 from tests.simulation.network import Network
 from tests.simulation.node import Node
-from tests.simulation.roles import Process, Sockets, exits, spawn
+from tests.simulation.roles import spawn
+from tests.simulation.sockets import Process, Sockets, exits
 from tests.simulation.trouble import demand
 
 BUNDLE = BlobHash("b" * 64)
@@ -55,7 +56,7 @@ class World:
         self.random = self.clock.random
         self.counters: Counter[str] = Counter()
         self.network = Network(self.clock)
-        self.sockets = Sockets(self.clock, self.network)
+        self.sockets = Sockets(self.clock, self.network, self.counters)
         self.nodes: dict[str, Node] = {}
         self.of: dict[NodeId, Node] = {}
         self.settings = PeerSettings(
@@ -283,7 +284,7 @@ def give(node: Node, life: int, event: Event) -> None:
 
 def _begin(process: Process, roster: Roster) -> None:
     if process.is_alive:
-        process.begin(roster)
+        process.roster(roster)
 
 
 def _founded(members: Sequence[Me]) -> ClusterState:

@@ -87,7 +87,7 @@ def roles(mesh: Mesh, as_json: bool) -> None:
 
 
 def _shards(role: dict[str, Any]) -> str:
-    return ", ".join(str(shard["shard"]) for shard in role["shards"])
+    return ", ".join(f"{copy['shard']}{'' if copy['primary'] else ' (backup)'}" for copy in role["shards"])
 
 
 @click.command(epilog="Example: dmi-node invite --hours 2")

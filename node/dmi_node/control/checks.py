@@ -47,8 +47,6 @@ def spec(value: object, nodes: int) -> JobSpec:
             "usage",
             f"a script takes at most {limits.ARGUMENTS} arguments of {_ARGUMENT_BYTES} bytes together; --include a file",
         )
-    if found.backups:
-        raise RefusalError("refused", reasons.sentence(reasons.NotYet("--backups above 0")))
     _check_numbers(found, nodes)
     return found
 
@@ -59,6 +57,11 @@ def _check_numbers(found: JobSpec, nodes: int) -> None:
         raise RefusalError("usage", f"--leaves must be a power of two up to {limits.LEAVES}, not {leaves}")
     if not 1 <= found.threads <= _THREADS:
         raise RefusalError("usage", f"--threads must be 1 to {_THREADS}, not {found.threads}")
+    backups = found.backups or 0
+    if backups < 0:
+        raise RefusalError("usage", f"--backups must be 0 or more, not {backups}")
+    if backups >= nodes:
+        raise RefusalError("refused", reasons.sentence(reasons.TooFewNodes("copies of a shard", backups + 1, nodes)))
     for role, wanted in (("worker", found.workers), ("server", found.servers)):
         if wanted is not None and not 1 <= wanted <= nodes:
             raise RefusalError("refused", reasons.sentence(reasons.TooFewNodes(role, wanted, nodes)))

@@ -126,7 +126,7 @@ class Verbs:
                 plain = msgspec.to_builtins(role)
                 plain["role"], plain["index"] = role.role.split("-")
                 plain["index"] = int(plain["index"])
-                plain["shards"] = [{"shard": shard, "primary": True} for shard in role.shards]
+                plain["shards"] = [{"shard": shard, "primary": primary} for shard, primary in role.shards]
                 found.append(plain)
         return found
 

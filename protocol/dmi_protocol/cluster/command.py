@@ -3,19 +3,19 @@
 from msgspec import Struct
 
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
-from dmi_protocol.messages.roles import RoleKey
+from dmi_protocol.messages.roles import Cast, RoleKey
 from dmi_protocol.reasons import Loss, Reason
 
 
 class JobSpec(Struct, frozen=True):
-    """What a user submitted. None leaves the choice to the mesh (workers, servers) or to the script (leaves)."""
+    """What a user submitted. None leaves the choice to the mesh (workers, servers, backups) or to the script (leaves)."""
 
     name: str
     script: str
     args: tuple[str, ...] = ()
     workers: int | None = None
     servers: int | None = None
-    backups: int = 0
+    backups: int | None = None
     leaves: int | None = None
     threads: int = 1
 
@@ -81,22 +81,67 @@ class Cancel(Struct, frozen=True, tag="cancel"):
     job: JobId
 
 
+class Post(Struct, frozen=True):
+    """A role process that is wanted, and the node that it is to run on."""
+
+    role: RoleKey
+    node: NodeId
+
+
 class Place(Struct, frozen=True, tag="place"):
-    """Who plays which role of a job in ``generation``: the i-th node of a list holds the i-th role."""
+    """A job's processes are started anew: who they are, and what each does once all are ready."""
 
     request: RequestId
     job: JobId
     generation: int
-    workers: tuple[NodeId, ...]
-    servers: tuple[NodeId, ...]
+    posts: tuple[Post, ...]
+    cast: Cast
     keepers: tuple[NodeId, ...] = ()
-    """The i-th keeps a second copy of each part that the i-th server writes; empty where nobody else is there."""
+    """The i-th keeps a second copy of each part of the i-th shard; empty where nobody else is there."""
     restore: int | None = None
     """The step of the checkpoint that everybody begins from; None: from the initial weights."""
 
 
+class Recruit(Struct, frozen=True, tag="recruit"):
+    """More processes are wanted while a job runs. They do nothing before a ``Shift`` casts them."""
+
+    request: RequestId
+    job: JobId
+    generation: int
+    posts: tuple[Post, ...]
+
+
+class Shift(Struct, frozen=True, tag="shift"):
+    """A new generation of processes that go on: somebody was lost, has come, or does something else now.
+
+    ``is_full`` says that nothing is amiss any more."""
+
+    request: RequestId
+    job: JobId
+    generation: int
+    cast: Cast
+    is_full: bool
+
+
+class ReadyRole(Struct, frozen=True, tag="ready-role"):
+    """A worker that was recruited has caught up."""
+
+    request: RequestId
+    role: RoleKey
+
+
+class SyncReplica(Struct, frozen=True, tag="sync"):
+    """A server that was being filled in ``generation`` has all of ``shard``."""
+
+    request: RequestId
+    job: JobId
+    generation: int
+    shard: int
+    server: int
+
+
 class LoseRole(Struct, frozen=True, tag="lose"):
-    """A role process of a placement is gone: the job is placed again. ``step`` is the last one that was told."""
+    """A role process is gone. ``step`` is the last one that was told."""
 
     request: RequestId
     role: RoleKey
@@ -155,5 +200,6 @@ class Finish(Struct, frozen=True, tag="finish"):
 
 
 MemberCommand = Invite | Admit | Remove | Readdress
-JobCommand = Submit | Cancel | Place | LoseRole | Rekeep | SeatRole | CompleteRole | KeepPart | Finish
+RoleCommand = SeatRole | ReadyRole | SyncReplica | LoseRole | CompleteRole
+JobCommand = Submit | Cancel | Place | Recruit | Shift | RoleCommand | Rekeep | KeepPart | Finish
 Command = MemberCommand | JobCommand

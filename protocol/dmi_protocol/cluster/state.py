@@ -6,10 +6,10 @@ from collections.abc import Collection
 import msgpack
 from msgspec import Struct, field
 
-from dmi_protocol.cluster.command import JobSpec
+from dmi_protocol.cluster.command import JobSpec, Post
 from dmi_protocol.codec import convert, pack
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
-from dmi_protocol.messages.roles import RoleKey, Seat
+from dmi_protocol.messages.roles import Cast, RoleKey, Seat
 from dmi_protocol.reasons import Reason
 
 JobState = str
@@ -52,8 +52,8 @@ class Checkpoint(Struct, frozen=True):
 
 
 class Job(Struct):
-    """One job. ``workers``, ``servers`` and ``keepers`` are the placement of ``generation``, which is 0 before the first;
-    they are empty while the job waits for a placement."""
+    """One job. ``posts`` are the role processes that are wanted; there are none while the job waits for a placement.
+    ``cast`` says what they do in ``generation``, which is 0 before the first."""
 
     id: JobId
     spec: JobSpec
@@ -63,8 +63,20 @@ class Job(Struct):
     """The index of the log entry that submitted it: the order of the queue."""
     state: JobState = QUEUED
     generation: int = 0
-    workers: tuple[NodeId, ...] = ()
-    servers: tuple[NodeId, ...] = ()
+    life: int = 0
+    """The generation in which the processes were last started anew."""
+    posts: tuple[Post, ...] = ()
+    cast: Cast | None = None
+    runs: bool = False
+    """Were all processes of this life ready together?"""
+    misses: dict[NodeId, int] = field(default_factory=dict)
+    """By node: recruits that ended there before they were of use."""
+    next_index: int = 0
+    """The index of the next process that is recruited."""
+    ready: tuple[RoleKey, ...] = ()
+    """The recruited workers that have caught up."""
+    synced: tuple[tuple[int, int], ...] = ()
+    """By shard: servers that have caught up since the last ``Shift``."""
     seats: tuple[SeatRecord, ...] = ()
     completed: tuple[RoleKey, ...] = ()
     parts: dict[int, tuple[KeptPart, ...]] = field(default_factory=dict)
@@ -78,7 +90,7 @@ class Job(Struct):
     step: int | None = None
     loss: float | None = None
     keepers: tuple[NodeId, ...] = ()
-    """The i-th has a second copy of each part that the i-th server writes; empty where nobody else is there."""
+    """The i-th has a second copy of each part of the i-th shard; empty where nobody else is there."""
     rekept: int = 0
     """How often the keepers were changed."""
     restore: int | None = None
@@ -93,17 +105,37 @@ class Job(Struct):
     @property
     def is_placed(self) -> bool:
         """Is a placement in force?"""
-        return bool(self.workers)
+        return bool(self.posts)
 
     @property
     def goes_on(self) -> bool:
         """Are its role processes wanted?"""
         return self.is_placed and self.state not in ENDED
 
+    @property
+    def all_completed(self) -> bool:
+        """Has the script of every worker that had a share come to its end, and been told that the last version is safe?"""
+        if self.cast is None:
+            return False
+        there = {post.role.index for post in self.posts if post.role.role == "worker"}
+        done = {role.index for role in self.completed if role.role == "worker"}
+        able = {worker for worker, speed in zip(self.cast.workers, self.cast.speeds, strict=True) if speed}
+        return bool(able & there) and able & there <= done
+
     def is_done(self, role: RoleKey) -> bool:
         """Does nobody need this role any more? A server's last words to a worker may be lost with its host."""
-        workers = [key for key, _ in self.roles() if key.role == "worker"]
-        return role in self.completed and (role.role == "worker" or set(workers) <= set(self.completed))
+        return role in self.completed if role.role == "worker" else self.all_completed
+
+    def shards_of(self, server: int) -> tuple[int, ...]:
+        """The shards that this server is the primary of."""
+        shards = self.cast.shards if self.cast is not None else ()
+        return tuple(shard for shard, replicas in enumerate(shards) if replicas.primary == server)
+
+    def primaries(self) -> tuple[NodeId, ...]:
+        """By shard: the node of its primary; an empty name when that is lost."""
+        nodes = {post.role.index: post.node for post in self.posts if post.role.role == "server"}
+        shards = self.cast.shards if self.cast is not None else ()
+        return tuple(nodes.get(replicas.primary, NodeId("")) for replicas in shards)
 
     def parts_away(self, alive: Collection[NodeId]) -> tuple[NodeId, ...]:
         """The nodes that alone have parts of the checkpoint, while none of those who have such a part is alive."""
@@ -111,10 +143,8 @@ class Job(Struct):
         return tuple(sorted({node for part in parts if not set(part.nodes) & set(alive) for node in part.nodes}))
 
     def roles(self) -> tuple[tuple[RoleKey, NodeId], ...]:
-        """Every role of the placement in force or of the last one, and its node: servers first."""
-        servers = [(RoleKey(self.id, self.generation, "server", i), node) for i, node in enumerate(self.servers)]
-        workers = [(RoleKey(self.id, self.generation, "worker", i), node) for i, node in enumerate(self.workers)]
-        return (*servers, *workers)
+        """Every wanted role process, and its node: servers first."""
+        return tuple(sorted((post.role, post.node) for post in self.posts))
 
 
 class Outcome(Struct, frozen=True):

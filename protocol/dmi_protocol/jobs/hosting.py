@@ -8,18 +8,30 @@ from collections.abc import Callable, Iterator
 
 from msgspec import Struct
 
-from dmi_protocol.cluster.command import Command, CompleteRole, Finish, KeepPart, LoseRole, Part, SeatRole
+from dmi_protocol.cluster.command import (
+    Command,
+    CompleteRole,
+    Finish,
+    KeepPart,
+    LoseRole,
+    Part,
+    ReadyRole,
+    SeatRole,
+    SyncReplica,
+)
 from dmi_protocol.cluster.state import FAILED, RUNNING, ClusterState, Job, KeptPart
 from dmi_protocol.effects import DropBlob, Effect, FetchBlob, StartRole, StopRole, TellRole
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.messages.roles import (
     Assignment,
     Bound,
+    CaughtUp,
     Completed,
     Exited,
     Failed,
     PartWritten,
     Progressed,
+    Ready,
     RoleEvent,
     RoleKey,
     Roster,
@@ -42,8 +54,11 @@ class _Local(Struct):
     """What must be on this host's disk before it can start."""
     has_run: bool
     """Did the job run before? Then its files are somewhere, and it waits for them."""
+    is_recruit: bool
+    """Others train already, and can go on without it."""
     is_started: bool = False
-    is_told: bool = False
+    told: int = 0
+    """The generation that it was told of last."""
     is_stopping: bool = False
     is_gone: bool = False
     has_spoken: bool = False
@@ -130,12 +145,16 @@ class Hosting:
             return []
         if local is None:
             parts = {part.blob: part.nodes for part in _parts_for(role, job)}
-            self._local[role] = _Local(job.bundle, parts, {job.bundle, *parts}, job.has_run)
+            self._local[role] = _Local(
+                job.bundle, parts, {job.bundle, *parts}, job.has_run, is_recruit=role.generation != job.life
+            )
             sources = {job.bundle: job.holders} | parts
             return [self._fetch(blob, sources[blob], state) for blob in (job.bundle, *parts)]
-        if job.state == RUNNING and local.is_started and not local.is_told:
-            local.is_told = True
-            return [TellRole(role, roster(job))]
+        if job.state == RUNNING and local.is_started and local.told < job.generation:
+            told = roster(job)
+            if any(seat.key == role for seat in (*told.servers, *told.workers)):
+                local.told = job.generation
+                return [TellRole(role, told)]
         return []
 
     def _fetch(self, blob: BlobHash, nodes: tuple[NodeId, ...], state: ClusterState) -> FetchBlob:
@@ -162,7 +181,7 @@ class Hosting:
             for step, parts in told.items():
                 for part in parts:
                     if self._me in job.keepers[part.shard : part.shard + 1] and self._me not in part.nodes:
-                        yield _Copy(job.id, job.generation, step, part, is_final)
+                        yield _Copy(job.id, job.life, step, part, is_final)
 
     def drop_parts(self, state: ClusterState) -> list[Effect]:
         """Parts of checkpoints that are here and that nothing speaks of any more.
@@ -224,8 +243,8 @@ class Hosting:
             directory="",
             leaves=spec.leaves,
             threads=spec.threads,
-            workers=len(job.workers),
-            shards=len(job.servers),
+            workers=len(job.cast.workers) if job.cast is not None else 0,
+            shards=len(job.primaries()),
             host=self._host,
             ports=self._ports,
             part_hashes=parts,
@@ -257,13 +276,18 @@ class Hosting:
                 local.progress = event
             case PartWritten():
                 part = Part(event.shard, event.blob, event.size_bytes, self._me)
-                request = _request(role, f"part-{event.step}-{'final' if event.final else 'kept'}")
+                request = _request(role, f"part-{event.shard}-{event.step}-{'final' if event.final else 'kept'}")
                 return [KeepPart(request, role.job, role.generation, event.step, part, event.final)]
             case Completed():
                 local.has_spoken = True
                 told = local.progress
                 step, loss = (None, None) if told is None else (told.step, told.loss)
                 return [CompleteRole(_request(role, "complete"), role, step, loss)]
+            case Ready():
+                return [ReadyRole(_request(role, "ready"), role)]
+            case CaughtUp(generation, shard, server):
+                request = _request(role, f"filled-{generation}-{shard}-{server}")
+                return [SyncReplica(request, role.job, generation, shard, server)]
             case Failed() | Exited():
                 return self._ended(role, local, event)
             case Started():
@@ -279,7 +303,8 @@ class Hosting:
         if isinstance(event, Exited):
             return [self._lost(role, RoleDied(role_name(role), self._name, event.code, event.signal, event.stalled))]
         reason = RoleFailed(role_name(role), self._name, event.kind, event.text)
-        return [self._lost(role, reason) if event.kind in RECOVERABLE else self._failed(role, reason)]
+        is_made_good = event.kind in RECOVERABLE or local.is_recruit
+        return [self._lost(role, reason) if is_made_good else self._failed(role, reason)]
 
     def stop(self) -> list[Effect]:
         """The daemon ends. That its role processes do, too, is no crash of theirs: the others see that the node has left."""
@@ -292,17 +317,19 @@ class Hosting:
 
 def _is_safe(role: RoleKey, job: Job) -> bool:
     """Is the work of this role done and kept, whatever became of its process?"""
-    parts = [part for found in job.final_parts.values() for part in found]
-    is_kept = role.role == "worker" or any(part.shard == role.index for part in parts)
+    kept = {part.shard for found in job.final_parts.values() for part in found}
+    is_kept = role.role == "worker" or set(job.shards_of(role.index)) <= kept
     return is_kept and job.is_done(role)
 
 
 def _parts_for(role: RoleKey, job: Job) -> tuple[KeptPart, ...]:
-    """The parts of the checkpoint that a role begins from: with as many servers as before each has its own."""
-    if role.role != "server" or job.restore is None or job.checkpoint is None:
+    """The parts of the checkpoint that a primary begins from: with as many shards as before each has its own."""
+    if role.role != "server" or role.generation != job.life or job.restore is None or job.checkpoint is None:
         return ()
-    parts = job.checkpoint.parts
-    return tuple(part for part in parts if part.shard == role.index) if len(parts) == len(job.servers) else parts
+    mine, parts = job.shards_of(role.index), job.checkpoint.parts
+    if len(parts) == len(job.primaries()):
+        return tuple(part for part in parts if part.shard in mine)
+    return parts if mine else ()
 
 
 def _request(role: RoleKey, what: str) -> RequestId:
@@ -310,16 +337,17 @@ def _request(role: RoleKey, what: str) -> RequestId:
 
 
 def roster(job: Job) -> Roster:
-    """Who takes part in a job whose seats are all taken."""
+    """Who takes part in the generation in force."""
+    assert job.cast is not None
+    servers = {index for shard in job.cast.shards for index in (*shard.in_sync, *shard.filling)}
+    wanted = {"server": servers, "worker": set(job.cast.workers)}
     seats = sorted((record.seat for record in job.seats), key=lambda seat: seat.key)
-    workers = tuple(seat for seat in seats if seat.key.role == "worker")
-    servers = tuple(seat for seat in seats if seat.key.role == "server")
+    cast = [seat for seat in seats if seat.key.index in wanted[seat.key.role]]
     return Roster(
         generation=job.generation,
-        servers=servers,
-        workers=workers,
-        shards=tuple(range(len(servers))),
-        speeds=(1.0,) * len(workers),
-        lead=0,
+        life=job.life,
+        servers=tuple(seat for seat in cast if seat.key.role == "server"),
+        workers=tuple(seat for seat in cast if seat.key.role == "worker"),
+        cast=job.cast,
         restore=job.restore,
     )

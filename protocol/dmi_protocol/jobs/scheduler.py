@@ -3,14 +3,18 @@
 Each proposal has a request id that is a function of what it decides, so proposing it twice does it once.
 """
 
+import hashlib
 from collections.abc import Set
 
 from dmi_protocol import limits
-from dmi_protocol.cluster.command import Command, Finish, LoseRole, Place, Rekeep
+from dmi_protocol.cluster.command import Command, Finish, LoseRole, Place, Post, Recruit, Rekeep, Shift
 from dmi_protocol.cluster.state import ENDED, FAILED, RUNNING, SUCCEEDED, ClusterState, Job
+from dmi_protocol.codec import pack
 from dmi_protocol.identity import JobId, NodeId, RequestId
 from dmi_protocol.instant import Instant, after, earliest
 from dmi_protocol.jobs.hosting import role_name
+from dmi_protocol.messages.roles import RoleKey
+from dmi_protocol.placement.casting import first_cast, is_full, recast, recruits
 from dmi_protocol.placement.roles import choose, keepers_of
 from dmi_protocol.reasons import NodeLost, Reason, RoleUnready, Succeeded
 
@@ -23,7 +27,7 @@ class Scheduler:
 
     def deadline(self, state: ClusterState) -> Instant | None:
         """When a role that has not got ready is given up."""
-        waited = {(job.id, job.generation) for job in state.jobs.values() if job.goes_on and job.state != RUNNING}
+        waited = {(job.id, job.life) for job in state.jobs.values() if job.goes_on and not job.runs}
         self._since = {key: since for key, since in self._since.items() if key in waited}
         return earliest(*(after(since, limits.ROLE_START_MS) for since in self._since.values()))
 
@@ -40,14 +44,14 @@ class Scheduler:
                 assert job.checkpoint is not None
                 commands += [_finish(job, SUCCEEDED, Succeeded(job.checkpoint.step), job.checkpoint.step)]
             else:
-                commands += _watch(job, nodes, state) or _rekeep(job, nodes) or self._unready(now, job, state)
+                commands += _watch(job, nodes, state) or _keep_up(job, nodes, load) or self._unready(now, job, state)
         return commands
 
     def _unready(self, now: Instant, job: Job, state: ClusterState) -> list[Command]:
         """A role that does not get ready is not waited for without end."""
-        if job.state == RUNNING:
+        if job.runs:
             return []
-        since = self._since.setdefault((job.id, job.generation), now)
+        since = self._since.setdefault((job.id, job.life), now)
         if now < after(since, limits.ROLE_START_MS):
             return []
         seated = {record.seat.key for record in job.seats}
@@ -74,29 +78,63 @@ def _place(job: Job, nodes: list[NodeId], load: dict[NodeId, int]) -> list[Comma
         load[node] = load.get(node, 0) + 1
     generation, restore = job.generation + 1, None if job.checkpoint is None else job.checkpoint.step
     request = RequestId(f"{job.id}/{generation}/place-{restore}")
-    return [Place(request, job.id, generation, chosen.workers, chosen.servers, chosen.keepers, restore)]
+    servers = [Post(RoleKey(job.id, generation, "server", nth), node) for nth, node in enumerate(chosen.servers)]
+    workers = [Post(RoleKey(job.id, generation, "worker", nth), node) for nth, node in enumerate(chosen.workers)]
+    posts, cast = (*servers, *workers), first_cast(chosen)
+    return [Place(request, job.id, generation, posts, cast, chosen.keepers, restore)]
 
 
 def _is_done(job: Job) -> bool:
-    return job.state == RUNNING and len(job.completed) == len(job.roles()) and job.final
+    return job.runs and job.all_completed and job.final
 
 
 def _watch(job: Job, nodes: list[NodeId], state: ClusterState) -> list[Command]:
     """A role is lost with its node, unless its work is done and safe."""
+    lost: list[Command] = []
     for role, node in job.roles():
         is_safe = job.final and job.is_done(role)
         if node not in nodes and not is_safe:
             seated = next((r.seat.node_name for r in job.seats if r.seat.key == role), node)
             name = state.members[node].name if node in state.members else seated
-            request = RequestId(f"{job.id}/{job.generation}/lost-{role_name(role)}")
-            return [LoseRole(request, role, NodeLost(role_name(role), name))]
-    return []
+            request = RequestId(f"{job.id}/{role.generation}/lost-{role_name(role)}")
+            lost.append(LoseRole(request, role, NodeLost(role_name(role), name)))
+    return lost
+
+
+def _keep_up(job: Job, nodes: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
+    """Survivors go on in a new generation; then whoever is missing is called."""
+    return _recast(job, nodes) or _recruit(job, nodes, load) or _rekeep(job, nodes)
+
+
+def _recast(job: Job, nodes: list[NodeId]) -> list[Command]:
+    if not job.runs or job.all_completed:
+        return []
+    cast = recast(job)
+    full = is_full(job, cast, nodes)
+    if cast == job.cast and job.state == RUNNING and (job.reason is None or not full):
+        return []
+    generation = job.generation + 1
+    digest = hashlib.sha256(pack(cast)).hexdigest()[:16]
+    return [Shift(RequestId(f"{job.id}/{generation}/shift-{digest}-{full}"), job.id, generation, cast, full)]
+
+
+def _recruit(job: Job, nodes: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
+    """While nobody is done yet: whoever comes at the end has nothing to do."""
+    if not job.runs or job.completed or job.state != RUNNING:
+        return []
+    posts = recruits(job, nodes, load)
+    if not posts:
+        return []
+    who = "-".join(post.node for post in posts)
+    return [Recruit(RequestId(f"{job.id}/{job.generation}/recruit-{job.next_index}-{who}"), job.id, job.generation, posts)]
 
 
 def _rekeep(job: Job, nodes: list[NodeId]) -> list[Command]:
     """A keeper that is away is replaced, so that checkpoints go on being whole."""
-    keepers = keepers_of(job.servers, nodes)
-    if keepers and set(job.keepers) and set(job.keepers) <= set(nodes):
+    primaries = job.primaries()
+    keepers = keepers_of(primaries, nodes)
+    are_apart = all(keeper != primary for keeper, primary in zip(job.keepers, primaries, strict=False))
+    if keepers and job.keepers and set(job.keepers) <= set(nodes) and are_apart:
         return []
     if keepers == job.keepers:
         return []

@@ -2,9 +2,9 @@
 
 None of it passes through a daemon.
 Each message is one envelope; those that carry tensors are followed by one raw frame for each spec in ``tensors``, in
-order, unless ``region`` says that the bytes lie in memory that both processes have mapped. A message names the
-placement's generation it was sent under, and the step it belongs to: step ``t`` turns version ``t`` of the parameters
-into version ``t + 1``.
+order, unless ``region`` says that the bytes lie in memory that both processes have mapped. Step ``t`` turns version
+``t`` of the parameters into version ``t + 1``. A message names the generation it was sent under. What workers send and are
+shown has the same bits in every generation of one life, so only what servers say to each other is fenced by it.
 """
 
 from typing import Literal
@@ -30,13 +30,15 @@ class Fingerprint(Struct, frozen=True):
 
 
 class Hello(Struct, frozen=True, tag="exchange-hello"):
-    """A worker opens the conversation, once per server. ``definition`` describes layout, optimizer and clipping.
+    """A worker opens the conversation about a shard with its primary. ``definition`` describes layout, optimizer and
+    clipping.
 
     ``shared`` names a shared memory segment of ``shared_bytes`` that this worker writes its sums into, when server and
     worker are of one node; the worker removes the name as soon as it is welcomed.
     """
 
     generation: int
+    shard: int
     worker: int
     fingerprint: Fingerprint
     definition: bytes
@@ -45,9 +47,10 @@ class Hello(Struct, frozen=True, tag="exchange-hello"):
 
 
 class AskResume(Struct, frozen=True, tag="exchange-ask-resume"):
-    """A worker of a job that goes on from a checkpoint asks any server what that keeps of the run itself."""
+    """A worker of a job that goes on from a checkpoint asks any primary what that keeps of the run itself."""
 
     generation: int
+    shard: int
 
 
 class Resume(Struct, frozen=True, tag="exchange-resume"):
@@ -66,13 +69,17 @@ class Initial(Struct, frozen=True, tag="exchange-initial"):
 
 
 class Welcome(Struct, frozen=True, tag="exchange-welcome"):
-    """The server stands at ``step`` and has all that it needs. ``shared`` as in ``Hello``, written by the server."""
+    """The server stands at ``step`` and has all that it needs. ``shared`` as in ``Hello``, written by the server.
+
+    A worker that came later gets ``extra``, what the lead keeps of the run at ``step``, and the others' fingerprint."""
 
     generation: int
     shard: int
     step: int
     shared: str | None = None
     shared_bytes: int = 0
+    extra: bytes | None = None
+    fingerprint: tuple[tuple[str, str], ...] = ()
 
 
 class Declined(Struct, frozen=True, tag="exchange-declined"):
@@ -85,12 +92,15 @@ class Declined(Struct, frozen=True, tag="exchange-declined"):
 
 class Begin(Struct, frozen=True, tag="exchange-begin"):
     """The worker has installed version ``step`` and starts on it. ``hyper`` are the groups' hyperparameters, encoded;
-    equal on all workers, as ``leaf_sizes`` are."""
+    equal on all workers, as ``leaf_sizes`` are. ``extra`` is from the lead, while a worker waits to come in: what it
+    keeps of the run at ``step``."""
 
     generation: int
+    shard: int
     step: int
     leaf_sizes: tuple[int, ...]
     hyper: bytes
+    extra: bytes | None = None
 
 
 class Contribution(Struct, frozen=True, tag="exchange-contribution"):
@@ -142,6 +152,7 @@ class Checkpoint(Struct, frozen=True, tag="exchange-checkpoint"):
     """Write version ``step`` with its optimizer state. ``extra`` is what the run itself keeps (loader, scheduler)."""
 
     generation: int
+    shard: int
     step: int
     extra: bytes
 
@@ -150,6 +161,7 @@ class AskState(Struct, frozen=True, tag="exchange-ask-state"):
     """The lead wants the shard's part of version ``step`` itself, to write the optimizer's state into a file."""
 
     generation: int
+    shard: int
     step: int
 
 
@@ -157,6 +169,7 @@ class State(Struct, frozen=True, tag="exchange-state"):
     """The part as a checkpoint would hold it, in one frame of bytes."""
 
     generation: int
+    shard: int
     step: int
     tensors: tuple[TensorSpec, ...]
 
@@ -165,6 +178,7 @@ class Finish(Struct, frozen=True, tag="exchange-finish"):
     """The worker's script is over after ``step`` steps: write the final part."""
 
     generation: int
+    shard: int
     step: int
     extra: bytes
 
@@ -180,6 +194,53 @@ class Beat(Struct, frozen=True, tag="exchange-beat"):
     """I am here; answered by the same. A worker's thread sends it while its script computes."""
 
     generation: int
+
+
+class Fill(Struct, frozen=True, tag="exchange-fill"):
+    """From a primary to a server that is to have a copy of ``shard``: what it is a copy of. Buckets follow."""
+
+    generation: int
+    shard: int
+    definition: bytes
+    fingerprint: tuple[tuple[str, str], ...]
+
+
+class Copy(Struct, frozen=True, tag="exchange-copy"):
+    """One bucket of a shard at ``version``, with its optimizer's state.
+
+    The first of ``tensors`` are the values (none for the metrics bucket, whose ``detail`` says all); then come the tensors
+    of the state, ``state`` names them and has what is no tensor; the format is the tensor package's."""
+
+    generation: int
+    shard: int
+    version: int
+    bucket: int
+    tensors: tuple[TensorSpec, ...]
+    state: bytes
+    hyper: bytes
+    detail: bytes = b""
+
+
+class Replicate(Struct, frozen=True, tag="exchange-replicate"):
+    """The finished sum of a bucket, from the primary to a copy: apply it, as the primary does. No tensors: *absent*."""
+
+    generation: int
+    shard: int
+    step: int
+    bucket: int
+    tensors: tuple[TensorSpec, ...]
+    hyper: bytes
+    norms: tuple[tuple[int, float], ...]
+    detail: bytes = b""
+
+
+class Replicated(Struct, frozen=True, tag="exchange-replicated"):
+    """The copy has ``bucket`` at ``version``."""
+
+    generation: int
+    shard: int
+    version: int
+    bucket: int
 
 
 ParameterMessage = (
@@ -199,5 +260,9 @@ ParameterMessage = (
     | State
     | Finish
     | Finished
+    | Fill
+    | Copy
+    | Replicate
+    | Replicated
     | Beat
 )

@@ -13,7 +13,10 @@ Role = Literal["server", "worker"]
 
 
 class RoleKey(Struct, frozen=True, order=True):
-    """Which process this is: the ``index``-th holder of a role in one generation of a job's placement."""
+    """Which process this is. ``generation`` is the one that it was born in; it may live on in later ones.
+
+    No two processes that meet have one ``index`` of a role: who comes after a lost one has another.
+    """
 
     job: JobId
     generation: int
@@ -57,21 +60,58 @@ class Seat(Struct, frozen=True):
     public_key: PublicKey
 
 
-class Roster(Struct, frozen=True, tag="roster"):
-    """Who takes part: complete, committed, and the same everywhere.
+class Replicas(Struct, frozen=True):
+    """The copies of one shard, by the indices of their servers.
 
-    ``shards[s]`` is the index of the server that is shard ``s``'s primary; ``speeds[w]`` weighs worker ``w``'s share of
-    the leaves (equal at first); ``lead`` is the index of the worker that prints and evaluates; ``restore`` is the step
-    of the checkpoint that the servers have begun from, None when they are given the initial weights.
+    ``backups`` are in sync: they have every version that a worker has seen, and only they may be promoted. Who is
+    ``filling`` is given the shard while the training goes on.
+    """
+
+    primary: int
+    backups: tuple[int, ...] = ()
+    filling: tuple[int, ...] = ()
+
+    @property
+    def in_sync(self) -> tuple[int, ...]:
+        """Who has all that was ever shown."""
+        return (self.primary, *self.backups)
+
+
+class Cast(Struct, frozen=True):
+    """Who does what in one generation, by indices.
+
+    ``speeds`` weigh the shares of leaves of ``workers``, in the same order; one with speed 0.0 only follows.
+    ``lead`` is the worker that prints and evaluates. ``shards[s]`` are the copies of shard ``s``.
+    """
+
+    workers: tuple[int, ...]
+    speeds: tuple[float, ...]
+    lead: int
+    shards: tuple[Replicas, ...]
+
+
+class Roster(Struct, frozen=True, tag="roster"):
+    """Who takes part: committed, and the same everywhere. ``servers`` and ``workers`` are all of ``cast``'s.
+
+    ``restore`` is the step of the checkpoint that the first servers have begun from, None when they were given the
+    initial weights. ``life`` is the generation in which they were started.
     """
 
     generation: int
+    life: int
     servers: tuple[Seat, ...]
     workers: tuple[Seat, ...]
-    shards: tuple[int, ...]
-    speeds: tuple[float, ...]
-    lead: int
+    cast: Cast
     restore: int | None = None
+
+    @property
+    def guests(self) -> tuple[int, ...]:
+        """The workers that come in, or have no leaves yet."""
+        return tuple(w for w, speed in zip(self.cast.workers, self.cast.speeds, strict=True) if not speed)
+
+    def primary(self, shard: int) -> Seat:
+        """The seat of a shard's primary."""
+        return next(seat for seat in self.servers if seat.key.index == self.cast.shards[shard].primary)
 
 
 class Stop(Struct, frozen=True, tag="stop"):
@@ -97,6 +137,18 @@ class Progressed(Struct, frozen=True, tag="progressed"):
     steps: int | None
     samples_per_second: float
     loss: float | None
+
+
+class Ready(Struct, frozen=True, tag="ready"):
+    """A worker that came while the training was going on has caught up: it may be given leaves."""
+
+
+class CaughtUp(Struct, frozen=True, tag="caught-up"):
+    """From the primary of ``shard``: ``server``, which was being filled in ``generation``, has all of it now."""
+
+    generation: int
+    shard: int
+    server: int
 
 
 class PartWritten(Struct, frozen=True, tag="part-written"):
@@ -141,5 +193,5 @@ class Started(Struct, frozen=True, tag="started"):
 
 
 ToRole = Assignment | Roster | Stop
-FromRole = Bound | Moving | Progressed | PartWritten | Completed | Failed
-RoleEvent = Started | Bound | Progressed | PartWritten | Completed | Failed | Exited
+FromRole = Bound | Moving | Progressed | Ready | CaughtUp | PartWritten | Completed | Failed
+RoleEvent = Started | Bound | Progressed | Ready | CaughtUp | PartWritten | Completed | Failed | Exited

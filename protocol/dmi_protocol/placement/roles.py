@@ -1,4 +1,4 @@
-"""Which nodes play which role of a job."""
+"""Which nodes play which role of a job, from its beginning on."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,24 @@ from dmi_protocol.identity import NodeId
 
 
 class Chosen(Struct, frozen=True):
-    """The i-th node of a list holds the i-th role; the i-th keeper has copies of what the i-th server writes to disk."""
+    """The i-th node of a list holds the i-th role. The first ``shards`` servers are primaries, the others have room for
+    backups only; the i-th keeper has copies of what the i-th primary writes to disk."""
 
     workers: tuple[NodeId, ...]
     servers: tuple[NodeId, ...]
+    shards: int
+    backups: int
     keepers: tuple[NodeId, ...]
 
 
 def wanted_nodes(spec: JobSpec) -> int:
     """How many nodes must be alive before the job can start."""
     return max(1, spec.workers or 0, spec.servers or 0)
+
+
+def wanted_backups(spec: JobSpec) -> int:
+    """How many backups each shard is to have, where there are nodes for them."""
+    return 1 if spec.backups is None else spec.backups
 
 
 def choose(spec: JobSpec, nodes: Sequence[NodeId], load: dict[NodeId, int], *, fewer: bool = False) -> Chosen | None:
@@ -32,8 +40,9 @@ def choose(spec: JobSpec, nodes: Sequence[NodeId], load: dict[NodeId, int], *, f
         return None
     ordered = sorted(nodes, key=lambda node: (load.get(node, 0), node))
     workers = tuple(ordered[: spec.workers or len(ordered)])
-    servers = tuple(ordered[: spec.servers or len(workers)])
-    return Chosen(workers, servers, keepers_of(servers, ordered))
+    primaries = tuple(ordered[: spec.servers or len(workers)])
+    servers = tuple(ordered[: max(len(primaries), wanted_backups(spec) + 1)])
+    return Chosen(workers, servers, len(primaries), wanted_backups(spec), keepers_of(primaries, ordered))
 
 
 def keepers_of(servers: Sequence[NodeId], nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:

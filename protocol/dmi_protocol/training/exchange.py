@@ -13,18 +13,22 @@ from dmi_protocol.training.step import Handle, Release, Subtree, Sum
 
 
 class Rostered(Struct, frozen=True):
-    """Who takes part, from this generation on."""
+    """Who takes part, from this generation on. ``guests`` are those of ``workers`` that come in now, or have no leaves yet.
+
+    ``backups`` and ``filling`` are the servers that have a copy of the shard, and that are given one."""
 
     generation: int
     workers: tuple[int, ...]
     lead: int
+    guests: tuple[int, ...] = ()
+    backups: tuple[int, ...] = ()
+    filling: tuple[int, ...] = ()
 
 
 class Greeted(Struct, frozen=True):
     """A worker said ``Hello``. ``fields`` are its fingerprint."""
 
     worker: int
-    generation: int
     fields: tuple[tuple[str, str], ...]
     definition: bytes
 
@@ -50,14 +54,12 @@ class ResumeAsked(Struct, frozen=True):
     """A worker wants what the checkpoint keeps of the run itself, to begin where that was made."""
 
     worker: int
-    generation: int
 
 
 class Initialized(Struct, frozen=True):
     """A bucket has its initial values."""
 
     worker: int
-    generation: int
     bucket: int
 
 
@@ -65,17 +67,17 @@ class Began(Struct, frozen=True):
     """A worker has installed version ``step`` and starts on it."""
 
     worker: int
-    generation: int
     step: int
     leaf_sizes: tuple[int, ...]
     hyper: bytes
+    extra: bytes | None = None
+    """From the lead, while somebody waits to come in: what it keeps of the run at ``step``."""
 
 
 class Contributed(Struct, frozen=True):
     """The sum of a subtree has come; the shell holds it under ``handle``, None when it is absent."""
 
     worker: int
-    generation: int
     step: int
     bucket: int
     subtree: Subtree
@@ -94,7 +96,6 @@ class NormsHeard(Struct, frozen=True):
     """Another shard has told the squared norms of its roots."""
 
     shard: int
-    generation: int
     step: int
     squares: tuple[tuple[int, float], ...]
 
@@ -103,7 +104,6 @@ class Pulled(Struct, frozen=True):
     """A worker wants to be shown buckets of a version."""
 
     worker: int
-    generation: int
     version: int
     buckets: tuple[int, ...]
 
@@ -112,7 +112,6 @@ class CheckpointAsked(Struct, frozen=True):
     """A worker's script asks for a checkpoint of version ``step``; only the lead's wish counts."""
 
     worker: int
-    generation: int
     step: int
     extra: bytes
 
@@ -121,7 +120,6 @@ class StateAsked(Struct, frozen=True):
     """The lead wants to have version ``step`` with its optimizer state."""
 
     worker: int
-    generation: int
     step: int
 
 
@@ -129,7 +127,6 @@ class FinishAsked(Struct, frozen=True):
     """A worker's script is over after ``step`` steps."""
 
     worker: int
-    generation: int
     step: int
     extra: bytes
 
@@ -141,10 +138,22 @@ class PartDurable(Struct, frozen=True):
     final: bool
 
 
+class Copied(Struct, frozen=True):
+    """A server has ``bucket`` at ``version``."""
+
+    server: int
+    bucket: int
+    version: int
+
+
+class Waited(Struct, frozen=True):
+    """Nothing was heard for a while, or a connection has come back: say again what may be lost."""
+
+
 FromWorker = (
     Greeted | ResumeAsked | Initialized | Began | Contributed | Pulled | CheckpointAsked | StateAsked | FinishAsked
 )
-ShardEvent = Rostered | FromWorker | Opened | Measured | NormsHeard | PartDurable
+ShardEvent = Rostered | FromWorker | Opened | Measured | NormsHeard | PartDurable | Copied | Waited
 
 # What a shard wants done.
 
@@ -156,10 +165,13 @@ class Open(Struct, frozen=True):
 
 
 class Welcome(Struct, frozen=True):
-    """Tell the worker that it may begin ``step``."""
+    """Tell the worker that it may begin ``step``. A guest gets what the lead keeps of the run there, and the fingerprint of
+    the others."""
 
     worker: int
     step: int
+    extra: bytes | None = None
+    fingerprint: tuple[tuple[str, str], ...] = ()
 
 
 class Resume(Struct, frozen=True):
@@ -172,7 +184,7 @@ class Decline(Struct, frozen=True):
     """Tell the worker that what it wants is impossible now. ``value`` is what we have instead."""
 
     worker: int
-    kind: Literal["generation", "version", "peer", "step"]
+    kind: Literal["version", "peer", "step"]
     value: str
 
 
@@ -213,6 +225,40 @@ class Apply(Struct, frozen=True):
     handle: Handle | None
     hyper: bytes
     norms: tuple[tuple[int, float], ...]
+
+
+class Fill(Struct, frozen=True):
+    """Tell this server what it is to have a copy of; buckets follow."""
+
+    server: int
+    definition: bytes
+    fingerprint: tuple[tuple[str, str], ...]
+
+
+class CopyBucket(Struct, frozen=True):
+    """Send this server a bucket at ``version``, with its optimizer's state, as they are before any later effect."""
+
+    server: int
+    bucket: int
+    version: int
+
+
+class Replicate(Struct, frozen=True):
+    """Send these servers the root, to be applied as in the ``Apply`` of the same bucket. The handle stays valid, and
+    unchanged, until it is released."""
+
+    servers: tuple[int, ...]
+    step: int
+    bucket: int
+    handle: Handle | None
+    hyper: bytes
+    norms: tuple[tuple[int, float], ...]
+
+
+class TellCaughtUp(Struct, frozen=True):
+    """This server, which was being filled, has all that was ever shown, and will before it is shown."""
+
+    server: int
 
 
 class Show(Struct, frozen=True):
@@ -269,6 +315,10 @@ ShardEffect = (
     | Measure
     | TellNorms
     | Apply
+    | Fill
+    | CopyBucket
+    | Replicate
+    | TellCaughtUp
     | Show
     | Forget
     | WritePart
@@ -281,10 +331,11 @@ ShardEffect = (
 
 
 class Assigned(Struct, frozen=True):
-    """The leaves of this worker, from this generation on."""
+    """The leaves of this worker, from this generation on. ``moved`` are the buckets that have another primary now."""
 
     generation: int
     leaves: tuple[int, ...]
+    moved: tuple[int, ...] = ()
 
 
 class StepBegan(Struct, frozen=True):
@@ -303,15 +354,10 @@ class Computed(Struct, frozen=True):
 
 
 class Shown(Struct, frozen=True):
-    """A server has shown ``bucket`` at ``version``, in ``generation``."""
+    """A server has shown ``bucket`` at ``version``."""
 
-    generation: int
     version: int
     bucket: int
-
-
-class Waited(Struct, frozen=True):
-    """The shell has waited long and heard nothing, or a connection has come back: say again what may be lost."""
 
 
 WorkerEvent = Assigned | StepBegan | Computed | Shown | Waited
@@ -329,7 +375,6 @@ class Compute(Struct, frozen=True):
 class Push(Struct, frozen=True):
     """Send the sum to the bucket's server. The handle stays valid, and unchanged, until it is released."""
 
-    generation: int
     step: int
     bucket: int
     subtree: Subtree
@@ -339,7 +384,6 @@ class Push(Struct, frozen=True):
 class Pull(Struct, frozen=True):
     """Ask the servers for what was not shown yet."""
 
-    generation: int
     version: int
     buckets: tuple[int, ...]
 

@@ -18,13 +18,13 @@ def leaf_range(samples: int, leaves: int, leaf: int) -> range:
 
 
 def shares(speeds: Sequence[float], leaves: int) -> tuple[range, ...]:
-    """The run of leaves of each worker, in proportion to ``speeds``; a worker may get none.
+    """The run of leaves of each worker, in proportion to ``speeds``; a worker may get none, and with speed 0.0 gets none.
 
     Every boundary is the rounded prefix sum of the speeds, so the shares of equal workers differ by at most one.
-    Raises ``ValueError`` when the speeds are not positive numbers.
+    Raises ``ValueError`` when a speed is negative or no number, or when there is none above 0.0.
     """
-    if not speeds or any(not 0 < speed < float("inf") for speed in speeds):
-        raise ValueError(f"speeds must be positive: {list(speeds)}")
+    if not any(speeds) or any(not 0 <= speed < float("inf") for speed in speeds):
+        raise ValueError(f"speeds must be 0.0 or more, and not all 0.0: {list(speeds)}")
     total, reached, cuts = sum(speeds), 0.0, [0]
     for speed in speeds[:-1]:
         reached += speed

@@ -4,6 +4,8 @@ The sums of a step are kept until the next version is whole, so that they can be
 A leaf that falls to this worker later (its worker was lost) is handed out in the same step, on the same version.
 """
 
+from collections.abc import Iterable
+
 from dmi_protocol.errors import LocalProtocolError
 from dmi_protocol.instant import Instant
 from dmi_protocol.training.exchange import (
@@ -69,14 +71,14 @@ class Worker:
             case Shown():
                 return self._is_shown(event)
             case Waited():
-                return self._again()
+                return self._again(range(self._buckets))
 
     def _assign(self, event: Assigned) -> list[WorkerEffect]:
-        """A new generation: servers know the sums of survivors only by the new number, so all are pushed again."""
+        """A new generation: who is a primary now has not all that the one before had."""
         if event.generation <= self._assigned.generation:
             return []
         self._assigned = event
-        return [*self._again(), *self._give()]
+        return [*self._again(event.moved), *self._give()]
 
     def _begin(self, event: StepBegan) -> list[WorkerEffect]:
         if self._step is not None:
@@ -109,16 +111,16 @@ class Worker:
 
     def _push(self, bucket: int, subtree: Subtree, handle: Handle | None) -> Push:
         assert self._step is not None
-        return Push(self._assigned.generation, self._step, bucket, subtree, handle)
+        return Push(self._step, bucket, subtree, handle)
 
     def _is_shown(self, event: Shown) -> list[WorkerEffect]:
-        """Note what is whole. An answer of another generation proves nothing.
+        """Note what is whole. It has the same bits in every generation, and whoever may be promoted has it.
 
         A worker with few leaves may be behind: a fast server shows the version after next while a slow one still owes
         the next. More than that cannot be; see ``Shard._may_apply``.
         """
         ahead = event.version - self._version
-        if event.generation != self._assigned.generation or not 1 <= ahead <= 2:
+        if not 1 <= ahead <= 2:
             return []
         self._shown.setdefault(event.version, set()).add(event.bucket)
         return self._complete()
@@ -134,18 +136,18 @@ class Worker:
         self._shares.clear()
         return [*(Release(handle) for handle in kept if handle is not None), Install(self._version)]
 
-    def _again(self) -> list[WorkerEffect]:
-        """What was not shown may have been lost on the way there or on the way back."""
-        if self._step is None:
+    def _again(self, buckets: Iterable[int]) -> list[WorkerEffect]:
+        """What was not shown of ``buckets`` may have been lost on the way there or on the way back."""
+        missing = tuple(sorted(set(buckets) & set(self.missing())))
+        if self._step is None or not missing:
             return []
-        missing = self.missing()
         work: list[WorkerEffect] = [
             self._push(bucket, subtree, handle)
             for share in self._shares
             for bucket in missing
             for subtree, handle in share.pushed[bucket].items()
         ]
-        return [*work, Pull(self._assigned.generation, self._step + 1, missing)]
+        return [*work, Pull(self._step + 1, missing)]
 
     def check(self) -> None:
         """Assert the invariants."""

@@ -1,0 +1,326 @@
+"""What the commands of jobs do to the state. A command of processes that are not wanted any more does nothing."""
+
+from dmi_protocol import limits
+from dmi_protocol.address import is_address
+from dmi_protocol.cluster.command import (
+    Cancel,
+    CompleteRole,
+    Finish,
+    JobCommand,
+    KeepPart,
+    LoseRole,
+    Place,
+    ReadyRole,
+    Recruit,
+    Rekeep,
+    RoleCommand,
+    SeatRole,
+    Shift,
+    Submit,
+    SyncReplica,
+)
+from dmi_protocol.cluster.state import (
+    CANCELLED,
+    ENDED,
+    FAILED,
+    QUEUED,
+    RECOVERING,
+    RUNNING,
+    STARTING,
+    Checkpoint,
+    ClusterState,
+    Job,
+    KeptPart,
+    Outcome,
+    SeatRecord,
+)
+from dmi_protocol.identity import JobId, is_public_key, job_id
+from dmi_protocol.messages.roles import Cast, RoleKey, Seat
+from dmi_protocol.reasons import (
+    Cancelled,
+    CrashedOften,
+    JobEnded,
+    LimitReached,
+    Loss,
+    NameTaken,
+    RoleDied,
+    RoleFailed,
+    Stale,
+    UnknownJob,
+)
+
+_STALE = Outcome(refusal=Stale())
+_DONE = Outcome()
+
+
+def do_for_job(state: ClusterState, index: int, command: JobCommand) -> Outcome:
+    """Apply a job's command of the entry at ``index``."""
+    match command:
+        case Submit():
+            return _submit(state, index, command)
+        case Cancel():
+            return _cancel(state, command)
+        case Place():
+            return _place(state, command)
+        case Recruit():
+            return _recruit(state, command)
+        case Shift():
+            return _shift(state, command)
+        case KeepPart():
+            return _keep(state, command)
+        case Rekeep():
+            return _rekeep(state, command)
+        case Finish():
+            return _finish(state, command) if command.state in ENDED else _STALE
+        case _:
+            return _do_for_role(state, command)
+
+
+def _do_for_role(state: ClusterState, command: RoleCommand) -> Outcome:
+    match command:
+        case SeatRole():
+            return _seat(state, command)
+        case ReadyRole():
+            return _ready(state, command)
+        case SyncReplica():
+            return _sync(state, command)
+        case LoseRole():
+            return _lose(state, command)
+        case CompleteRole():
+            return _complete(state, command)
+
+
+def _submit(state: ClusterState, index: int, command: Submit) -> Outcome:
+    job = job_id(command.spec.name, command.request)
+    known = state.jobs.get(job)
+    if (
+        known is not None
+    ):  # its outcome was forgotten meanwhile; or six digits were not enough, and nothing is overwritten
+        is_same = known.spec == command.spec and known.bundle == command.bundle
+        return Outcome(job) if is_same else Outcome(refusal=NameTaken(job))
+    if len(state.jobs) >= limits.JOBS_REMEMBERED:
+        ended = next((job.id for job in state.jobs.values() if job.state in ENDED), None)
+        if ended is None:
+            return Outcome(refusal=LimitReached("jobs", limits.JOBS_REMEMBERED))
+        del state.jobs[ended]
+    state.jobs[job] = Job(job, command.spec, command.bundle, command.holders, index)
+    return Outcome(job)
+
+
+def _cancel(state: ClusterState, command: Cancel) -> Outcome:
+    job = state.jobs.get(command.job)
+    if job is None:
+        return Outcome(refusal=UnknownJob(command.job))
+    if job.state in ENDED:
+        return Outcome(refusal=JobEnded(job.id, job.state))
+    job.state, job.reason = CANCELLED, Cancelled()
+    return _DONE
+
+
+def _place(state: ClusterState, command: Place) -> Outcome:
+    job = state.jobs.get(command.job)
+    if job is None or job.state not in {QUEUED, RECOVERING} or job.is_placed:
+        return _STALE
+    if command.generation != job.generation + 1 or not command.posts:
+        return _STALE
+    if command.restore != (None if job.checkpoint is None else job.checkpoint.step):
+        return _STALE
+    job.generation = job.life = command.generation
+    job.restore, job.keepers = command.restore, command.keepers
+    job.posts, job.cast = command.posts, command.cast
+    job.next_index = 1 + max(post.role.index for post in command.posts)
+    if job.state == QUEUED:
+        job.state = STARTING
+    return _DONE  # a node that was removed meanwhile is lost like any other: the job is placed again
+
+
+def _in_life(state: ClusterState, job: JobId, generation: int) -> Job | None:
+    """The job, when it goes on and this generation is one of the processes that live now."""
+    found = state.jobs.get(job)
+    return found if found is not None and found.goes_on and found.life <= generation <= found.generation else None
+
+
+def _posted(state: ClusterState, role: RoleKey) -> Job | None:
+    """The job, when it wants this very process."""
+    job = state.jobs.get(role.job)
+    return job if job is not None and job.goes_on and role in dict(job.roles()) else None
+
+
+def _recruit(state: ClusterState, command: Recruit) -> Outcome:
+    job = _in_life(state, command.job, command.generation)
+    if job is None or not job.runs or command.generation != job.generation:
+        return _STALE
+    if any(post.role.index < job.next_index for post in command.posts):
+        return _STALE
+    job.posts = (*job.posts, *command.posts)
+    job.next_index = 1 + max(post.role.index for post in command.posts)
+    return _DONE
+
+
+def _shift(state: ClusterState, command: Shift) -> Outcome:
+    """Everybody in the cast lives and is bound; primaries are among those in sync."""
+    job = state.jobs.get(command.job)
+    if job is None or not job.goes_on or not job.runs or job.cast is None or command.generation != job.generation + 1:
+        return _STALE
+    seated = {(record.seat.key.role, record.seat.key.index) for record in job.seats}
+    if not _members(command.cast) <= seated or len(command.cast.shards) != len(job.cast.shards):
+        return _STALE
+    for shard, (old, new) in enumerate(zip(job.cast.shards, command.cast.shards, strict=True)):
+        caught_up = {server for synced, server in job.synced if synced == shard}
+        if not set(new.in_sync) <= {*old.in_sync, *caught_up}:
+            return _STALE
+    job.generation, job.cast, job.synced = command.generation, command.cast, ()
+    job.state, job.reason = RUNNING, None if command.is_full else job.reason
+    return _DONE
+
+
+def _members(cast: Cast) -> set[tuple[str, int]]:
+    servers = {("server", i) for r in cast.shards for i in (*r.in_sync, *r.filling)}
+    return servers | {("worker", worker) for worker in (*cast.workers, cast.lead)}
+
+
+def _ready(state: ClusterState, command: ReadyRole) -> Outcome:
+    job = _posted(state, command.role)
+    if job is None or command.role in job.ready:
+        return _STALE
+    job.ready = (*job.ready, command.role)
+    return _DONE
+
+
+def _sync(state: ClusterState, command: SyncReplica) -> Outcome:
+    """Only what is said in the generation in force counts: a primary says it again in each one."""
+    job = _in_life(state, command.job, command.generation)
+    if job is None or job.cast is None or command.generation != job.generation:
+        return _STALE
+    if not 0 <= command.shard < len(job.cast.shards):
+        return _STALE
+    if command.server not in job.cast.shards[command.shard].filling:
+        return _STALE
+    job.synced = tuple(sorted({*job.synced, (command.shard, command.server)}))
+    return _DONE
+
+
+def _lose(state: ClusterState, command: LoseRole) -> Outcome:
+    """Those who are left go on, if they have all that was ever shown. If not, what was computed since the last checkpoint
+    is computed again, with the same bits."""
+    job = _posted(state, command.role)
+    if job is None:
+        return _STALE
+    if isinstance(command.reason, RoleDied | RoleFailed):
+        step = -1 if command.step is None else command.step
+        job.reached, job.crashes = (job.reached, job.crashes + 1) if step <= job.reached else (step, 1)
+    if job.crashes >= limits.CRASHES:
+        job.state, job.reason = FAILED, CrashedOften(job.crashes, command.reason)
+        job.step = job.reached if job.reached >= 0 else job.step
+        return _DONE
+    node = dict(job.roles())[command.role]
+    if command.role.generation != job.life and command.role not in job.ready and command.role.role == "worker":
+        job.misses[node] = job.misses.get(node, 0) + 1
+    job.posts = tuple(post for post in job.posts if post.role != command.role)
+    job.seats = tuple(record for record in job.seats if record.seat.key != command.role)
+    job.completed = tuple(role for role in job.completed if role != command.role)
+    if not _goes_on_without(job):
+        _end_life(job, command.reason)
+    else:
+        is_cast = job.cast is not None and (command.role.role, command.role.index) in _members(job.cast)
+        job.state, job.reason = RECOVERING if is_cast else job.state, command.reason
+    return _DONE
+
+
+def _goes_on_without(job: Job) -> bool:
+    """Has every shard a copy in sync, and the job a worker with a version and work to do?"""
+    if not job.runs or job.cast is None:
+        return False
+    left = {(post.role.role, post.role.index) for post in job.posts if post.role not in job.completed}
+    able = [w for w, speed in zip(job.cast.workers, job.cast.speeds, strict=True) if speed and ("worker", w) in left]
+    return bool(able) and all(any(("server", i) in left for i in shard.in_sync) for shard in job.cast.shards)
+
+
+def _end_life(job: Job, reason: Loss) -> None:
+    job.state, job.reason = (RECOVERING, reason) if job.has_run else (QUEUED, None)
+    job.posts, job.cast, job.keepers = (), None, ()
+    job.seats, job.completed, job.ready, job.synced = (), (), (), ()
+    job.runs = False
+    job.misses = {}
+    job.parts, job.final_parts = {}, {}
+
+
+def _rekeep(state: ClusterState, command: Rekeep) -> Outcome:
+    job = _in_life(state, command.job, command.generation)
+    if job is None or job.cast is None or len(command.keepers) not in {0, len(job.cast.shards)}:
+        return _STALE
+    job.keepers, job.rekept = command.keepers, job.rekept + 1
+    for step in sorted(job.parts):
+        _judge(job, step, is_final=False)
+    for step in job.final_parts:
+        _judge(job, step, is_final=True)
+    return _DONE
+
+
+def _seat(state: ClusterState, command: SeatRole) -> Outcome:
+    role: RoleKey = command.role
+    job = _posted(state, role)
+    node = dict(job.roles()).get(role) if job is not None else None
+    member = state.members.get(node) if node is not None else None
+    if job is None or member is None or any(record.seat.key == role for record in job.seats):
+        return _STALE
+    if not is_address(command.address) or not is_public_key(command.public_key):
+        return _STALE
+    seat = Seat(role, member.node, member.name, command.address, command.public_key)
+    job.seats = (*job.seats, SeatRecord(seat, command.pid))
+    if not job.runs and len(job.seats) == len(job.posts):
+        job.state, job.reason = RUNNING, None
+        job.runs = job.has_run = True
+    return _DONE
+
+
+def _complete(state: ClusterState, command: CompleteRole) -> Outcome:
+    job = _posted(state, command.role)
+    if job is None or command.role in job.completed:
+        return _STALE
+    job.completed = (*job.completed, command.role)
+    if command.step is not None:
+        job.step, job.loss = command.step, command.loss
+    return _DONE
+
+
+def _keep(state: ClusterState, command: KeepPart) -> Outcome:
+    """A checkpoint is whole, or absent: it counts once every part is on as many disks as the placement wants."""
+    job = _in_life(state, command.job, command.generation)
+    if job is None or (job.checkpoint is not None and (command.step < job.checkpoint.step or job.final)):
+        return _STALE
+    part, primaries = command.part, job.primaries()
+    if not 0 <= part.shard < len(primaries):
+        return _STALE
+    told = job.final_parts if command.final else job.parts
+    shards = {known.shard: known for known in told.get(command.step, ())}
+    known = shards.get(part.shard)
+    nodes = known.nodes if known is not None and known.blob == part.blob else ()
+    if part.node != primaries[part.shard] and (not nodes or part.node not in job.keepers[part.shard : part.shard + 1]):
+        return _STALE
+    nodes = tuple(dict.fromkeys((*nodes, part.node)))
+    shards[part.shard] = KeptPart(part.shard, part.blob, part.size_bytes, nodes)
+    told[command.step] = tuple(shards[shard] for shard in sorted(shards))
+    while len(job.parts) > limits.PARTIAL_CHECKPOINTS:
+        del job.parts[min(job.parts)]
+    _judge(job, command.step, is_final=command.final)
+    return _DONE
+
+
+def _judge(job: Job, step: int, *, is_final: bool) -> None:
+    """Is the checkpoint of ``step`` whole now?"""
+    parts = (job.final_parts if is_final else job.parts).get(step, ())
+    copies = 2 if job.keepers else 1
+    shards = 0 if job.cast is None else len(job.cast.shards)
+    if len(parts) == shards and all(len(part.nodes) >= copies for part in parts):
+        job.checkpoint, job.final = Checkpoint(step, parts), is_final
+        job.parts = {later: found for later, found in job.parts.items() if later > step}
+
+
+def _finish(state: ClusterState, command: Finish) -> Outcome:
+    job = _in_life(state, command.job, command.generation)
+    if job is None:
+        return _STALE
+    job.state, job.reason = command.state, command.reason
+    job.step = command.step if command.step is not None else job.step
+    return _DONE

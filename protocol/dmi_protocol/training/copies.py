@@ -1,0 +1,100 @@
+"""What a primary knows of the copies of its shard: who must have a version before any worker is shown it."""
+
+from collections.abc import Iterable
+
+from dmi_protocol.training.exchange import CopyBucket, Fill, Rostered, ShardEffect, TellCaughtUp
+
+HEADER = -1
+"""Stands for what comes before the buckets, so that its arrival is confirmed like theirs."""
+
+
+class Copies:
+    """A backup in sync follows from the first. One that is filled gets bucket by bucket, each at the version that it has
+    then, and from there on follows too; when it has all of them it counts like one in sync, and then that is told."""
+
+    def __init__(self, buckets: Iterable[int], frozen: Iterable[int], definition: bytes) -> None:
+        self._live = frozenset(buckets)
+        self._frozen = frozenset(frozen)
+        self._definition = definition
+        self._fields: tuple[tuple[str, str], ...] = ()
+        self._in_sync: frozenset[int] = frozenset()
+        self._sent: dict[int, set[int]] = {}
+        """By server that is filled: the buckets that it was sent."""
+        self._has: dict[int, dict[int, int]] = {}
+        """By server: the version of each bucket that it is known to have."""
+
+    def roster(self, event: Rostered, step: int, fields: tuple[tuple[str, str], ...]) -> list[ShardEffect]:
+        """Who has copies from now on, and what those who are to have one get at once."""
+        self._in_sync, self._fields = frozenset(event.backups), fields
+        there = self._in_sync | set(event.filling)
+        self._has = {server: self._has.get(server, {}) for server in sorted(there)}
+        self._sent = {server: sent for server, sent in self._sent.items() if server in event.filling}
+        work: list[ShardEffect] = []
+        for server in event.filling:
+            if server not in self._sent:
+                self._sent[server] = {HEADER}
+                work.append(Fill(server, self._definition, fields))
+                work += self._copy(server, self._frozen, step)
+            work += self._tell(server)
+        return work
+
+    def _copy(self, server: int, buckets: Iterable[int], version: int) -> list[ShardEffect]:
+        new = sorted(set(buckets))
+        self._sent[server].update(new)
+        return [CopyBucket(server, bucket, version) for bucket in new]
+
+    def followers(self, bucket: int) -> tuple[int, ...]:
+        """Who is sent the next root of ``bucket``."""
+        filled = {server for server, sent in self._sent.items() if bucket in sent}
+        return tuple(sorted(self._in_sync | filled))
+
+    def made(self, bucket: int, version: int) -> list[ShardEffect]:
+        """The bucket is at ``version`` here now: who lacks it is given it."""
+        lacking = [server for server, sent in self._sent.items() if bucket not in sent]
+        return [effect for server in lacking for effect in self._copy(server, [bucket], version)]
+
+    def _counted(self) -> frozenset[int]:
+        """Those whose word is needed before a version is shown."""
+        full = {server for server, sent in self._sent.items() if sent == self._live | self._frozen | {HEADER}}
+        return self._in_sync | full
+
+    def may_show(self, bucket: int, version: int) -> bool:
+        """Has everybody who counts the bucket at this version?"""
+        return all(self._has[server].get(bucket, -1) >= version for server in self._counted())
+
+    def copied(self, server: int, bucket: int, version: int) -> list[ShardEffect]:
+        """A server has a bucket."""
+        if server not in self._in_sync and server not in self._sent:
+            return []
+        has = self._has[server]
+        is_news = bucket not in has
+        has[bucket] = max(version, has.get(bucket, -1))
+        return self._tell(server) if is_news else []
+
+    def _tell(self, server: int) -> list[ShardEffect]:
+        """Said again in each generation, until it is agreed."""
+        everything = self._live | self._frozen | {HEADER}
+        is_full = server in self._sent and self._has[server].keys() == everything
+        return [TellCaughtUp(server)] if is_full else []
+
+    def again(self, applied: Iterable[int], step: int) -> tuple[list[ShardEffect], dict[int, tuple[int, ...]]]:
+        """What may have been lost: copies to send again, and by bucket who has not said that it has version
+        ``step + 1``. ``applied`` are the buckets that have it here."""
+        made = frozenset(applied)
+        lost: list[ShardEffect] = []
+        for server, sent in self._sent.items():
+            for bucket in sorted(sent - self._has[server].keys()):
+                version = step + 1 if bucket in made else step
+                is_header = bucket == HEADER
+                lost.append(
+                    Fill(server, self._definition, self._fields) if is_header else CopyBucket(server, bucket, version)
+                )
+        silent = {
+            bucket: tuple(server for server in self.followers(bucket) if -1 < self._has[server].get(bucket, -1) <= step)
+            for bucket in sorted(made)
+        }
+        return lost, {bucket: servers for bucket, servers in silent.items() if servers}
+
+    def is_awaited(self) -> bool:
+        """Is the word of a server still to come about something that it was sent?"""
+        return any(sent - self._has[server].keys() for server, sent in self._sent.items())

@@ -1,0 +1,72 @@
+"""Who may take part in a shard's training: workers that agree about all that could change its bits."""
+
+from dmi_protocol.training.agreement import difference
+from dmi_protocol.training.exchange import Disagree, Greeted, Opened, Rostered, ShardEffect, Welcome
+
+Fields = tuple[tuple[str, str], ...]
+
+
+class Reception:
+    """At the beginning nobody is welcome before all have greeted. Who comes later waits for the lead to say where the run
+    stands, and is a guest until it has leaves of its own."""
+
+    def __init__(self, roster: Rostered) -> None:
+        self._roster = roster
+        self._greetings: dict[int, Greeted] = {}
+        self._welcomed: set[int] = set()
+        self.fields: Fields = ()
+        """The fingerprint of all who take part; empty before anybody has greeted."""
+        self.definition = b""
+        self._has_begun = False
+
+    def take_over(self, definition: bytes, fields: Fields) -> None:
+        """The training goes on here: who takes part is welcome at once."""
+        self.definition, self.fields, self._has_begun = definition, fields, True
+
+    def roster(self, event: Rostered) -> None:
+        """A new generation: who is gone is forgotten."""
+        self._roster = event
+        for gone in self._greetings.keys() - set(event.workers):
+            del self._greetings[gone]
+            self._welcomed.discard(gone)
+
+    def greeted(self, event: Greeted) -> Disagree | None:
+        """Note a greeting, unless it contradicts the others'."""
+        is_guest = event.worker in self._roster.guests
+        if self.fields:
+            fields = dict(event.fields)
+            theirs = tuple((n, v) for n, v in self.fields if n in fields) if is_guest else self.fields
+            found = difference(event, theirs, min(self._greetings, default=None))
+            if found is not None:
+                return found
+        if self.definition and event.definition != self.definition:
+            return Disagree(event.worker, min(self._greetings, default=None), "the model or the optimizer", "", "")
+        if not is_guest:
+            self.fields = event.fields
+        self.definition = event.definition
+        self._greetings[event.worker] = event
+        self._welcomed.discard(event.worker)
+        return None
+
+    def contradicts(self, opened: Opened) -> Disagree | None:
+        """Does anybody differ from those who made the checkpoint?"""
+        for greeted in self._greetings.values() if opened.fingerprint else ():
+            if (found := difference(greeted, opened.fingerprint, None)) is not None:
+                return found
+        return None
+
+    def welcome(self, step: int) -> list[ShardEffect]:
+        """Those who may begin ``step``, when everything is here."""
+        regular = set(self._roster.workers) - set(self._roster.guests)
+        if not self._has_begun and not regular <= self._greetings.keys():
+            return []
+        self._has_begun = True
+        new = sorted((self._greetings.keys() & regular) - self._welcomed)
+        self._welcomed.update(new)
+        return [Welcome(worker, step) for worker in new]
+
+    def welcome_guests(self, step: int, extra: bytes) -> list[Welcome]:
+        """Those who wait for the lead to begin ``step``."""
+        new = sorted((self._greetings.keys() & set(self._roster.guests)) - self._welcomed)
+        self._welcomed.update(new)
+        return [Welcome(worker, step, extra, self.fields) for worker in new]

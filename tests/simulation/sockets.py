@@ -1,0 +1,144 @@
+"""The sockets between role processes.
+
+Their connections are like TCP: in order, nothing lost, but standing still while the network between the hosts is cut.
+What the machines say twice on purpose is also delivered twice by chance.
+"""
+
+from collections import Counter, deque
+from typing import NamedTuple, Protocol
+
+from dmi_protocol.events import RoleHappened
+from dmi_protocol.identity import PublicKey
+from dmi_protocol.messages.roles import Exited, RoleEvent, RoleKey, Roster
+from dmi_protocol.training import exchange as x
+from tests.simulation.clock import Clock
+from tests.simulation.network import Network
+from tests.simulation.node import Node
+from tests.simulation.tensors import Tensor
+from tests.simulation.trouble import demand
+
+BUCKETS = 3
+_CUT_MS = 100
+_REPEATED = 0.08
+HELD = 4_096
+"""No role process ever has more tensors, or a fuller socket."""
+
+
+class Filled(NamedTuple):
+    """A primary tells a server what it is to have a copy of."""
+
+    definition: bytes
+    fields: tuple[tuple[str, str], ...]
+
+
+class Replica(NamedTuple):
+    """A primary's root, for its copies."""
+
+    step: int
+    bucket: int
+    hyper: bytes
+
+
+class Bucketful(NamedTuple):
+    """A bucket for a copy."""
+
+    bucket: int
+    version: int
+
+
+class Said(NamedTuple):
+    """What one role process sends to another about a shard; ``tensor`` goes beside the event, or the version that is shown.
+    Only what servers say to each other is fenced by ``generation``."""
+
+    shard: int
+    generation: int
+    event: object
+    tensor: Tensor | None = None
+    shown: int | None = None
+
+
+class Process(Protocol):
+    """A living role process."""
+
+    key: RoleKey
+    public_key: PublicKey
+    node: Node
+    life: int
+    """The life of its daemon: what a process said before it ended still arrives, unless the whole host is gone."""
+    is_alive: bool
+
+    def roster(self, roster: Roster) -> None:
+        """All seats are taken, or somebody does something else now."""
+        ...
+
+    def hear(self, sender: RoleKey, said: Said) -> None:
+        """Another role process says something."""
+        ...
+
+
+class Sockets:
+    """Every connection between living role processes."""
+
+    def __init__(self, clock: Clock, network: Network, counters: Counter[str]) -> None:
+        self.clock = clock
+        self.counters = counters
+        self._network = network
+        self.processes: dict[PublicKey, Process] = {}
+        self.seen: dict[tuple[str, int, int], int] = {}
+        """By job, life and bucket: the last version that a worker was shown."""
+        self.holders: dict[RoleKey, Process] = {}
+        """The last process that was started for each role."""
+        self._ways: dict[tuple[PublicKey, PublicKey], deque[Said]] = {}
+
+    def say(self, source: Process, target: PublicKey, said: Said) -> None:
+        """Send; what can be repeated is repeated by chance."""
+        way = self._ways.setdefault((source.public_key, target), deque())
+        is_idle = not way
+        way.append(said)
+        repeatable = isinstance(said.event, x.Contributed | x.Shown | x.Pulled | x.NormsHeard)
+        if repeatable and self.clock.random.random() < _REPEATED:
+            way.append(said)
+        demand("queues", len(way) <= HELD, f"{len(way)} messages wait at {source.key}")
+        if is_idle:
+            self._plan(source, target)
+
+    def _plan(self, source: Process, target: PublicKey) -> None:
+        self.clock.later(self._network.delay_ms(), self._pump, source, target)
+
+    def _pump(self, source: Process, target: PublicKey) -> None:
+        way = self._ways[source.public_key, target]
+        heard = self.processes.get(target)
+        if source.life != source.node.life or heard is None or not heard.is_alive:
+            way.clear()
+            return
+        if not self._network.is_open(source.node.name, heard.node.name):
+            self.clock.later(_CUT_MS, self._pump, source, target)
+            return
+        for said in [way.popleft() for _ in range(min(len(way), 4))]:
+            if heard.is_alive:
+                heard.hear(source.key, said)
+        if way:
+            self._plan(source, target)
+
+
+def owned(shard: int, shards: int) -> tuple[int, ...]:
+    """The buckets of a shard."""
+    return tuple(range(shard, BUCKETS, shards))
+
+
+def tell_daemon(process: Process, clock: Clock, event: RoleEvent) -> None:
+    """Through the pipe to the parent: in order, and only while both live."""
+    node, life = process.node, process.node.life
+    clock.later(1, _tell, node, life, RoleHappened(process.key, event))
+
+
+def _tell(node: Node, life: int, event: RoleHappened) -> None:
+    if node.life == life:
+        node.give(event)
+
+
+def exits(process: Process, code: int, signal: int = 0) -> None:
+    """The process ends, and its parent sees it."""
+    if process.is_alive:
+        process.is_alive = False
+        _tell(process.node, process.node.life, RoleHappened(process.key, Exited(code, signal)))

@@ -1,0 +1,255 @@
+"""A worker's process: a script of some steps around the pure machine."""
+
+from dmi_protocol.identity import PublicKey
+from dmi_protocol.messages.roles import Assignment, Completed, Progressed, Ready, RoleEvent, RoleKey, Roster
+from dmi_protocol.training import exchange as x
+from dmi_protocol.training.step import Release, Sum
+from dmi_protocol.training.tree import shares
+from dmi_protocol.training.worker import Worker
+from tests.simulation.node import Node
+from tests.simulation.sockets import BUCKETS, Said, Sockets, exits, owned, tell_daemon
+from tests.simulation.tensors import Tensor, Tensors
+from tests.simulation.trouble import demand
+
+_WAIT_MS = 250
+_COMPUTE_MS = 400
+_FIELDS = (("torch", "fake"),)
+
+
+class ScriptedWorker:
+    """With a script of ``steps`` steps and a checkpoint after every third."""
+
+    def __init__(self, sockets: Sockets, node: Node, assignment: Assignment) -> None:
+        self.key = assignment.key
+        self.public_key = PublicKey(f"{len(sockets.processes)}".ljust(40, "."))
+        self.node = node
+        self.life = node.life
+        self.is_alive = True
+        self._sockets = sockets
+        self._leaves = assignment.leaves or 4
+        self._steps = int(assignment.args[0])
+        self._tensors = Tensors(str(self.key))
+        self._roster: Roster | None = None
+        self._machine: Worker | None = None
+        self.is_idle = False
+        """Has it begun, without a leaf to compute?"""
+        self._version = 0
+        self._parameters = [0] * BUCKETS
+        self._shown: dict[tuple[int, int], int] = {}
+        self._welcomes: dict[int, int] = {}
+        """By shard: the step at which we were welcome."""
+        self._finished: set[int] = set()
+        self._heard_at = 0
+        self._is_waiting = False
+        self._phase = "greeting"
+        """``greeting``, ``fetching``, ``training``, ``finishing``."""
+
+    # Who takes part
+
+    def roster(self, roster: Roster) -> None:
+        """See ``Process``."""
+        before, self._roster = self._roster, roster
+        leaves = self._share(roster)
+        self.is_idle = not leaves
+        if before is None or self._machine is None:
+            self._machine = Worker(x.Assigned(roster.generation, leaves), BUCKETS)
+            self._greet(range(len(roster.cast.shards)))
+            return
+        moved = [s for s, r in enumerate(roster.cast.shards) if r.primary != before.cast.shards[s].primary]
+        for shard in moved:
+            self._welcomes.pop(shard, None)
+        self._greet(moved)
+        is_new_lead = self._is_lead() and before.cast.lead != self.key.index
+        self._say_where_we_are(range(len(roster.cast.shards)) if is_new_lead else moved)
+        buckets = tuple(bucket for shard in moved for bucket in owned(shard, len(roster.cast.shards)))
+        if self._phase == "fetching":
+            self._pull(self._version, buckets)
+        self._happened(x.Assigned(roster.generation, leaves, buckets))
+
+    def _share(self, roster: Roster) -> tuple[int, ...]:
+        place = roster.cast.workers.index(self.key.index)
+        return tuple(shares(roster.cast.speeds, self._leaves)[place])
+
+    def _is_lead(self) -> bool:
+        return self._roster is not None and self._roster.cast.lead == self.key.index
+
+    def _is_founder(self) -> bool:
+        return self._roster is not None and self.key.generation == self._roster.life
+
+    def _greet(self, shards: "range | list[int]") -> None:
+        assert self._roster is not None
+        for shard in shards:
+            self._say(shard, x.Greeted(self.key.index, _FIELDS, b"model"))
+            self._bring_initial(shard)
+
+    def _bring_initial(self, shard: int) -> None:
+        assert self._roster is not None
+        gives = self._is_lead() and self._roster.restore is None and self._phase == "greeting"
+        for bucket in owned(shard, len(self._roster.cast.shards)) if gives else ():
+            self._say(shard, x.Initialized(self.key.index, bucket))
+
+    def _say_where_we_are(self, shards: "range | list[int]") -> None:
+        """To those who do not know: a primary that was promoted, or all when we lead from now on."""
+        assert self._machine is not None
+        for shard in shards:
+            self._bring_initial(shard)
+            if self._machine.current is not None:
+                self._ask_for_checkpoint(shard)
+                self._begin(shard)
+            elif self._phase == "finishing":
+                self._say(shard, x.FinishAsked(self.key.index, self._version, b""))
+
+    # What is said here
+
+    def hear(self, sender: RoleKey, said: Said) -> None:
+        """See ``Process``."""
+        self._heard_at = self._sockets.clock.now
+        if self._roster is None or self._machine is None:
+            return
+        match said.event:
+            case x.Welcome(_, step, extra):
+                self._welcome(said.shard, step, extra)
+            case x.SayFinished():
+                self._finished.add(said.shard)
+                if len(self._finished) == len(self._roster.cast.shards):
+                    self._tell_daemon(Completed())
+                    self._sockets.clock.later(1, exits, self, 0)
+            case x.Shown(version, bucket):
+                assert said.shown is not None
+                self._shown[version, bucket] = said.shown
+                if self._phase == "fetching":
+                    self._fetched()
+                else:
+                    self._see(version, bucket)
+                    self._happened(said.event)
+            case x.Decline(_, kind, _):
+                exits(self, 1)
+            case _:
+                raise AssertionError(f"a server said {said.event}")
+
+    def _see(self, version: int, bucket: int) -> None:
+        assert self._roster is not None
+        place = (self.key.job, self._roster.life, bucket)
+        self._sockets.seen[place] = max(version, self._sockets.seen.get(place, 0))
+
+    def _welcome(self, shard: int, step: int, extra: bytes | None) -> None:
+        assert self._roster is not None
+        if self._phase != "greeting":
+            return
+        demand("guests", (extra is None) == self._is_founder(), f"{self.key} is welcomed with {extra!r}")
+        self._welcomes[shard] = step
+        if len(self._welcomes) < len(self._roster.cast.shards):
+            return
+        if self._is_founder() and self._roster.restore is None:
+            self._train()
+            return
+        self._phase = "fetching"
+        self._version = max(self._welcomes.values())
+        self._pull(self._version, range(BUCKETS))
+
+    def _pull(self, version: int, buckets: "range | tuple[int, ...]") -> None:
+        for bucket in buckets:
+            self._say(self._shard_of(bucket), x.Pulled(self.key.index, version, (bucket,)))
+
+    def _fetched(self) -> None:
+        if len([1 for version, _ in self._shown if version == self._version]) == BUCKETS:
+            for bucket in range(BUCKETS):
+                self._parameters[bucket] = self._shown.pop((self._version, bucket))
+            if not self._is_founder():
+                self._sockets.counters["guests"] += 1
+                self._tell_daemon(Ready())
+            self._train()
+
+    # The script
+
+    def _train(self) -> None:
+        self._phase = "training"
+        self._next_step()
+        self._wait()
+
+    def _next_step(self) -> None:
+        assert self._roster is not None
+        step, shards = self._version, range(len(self._roster.cast.shards))
+        if self._is_lead() and step and (step % 3 == 0 or step == self._steps):
+            self._tell_daemon(Progressed(step, self._steps, 1.0, 0.5))
+        for shard in shards:
+            self._ask_for_checkpoint(shard)
+        if step >= self._steps:
+            self._phase = "finishing"
+            for shard in shards:
+                self._say(shard, x.FinishAsked(self.key.index, step, b""))
+            return
+        for shard in shards:
+            self._begin(shard)
+        self._happened(x.StepBegan(step))
+
+    def _ask_for_checkpoint(self, shard: int) -> None:
+        assert self._roster is not None
+        step = self._version
+        if self._is_lead() and step and step % 3 == 0 and step != self._roster.restore:
+            self._say(shard, x.CheckpointAsked(self.key.index, step, b""))
+
+    def _begin(self, shard: int) -> None:
+        assert self._roster is not None
+        extra = b"kept" if self._is_lead() and self._roster.guests else None
+        self._say(shard, x.Began(self.key.index, self._version, (1,) * self._leaves, b"lr", extra))
+
+    def _happened(self, event: x.WorkerEvent) -> None:
+        assert self._machine is not None
+        for effect in self._machine.step(self._sockets.clock.now, event):
+            match effect:
+                case Sum() | Release():
+                    self._tensors.do(effect)
+                case x.Compute(step, leaf):
+                    delay = 1 + int(_COMPUTE_MS * self._sockets.clock.random.random())
+                    self._sockets.clock.later(delay, self._compute, step, leaf)
+                case x.Push(step, bucket, subtree, handle):
+                    told = x.Contributed(self.key.index, step, bucket, subtree, None)
+                    self._say(self._shard_of(bucket), told, self._tensors.get(handle))
+                case x.Pull(version, buckets):
+                    self._pull(version, buckets)
+                case x.Install(version):
+                    self._install(version)
+        self._machine.check()
+
+    def _install(self, version: int) -> None:
+        for bucket in range(BUCKETS):
+            self._parameters[bucket] = self._shown.pop((version, bucket))
+        whole = set(self._parameters) == {version}
+        demand("versions", whole, f"{self.key} installs {self._parameters} as version {version}")
+        self._version = version
+        self._sockets.clock.later(1, self._go_on, version)
+
+    def _go_on(self, version: int) -> None:
+        if self.is_alive and self._version == version:
+            self._next_step()
+
+    def _compute(self, step: int, leaf: int) -> None:
+        if not self.is_alive or self._machine is None or self._machine.current != step:
+            return
+        demand("versions", set(self._parameters) == {step}, f"{self.key} computes step {step} on {self._parameters}")
+        for bucket in range(BUCKETS):
+            tensor = Tensor(1 << leaf, self._parameters[bucket])
+            self._happened(x.Computed(step, leaf, bucket, self._tensors.put(tensor)))
+
+    def _wait(self) -> None:
+        """Patience with silence: everything that may be lost is said again."""
+        if not self.is_alive or self._machine is None:
+            return
+        if self._machine.current is not None and self._sockets.clock.now - self._heard_at >= _WAIT_MS:
+            self._happened(x.Waited())
+        self._sockets.clock.later(_WAIT_MS, self._wait)
+
+    # To the servers
+
+    def _shard_of(self, bucket: int) -> int:
+        assert self._roster is not None
+        return bucket % len(self._roster.cast.shards)
+
+    def _say(self, shard: int, event: object, tensor: Tensor | None = None) -> None:
+        assert self._roster is not None
+        seat = self._roster.primary(shard)
+        self._sockets.say(self, seat.public_key, Said(shard, self._roster.generation, event, tensor))
+
+    def _tell_daemon(self, event: RoleEvent) -> None:
+        tell_daemon(self, self._sockets.clock, event)
