@@ -34,6 +34,8 @@ DATA_QUEUE_MESSAGES = 65_536
 PEER_BEAT_MS = 1_000
 PEER_SILENT_MS = 60_000
 """A role that has not heard a peer's beat for so long gives up and names it."""
+EARLY_MESSAGES = 16_384
+"""Messages that a server keeps because it has not heard of the generation that they belong to yet."""
 SAY_AGAIN_MS = 1_000
 """A primary that has not heard from a copy for so long says again what may have been lost."""
 ROSTERS = 64

@@ -103,6 +103,10 @@ class Shard:
         """What goes with a bucket that is shown: in the metrics bucket the sums of the last step, else nothing."""
         return self._held[bucket].detail
 
+    def set_detail(self, bucket: int, detail: bytes) -> None:
+        """Make ``detail`` what goes with a bucket."""
+        self._held[bucket].detail = detail
+
     def square(self, bucket: int, root: Share | None) -> float:
         """The squared 2-norm of a gradient bucket's root; 0.0 for other buckets and absent roots.
 

@@ -115,7 +115,8 @@ class Endpoint:
                 self._zap.send_multipart([version, sequence, b"200", b"", key.encode("ascii"), b""])
             else:
                 self.refused += 1
-                self._zap.send_multipart([version, sequence, b"400", b"not in the roster", b"", b""])
+                # 300, not 400: whoever is in the next roster, and has heard of it before us, tries again
+                self._zap.send_multipart([version, sequence, b"300", b"not in the roster", b"", b""])
 
     def receive(self) -> Delivery | None:
         """The next message, or None when nothing waits. What is not from its sender, or no message, raises
@@ -177,6 +178,6 @@ class Line:
             return None
         return _open(self.socket.recv_multipart(zmq.NOBLOCK, copy=False))
 
-    def close(self) -> None:
-        """End the connection; what was not sent yet is dropped."""
-        self.socket.close()
+    def close(self, linger_ms: int = 0) -> None:
+        """End the connection; what was not sent yet is dropped, or gets so much time."""
+        self.socket.close(linger_ms)

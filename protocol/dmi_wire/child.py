@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+from contextlib import suppress
 from typing import NoReturn
 
 from dmi_protocol import limits
@@ -39,6 +40,8 @@ class Child:
         self._sending = threading.Lock()
         self._beats = False
         self._told: queue.Queue[Roster] = queue.Queue(maxsize=limits.ROSTERS)
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        """Can be read when ``newest`` may have a roster to give."""
 
     @classmethod
     def inherit(cls) -> "Child":
@@ -65,6 +68,16 @@ class Child:
             return self._told.get(timeout=within_ms / 1000)
         except queue.Empty:
             raise TimeoutError(f"no roster within {within_ms / 1000:g} s") from None
+
+    def newest(self) -> Roster | None:
+        """The last roster that came since one was taken; None when none did. Those before it need not be known."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self.fd)
+        found = None
+        with suppress(queue.Empty):
+            while True:
+                found = self._told.get_nowait()
+        return found
 
     def tell(self, message: FromRole) -> None:
         """Send one message to the daemon."""
@@ -97,6 +110,7 @@ class Child:
             os.kill(os.getpid(), signal.SIGTERM)
         elif isinstance(message, Roster):
             self._told.put_nowait(message)
+            os.eventfd_write(self.fd, 1)
 
     def _receive(self) -> ToRole:
         return decode_struct(unframed(self._exactly), ToRole)

@@ -8,8 +8,8 @@ from dmi_protocol.effects import PersistVote
 from dmi_protocol.events import Stopping
 from tests.simulation.node import Node
 from tests.simulation.sockets import Process, exits
-from tests.simulation.workload import Workload
 from tests.simulation.worker import ScriptedWorker
+from tests.simulation.workload import Workload
 from tests.simulation.world import World
 
 Undo = Callable[[], None]

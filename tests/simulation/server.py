@@ -15,7 +15,6 @@ from tests.simulation.sockets import (
     HELD,
     Bucketful,
     Filled,
-    Process,
     Replica,
     Said,
     Sockets,
@@ -248,19 +247,24 @@ class Server:
                 self._converse(shard, effect)
 
     def _is_alone(self, shard: int, bucket: int, version: int) -> None:
-        """Nothing is shown that another who takes itself for the primary has not."""
+        """Nothing is shown that the primary of a later generation has not."""
         assert self._roster is not None
         for other in self._sockets.processes.values():
             if isinstance(other, Server) and other is not self and other.is_alive and other.key.job == self.key.job:
-                other.must_have(self._roster.life, shard, bucket, version, str(self.key))
+                other.must_have(self._roster, shard, bucket, version)
 
-    def must_have(self, life: int, shard: int, bucket: int, version: int, who: str) -> None:
-        """Another primary shows a version."""
+    def must_have(self, roster: Roster, shard: int, bucket: int, version: int) -> None:
+        """Another primary, by its ``roster``, shows a version."""
         held = self._copies.get(shard)
-        if self._roster is None or self._roster.life != life or held is None or held.shard is None:
+        if self._roster is None or held is None or held.shard is None:
             return
-        has = held.memory.latest(bucket)
-        demand("primaries", has >= version, f"{who} shows {version} of bucket {bucket}; {self.key}, primary too, has {has}")
+        if self._roster.life == roster.life and self._roster.generation > roster.generation:
+            has = held.memory.latest(bucket)
+            demand(
+                "primaries",
+                has >= version,
+                f"a former primary shows {version} of bucket {bucket}, {self.key} has {has}",
+            )
 
     def _converse(self, shard: int, effect: x.ShardEffect) -> None:
         match effect:
@@ -317,6 +321,3 @@ class Server:
 
     def _tell_daemon(self, event: RoleEvent) -> None:
         tell_daemon(self, self._sockets.clock, event)
-
-
-

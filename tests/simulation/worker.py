@@ -122,7 +122,7 @@ class ScriptedWorker:
                 else:
                     self._see(version, bucket)
                     self._happened(said.event)
-            case x.Decline(_, kind, _):
+            case x.Decline():
                 exits(self, 1)
             case _:
                 raise AssertionError(f"a server said {said.event}")

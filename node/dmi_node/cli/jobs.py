@@ -22,7 +22,9 @@ _LINE_S = 1.0
 @click.option("--name", help="What to call the job; the script's name by default.")
 @click.option("--workers", type=click.IntRange(min=1), help="How many nodes compute gradients; all by default.")
 @click.option("--servers", type=click.IntRange(min=1), help="How many nodes hold shards; the workers' by default.")
-@click.option("--backups", type=click.IntRange(min=0), help="Backups of each shard; 1 by default, where there are two nodes.")
+@click.option(
+    "--backups", type=click.IntRange(min=0), help="Backups of each shard; 1 by default, where there are two nodes."
+)
 @click.option("--leaves", type=click.IntRange(min=1), help="Micro-batches of a step; the script's choice by default.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="torch threads of a worker.")
 @click.option("--include", multiple=True, metavar="PATH", help="A file or folder beside the script that it reads.")

@@ -1,19 +1,20 @@
 """The parameter server's process: ``python -m dmi_node.roles.server``, a child of the daemon.
 
-It carries messages to the shard's machine (``dmi_protocol/training/shard.py``), which decides, and does what it wants
-with the tensors (``tensors.py``). One thread does all of it; a second one only talks to the daemon, a third one to the
-disk.
+It has copies of shards (``copy.py``), and carries what others say to them. One thread does all of it; a second one only
+talks to the daemon, a third one to the disk.
 """
 
 import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 
 import zmq
 
+from dmi_node.roles.copy import Copy, FromServer
 from dmi_node.roles.tensors import Tensors
 from dmi_node.roles.writer import Writer
 from dmi_protocol import limits
@@ -22,13 +23,9 @@ from dmi_protocol.identity import PublicKey
 from dmi_protocol.instant import Instant
 from dmi_protocol.messages import parameters as say
 from dmi_protocol.messages.roles import Assignment, Bound, Completed, PartWritten, Roster, Seat
-from dmi_protocol.tensor_spec import describe
 from dmi_protocol.training import exchange as x
-from dmi_protocol.training.shard import Shard
-from dmi_protocol.training.step import Handle, Release, Subtree, Sum
-from dmi_tensor.checkpoint import CorruptPartError, read_part, write_part
-from dmi_tensor.tree_sum import DisagreementError
-from dmi_wire.bulk import Delivery, Endpoint, Line
+from dmi_tensor.checkpoint import Part, read_part
+from dmi_wire.bulk import Buffer, Delivery, Endpoint, Line
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
 from dmi_wire.memory import keep_freed_memory
@@ -39,49 +36,111 @@ _LINGER_MS = 10_000
 
 
 class Server:
-    """One shard, its socket and its workers."""
+    """The shards of one process, its socket, and its peers."""
 
     def __init__(
         self,
         child: Child,
         assignment: Assignment,
-        roster: Roster,
         endpoint: Endpoint,
-        lines: Mapping[int, Line],
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        keys: KeyPair,
     ) -> None:
-        self._child = child
+        self.child = child
+        self.directory = Path(assignment.directory)
+        self.writer = Writer()
         self._assignment = assignment
-        self._roster = roster
-        self._endpoint = endpoint
-        self._lines = lines
-        self._workers = {seat.key.index: seat for seat in roster.workers}
+        self._endpoint, self._context, self._keys = endpoint, context, keys
         self._index = assignment.key.index
-        shards = [shard for shard, server in enumerate(roster.shards) if server == self._index]
-        self._shard = shards[0]
-        self._machine = Shard(x.Rostered(roster.generation, tuple(self._workers), roster.lead), self._shard)
-        parts = tuple(read_part(Path(path)) for path in assignment.parts)
-        is_beside = any(map(self._is_local, self._workers))
-        self._tensors = Tensors(self._shard, len(roster.shards), shares_memory=is_beside, parts=parts)
-        self._heard = dict.fromkeys(self._workers, _now())
-        self._writer = Writer()
-        self._is_done = False
+        self._parts = tuple(read_part(Path(path)) for path in assignment.parts)
+        self._copies: dict[int, Copy] = {}
+        self._lines: dict[int, Line] = {}
+        self._workers: dict[int, Seat] = {}
+        self._heard: dict[int, Instant] = {}
+        self._own: deque[Delivery] = deque()
+        """What shards of ours say to one another: it is heard when the one that speaks has done all it wants."""
+        self._early: list[Delivery] = []
+        """What belongs to a generation that we have not heard of yet."""
 
-    def run(self) -> None:
-        """Serve until the shard's work is done."""
+    def run(self, roster: Roster) -> None:
+        """Serve until the work of all shards that we are the primary of is done."""
         poller = zmq.Poller()
         self._endpoint.register(poller)
-        poller.register(self._writer.fd, zmq.POLLIN)
-        while not self._is_done:
-            poller.poll(_POLL_MS)
+        poller.register(self.writer.fd, zmq.POLLIN)
+        poller.register(self.child.fd, zmq.POLLIN)
+        self._take_part(roster)
+        while not self._is_done():
+            poller.poll(self._patience_ms())
+            newer = self.child.newest()
+            if newer is not None and newer.generation > self.roster.generation:
+                self._take_part(newer)
             self._endpoint.authenticate()
             self._drain()
             self._tell_written()
-            self._lose_patience()
-        self._writer.close()
+            self._look_at_clock()
+            self._hear_own()
+        self.writer.close()
+        for line in self._lines.values():
+            line.close(_LINGER_MS)
+
+    def _is_done(self) -> bool:
+        led = [copy for copy in self._copies.values() if copy.is_primary]
+        return bool(led) and all(copy.is_done for copy in led)
+
+    def _patience_ms(self) -> int:
+        due = [deadline for copy in self._copies.values() if (deadline := copy.deadline()) is not None]
+        return max(0, min([_POLL_MS, *(deadline - _now() for deadline in due)]))
+
+    def _look_at_clock(self) -> None:
+        for copy in self._copies.values():
+            deadline = copy.deadline()
+            if deadline is not None and _now() >= deadline:
+                copy.waited()
+        self._lose_patience()
+
+    # Who takes part
+
+    def _take_part(self, roster: Roster) -> None:
+        """A new generation: who may speak, whom we speak to, and what each shard is to us."""
+        self.roster = roster
+        self._workers = {seat.key.index: seat for seat in roster.workers}
+        self._heard = {worker: self._heard.get(worker, _now()) for worker in self._workers}
+        others = [seat for seat in roster.servers if seat.key.index != self._index]
+        peers = [*roster.workers, *others]
+        self._endpoint.admit({PublicKey(seat.public_key): _name(seat) for seat in peers})
+        for gone in self._lines.keys() - {seat.key.index for seat in others}:
+            self._lines.pop(gone).close()
+        for seat in others:
+            if seat.key.index not in self._lines:
+                name = b"server-%d" % self._index
+                self._lines[seat.key.index] = Line(self._context, self._keys, name, seat.address, seat.public_key)
+        for shard, replicas in enumerate(roster.cast.shards):
+            if replicas.primary == self._index:
+                self._copy(shard).lead(self._rostered(shard))
+            elif self._index not in (*replicas.backups, *replicas.filling):
+                self._copies.pop(shard, None)
+        early, self._early = self._early, []
+        for delivery in early:
+            self._take_or_refuse(delivery)
+
+    def _rostered(self, shard: int) -> x.Rostered:
+        cast, replicas = self.roster.cast, self.roster.cast.shards[shard]
+        guests = self.roster.guests
+        return x.Rostered(self.roster.generation, cast.workers, cast.lead, guests, replicas.backups, replicas.filling)
+
+    def _copy(self, shard: int) -> Copy:
+        if shard not in self._copies:
+            is_beside = any(map(self.is_local, self._workers))
+            parts: tuple[Part, ...] = self._parts if self.roster.generation == self.roster.life else ()
+            tensors = Tensors(shard, len(self.roster.cast.shards), shares_memory=is_beside, parts=parts)
+            self._copies[shard] = Copy(self, shard, tensors, _now)
+        return self._copies[shard]
+
+    # What is said here
 
     def _drain(self) -> None:
         """Take all that waits."""
-        while not self._is_done:
+        while not self._is_done():
             try:
                 delivery = self._endpoint.receive()
             except RemoteProtocolError as error:
@@ -89,172 +148,101 @@ class Server:
                 continue
             if delivery is None:
                 return
-            try:
-                self._take(delivery)
-            except RemoteProtocolError as error:
-                _refuse(error)
-                self._endpoint.send(delivery.sender, say.Declined(self._roster.generation, "peer", str(error)))
+            self._take_or_refuse(delivery)
+            self._hear_own()
+
+    def _hear_own(self) -> None:
+        while self._own:
+            self._take_or_refuse(self._own.popleft())
+
+    def _take_or_refuse(self, delivery: Delivery) -> None:
+        try:
+            self._take(delivery)
+        except RemoteProtocolError as error:
+            _refuse(error)
+            self._endpoint.send(delivery.sender, say.Declined(self.roster.generation, "peer", str(error)))
 
     def _take(self, delivery: Delivery) -> None:
-        """One message: from another server (norms only), or from a worker under its own name."""
+        """One message, from a server or from a worker under its own name."""
         role, _, number = delivery.sender.partition(b"/")[0].decode("ascii").partition("-")
         index, message = int(number), delivery.message
-        if isinstance(message, say.Norms):
-            if role != "server" or self._roster.shards[message.shard : message.shard + 1] != (index,):
-                raise RemoteProtocolError(f"norms of shard {message.shard} from {role}-{index}")
-            self._happened(x.NormsHeard(message.shard, message.generation, message.step, message.squares))
+        if role == "server":
+            self._from_server(index, delivery)
             return
-        if role != "worker":
-            raise RemoteProtocolError(f"a {type(message).__name__} from {role}-{index}")
-        self._heard[index] = _now()
+        if index in self._heard:
+            self._heard[index] = _now()
         if isinstance(message, say.Beat):
-            self._endpoint.send(delivery.sender, say.Beat(self._roster.generation))
+            self._endpoint.send(delivery.sender, say.Beat(self.roster.generation))
             return
-        self._happened(self._event(index, message, delivery.frames))
+        shard = getattr(message, "shard", None)
+        copy = self._copies.get(shard) if shard is not None else None
+        if copy is not None and copy.is_primary:
+            copy.hear(index, message, delivery.frames)
+        elif message.generation > self.roster.generation:
+            self._keep(delivery)
+        else:
+            _refuse(RemoteProtocolError(f"worker-{index} takes us for the primary of shard {shard}"))
 
-    def _event(self, worker: int, message: say.ParameterMessage, frames: tuple[memoryview, ...]) -> x.ShardEvent:
-        """What a worker's message means to the machine; its tensors are put where handles point."""
-        match message:
-            case say.Hello(generation, named, fingerprint, definition, shared, shared_bytes):
-                if named != worker:
-                    raise RemoteProtocolError(f"worker-{worker} says that it is worker-{named}")
-                self._tensors.greet(worker, shared if self._is_local(worker) else None, shared_bytes)
-                return x.Greeted(worker, generation, fingerprint.fields, definition)
-            case say.AskResume(generation):
-                return x.ResumeAsked(worker, generation)
-            case say.Initial(generation, bucket, specs):
-                self._tensors.initialize(bucket, specs, frames)
-                return x.Initialized(worker, generation, bucket)
-            case say.Begin(generation, step, leaf_sizes, hyper):
-                self._tensors.has_mapped(worker)
-                return x.Began(worker, generation, step, leaf_sizes, hyper)
-            case say.Contribution():
-                handle = self._tensors.put(worker, message, frames)
-                subtree = Subtree(message.first_leaf, message.leaves)
-                return x.Contributed(worker, message.generation, message.step, message.bucket, subtree, handle)
-            case say.Pull(generation, version, buckets):
-                return x.Pulled(worker, generation, version, buckets)
-            case say.Checkpoint(generation, step, extra):
-                return x.CheckpointAsked(worker, generation, step, extra)
-            case say.AskState(generation, step):
-                return x.StateAsked(worker, generation, step)
-            case say.Finish(generation, step, extra):
-                return x.FinishAsked(worker, generation, step, extra)
-            case _:
-                raise RemoteProtocolError(f"a {type(message).__name__} is not for a server")
+    def _from_server(self, index: int, delivery: Delivery) -> None:
+        """The fence: only the primary of the generation in force is obeyed."""
+        message = delivery.message
+        if isinstance(message, say.Norms):
+            for copy in self._copies.values():
+                if copy.is_primary:
+                    copy.happened(x.NormsHeard(message.shard, message.step, message.squares))
+        elif message.generation > self.roster.generation:
+            self._keep(delivery)
+        elif isinstance(message, say.Replicated):
+            led = self._copies.get(message.shard)
+            if led is not None and led.is_primary:
+                led.happened(x.Copied(index, message.bucket, message.version))
+        elif not isinstance(message, FromServer) or not 0 <= message.shard < len(self.roster.cast.shards):
+            raise RemoteProtocolError(f"a {type(message).__name__} from server-{index}")
+        elif index == self.roster.cast.shards[message.shard].primary:
+            self._copy(message.shard).follow(message, delivery.frames)
 
-    def _is_local(self, worker: int) -> bool:
-        return self._workers[worker].node == self._assignment.node
+    def _keep(self, delivery: Delivery) -> None:
+        if len(self._early) >= limits.EARLY_MESSAGES:
+            raise RemoteProtocolError("too much is said in a generation that is not known here")
+        self._early.append(delivery)
 
-    def _happened(self, event: x.ShardEvent) -> None:
-        for effect in self._machine.step(_now(), event):
-            self._do(effect)
+    # What shards want
 
-    def _do(self, effect: x.ShardEffect) -> None:
-        match effect:
-            case Sum(left, right):
-                self._add(left, right)
-            case Release(handle):
-                self._tensors.release(handle)
-            case x.Measure(step, bucket, handle):
-                self._happened(x.Measured(step, bucket, self._tensors.square(bucket, handle)))
-            case x.Apply():
-                self._tensors.apply(effect)
-            case x.Forget():
-                pass  # the memory is the next version's; what a socket still holds is waited for in ``apply``
-            case x.Open(definition):
-                self._open(definition)
-            case x.WritePart():
-                self._write(effect)
-            case x.End():
-                self._is_done = True
-            case _:
-                self._say(effect)
+    def to_worker(
+        self, worker: int, message: say.ParameterMessage, frames: Iterable[Buffer] = ()
+    ) -> zmq.MessageTracker | None:
+        """See ``copy.Host``."""
+        return self._endpoint.send(b"worker-%d" % worker, message, frames)
 
-    def _open(self, definition: bytes) -> None:
-        try:
-            opened = self._tensors.open(definition)
-        except CorruptPartError as error:
-            self._child.fail("checkpoint", f"the job cannot go on from its checkpoint: {error}", starting=False)
-        self._happened(opened)
+    def to_server(self, server: int, message: say.ParameterMessage, frames: Iterable[Buffer] = ()) -> None:
+        """See ``copy.Host``."""
+        if server == self._index:
+            self._own.append(Delivery(b"server-%d" % server, message, ()))
+        elif server in self._lines:
+            self._lines[server].send(message, frames)
 
-    def _add(self, left: Handle, right: Handle) -> None:
-        try:
-            self._tensors.add(left, right)
-        except DisagreementError as error:
-            line = (
-                f"the leaves of step {self._machine.current} disagree about the buffer {error}: make it a function of "
-                "the step, or keep it out of the module"
-            )
-            self._child.fail("disagreement", line, starting=False)
+    def is_local(self, worker: int) -> bool:
+        """See ``copy.Host``."""
+        return worker in self._workers and self._workers[worker].node == self._assignment.node
 
-    def _say(self, effect: x.ShardEffect) -> None:
-        generation = self._roster.generation
-        match effect:
-            case x.Welcome(worker, step):
-                shared, size = self._tensors.offer(worker)
-                self._send(worker, say.Welcome(generation, self._shard, step, shared, size))
-            case x.Resume(worker):
-                self._send(worker, say.Resume(generation, self._tensors.extra))
-            case x.Show(version, bucket, workers):
-                for worker in workers:
-                    self._show(worker, version, bucket)
-            case x.GiveState(worker, step):
-                self._give(worker, step)
-            case x.TellNorms(step, squares):
-                for line in self._lines.values():
-                    line.send(say.Norms(generation, step, self._shard, squares))
-            case x.Decline(worker, kind, value):
-                self._send(worker, say.Declined(generation, kind, f"{kind}: here it is {value}"))
-            case x.SayFinished(workers):
-                for worker in workers:
-                    self._send(worker, say.Finished(generation, self._shard))
-            case x.Disagree():
-                self._child.fail("disagreement", self._sentence(effect), starting=False)
-
-    def _send(self, worker: int, message: say.ParameterMessage) -> None:
-        self._endpoint.send(b"worker-%d" % worker, message)
-
-    def _show(self, worker: int, version: int, bucket: int) -> None:
-        shown = self._tensors.show(worker, version, bucket)
-        message = say.Show(self._roster.generation, version, bucket, shown.tensors, shown.detail, shown.region)
-        self._tensors.lend(bucket, version, self._endpoint.send(b"worker-%d" % worker, message, shown.frames))
-
-    def _write(self, effect: x.WritePart) -> None:
-        path = Path(self._assignment.directory) / f"{'final' if effect.final else 'part'}-{effect.step}.safetensors"
-        self._writer.write(path, self._tensors.part(effect.step, effect.extra, effect.fingerprint), final=effect.final)
+    def worker_name(self, worker: int) -> str:
+        """See ``copy.Host``."""
+        node = f"@{self._workers[worker].node_name}" if worker in self._workers else ""
+        return f"worker-{worker}{node}"
 
     def _tell_written(self) -> None:
-        for part in self._writer.done():
-            told = PartWritten(part.step, self._shard, part.blob, str(part.path), part.size_bytes, part.final)
-            self._child.tell(told)
-            self._happened(x.PartDurable(part.step, part.final))
-
-    def _give(self, worker: int, step: int) -> None:
-        """The same bytes as on disk, for the lead's own file."""
-        path = Path(self._assignment.directory) / "state.safetensors"
-        write_part(path, self._tensors.part(step, b"", ()))
-        data = memoryview(path.read_bytes())
-        path.unlink()
-        message = say.State(self._roster.generation, step, (describe("uint8", (len(data),)),))
-        self._endpoint.send(b"worker-%d" % worker, message, [data])
-
-    def _name(self, worker: int) -> str:
-        return f"worker-{worker}@{self._workers[worker].node_name}"
-
-    def _sentence(self, found: x.Disagree) -> str:
-        """One line that names both hosts and the field."""
-        values = f": {found.value or 'nothing'} and {found.other_value or 'nothing'}"
-        shown = values if found.value or found.other_value else ""
-        other = "the checkpoint" if found.other is None else self._name(found.other)
-        return f"{self._name(found.worker)} and {other} differ in {found.field}{shown}"
+        for part in self.writer.done():
+            self.child.tell(PartWritten(part.step, part.shard, part.blob, str(part.path), part.size_bytes, part.final))
+            copy = self._copies.get(part.shard)
+            if copy is not None and copy.is_primary:
+                copy.happened(x.PartDurable(part.step, part.final))
 
     def _lose_patience(self) -> None:
         for worker, heard in self._heard.items():
             silent_ms = _now() - heard
             if silent_ms > limits.PEER_SILENT_MS:
-                line = f"{self._name(worker)} was not heard for {silent_ms // 1000} s at step {self._machine.current}"
-                self._child.fail("peer-silent", line, starting=False)
+                line = f"{self.worker_name(worker)} was not heard for {silent_ms // 1000} s"
+                self.child.fail("peer-silent", line, starting=False)
 
 
 def _refuse(error: RemoteProtocolError) -> None:
@@ -271,22 +259,12 @@ def _name(seat: Seat) -> bytes:
 
 
 def serve(child: Child, assignment: Assignment) -> None:
-    """Bind, wait for the roster, serve; returns when the final part is durable and every worker knows."""
+    """Bind, wait for the first roster, serve; returns when all final parts are durable and every worker knows."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     keys = KeyPair.make()
     endpoint = Endpoint(context, keys, assignment.host, assignment.ports)
     child.tell(Bound(endpoint.address, keys.public, os.getpid()))
-    roster = child.roster(limits.ROLE_START_MS)
-    peers = [*roster.workers, *(seat for seat in roster.servers if seat.key != assignment.key)]
-    endpoint.admit({PublicKey(seat.public_key): _name(seat) for seat in peers})
-    lines = {
-        seat.key.index: Line(context, keys, b"server-%d" % assignment.key.index, seat.address, seat.public_key)
-        for seat in roster.servers
-        if seat.key != assignment.key and seat.key.index in roster.shards
-    }
-    Server(child, assignment, roster, endpoint, lines).run()
-    for line in lines.values():
-        line.close()
+    Server(child, assignment, endpoint, context, keys).run(child.roster(limits.ROLE_START_MS))
     endpoint.close(_LINGER_MS)
     context.term()
     child.tell(Completed())

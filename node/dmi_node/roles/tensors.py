@@ -20,6 +20,7 @@ from dmi_tensor.checkpoint import Part, part_of, restore
 from dmi_tensor.dtypes import sum_dtype
 from dmi_tensor.frames import frame_of, spec_of, tensors_of
 from dmi_tensor.optimizers import ELEMENTWISE, WHOLE
+from dmi_tensor.replica import Bucketful, bucketful, put_in_place
 from dmi_tensor.shard import Shard
 from dmi_tensor.tree_sum import Share, add, share_of
 from dmi_wire.shared_memory import Segment
@@ -90,6 +91,8 @@ class Tensors:
         self._next = 0
         self._neighbours: set[Handle] = set()
         """Shares that lie in the memory of a worker beside us."""
+        self.replicates = False
+        """Are roots sent to copies? They must stay as they are then."""
         self._lent: dict[tuple[int, int], list[zmq.MessageTracker]] = {}
 
     @property
@@ -188,18 +191,58 @@ class Tensors:
             raise RemoteProtocolError(f"{len(tensors)} tensors for bucket {bucket.index}")
         if tensors:
             self._check(bucket.index, tensors[0], sum_dtype(bucket.dtype))
-        self._next += 1
         share = share_of(tensors[0] if tensors else None, message.detail, len(bucket.segments))
-        self._shares[Handle(self._next)] = (bucket.index, share)
+        handle = self._name(bucket.index, share)
         if message.region is not None:
-            self._neighbours.add(Handle(self._next))
-        return Handle(self._next)
+            self._neighbours.add(handle)
+        return handle
 
     def _shared(self, worker: int, region: say.Region, spec: TensorSpec) -> memoryview:
         segment = self._offered.get(worker)
         if segment is None or segment.name != region.segment:
             raise RemoteProtocolError(f"worker-{worker} speaks of shared memory that it has not offered")
         return segment.view(region.offset, spec.length_bytes)
+
+    def put_root(self, message: say.Replicate, frames: Sequence[memoryview]) -> Handle | None:
+        """Name the sum that a primary has finished; None for an explicit absent."""
+        if message.bucket not in self.arithmetic.buckets:
+            raise RemoteProtocolError(f"bucket {message.bucket} is not of shard {self._shard}, or does not change")
+        if not message.detail:
+            return None
+        tensors = tensors_of(message.tensors, frames)
+        bucket = self.arithmetic.layout.buckets[message.bucket]
+        if len(tensors) != (bucket.kind != "metrics"):
+            raise RemoteProtocolError(f"{len(tensors)} tensors for bucket {bucket.index}")
+        if tensors:
+            self._check(bucket.index, tensors[0], sum_dtype(bucket.dtype))
+        return self._name(
+            message.bucket, share_of(tensors[0] if tensors else None, message.detail, len(bucket.segments))
+        )
+
+    def _name(self, bucket: int, share: Share) -> Handle:
+        self._next += 1
+        self._shares[Handle(self._next)] = (bucket, share)
+        return Handle(self._next)
+
+    def root(self, handle: Handle | None) -> Shown:
+        """What ``Replicate`` carries; nothing when it is absent."""
+        share = self._get(handle)
+        if share is None:
+            return Shown((), b"", None, ())
+        if share.tensor is None:
+            return Shown((), share.detail, None, ())
+        return Shown((spec_of(share.tensor),), share.detail, None, (frame_of(share.tensor),))
+
+    def copy_out(self, bucket: int, version: int) -> Bucketful:
+        """A bucket for another server that is to have a copy."""
+        return bucketful(self.arithmetic, bucket, version)
+
+    def copy_in(self, message: say.Copy, frames: Sequence[memoryview]) -> None:
+        """A bucket from the primary; ``RemoteProtocolError`` when it is not like ours."""
+        if message.bucket not in self.arithmetic.buckets + self.arithmetic.frozen:
+            raise RemoteProtocolError(f"bucket {message.bucket} is not of shard {self._shard}")
+        found = Bucketful(tensors_of(message.tensors, frames), message.state, message.hyper, message.detail)
+        put_in_place(self.arithmetic, message.bucket, message.version, found)
 
     def add(self, left: Handle, right: Handle) -> None:
         """The tree's addition, in memory of ours: a worker beside us keeps its sums until the next version is whole.
@@ -234,7 +277,7 @@ class Tensors:
         for tracker in self._lent.pop((effect.bucket, effect.step - 1), []):
             tracker.wait(_LENT_S)
         root = self._get(effect.handle)
-        if root is not None and effect.handle in self._neighbours and effect.norms:
+        if root is not None and effect.norms and (self.replicates or effect.handle in self._neighbours):
             root = self._own(root)  # clipping scales it in place
         self.arithmetic.apply(effect.step, effect.bucket, root, effect.hyper, effect.norms)
 

@@ -22,6 +22,7 @@ class Written(Struct, frozen=True):
     """A part is durable at ``path``."""
 
     step: int
+    shard: int
     final: bool
     path: Path
     size_bytes: int
@@ -36,13 +37,13 @@ class Writer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="parts")
         self._parts: deque[Future[Written]] = deque()
 
-    def write(self, path: Path, part: Part, *, final: bool) -> None:
-        """Begin to write ``part``, whose tensors nobody changes any more. Waits while too many are in memory; raises
+    def write(self, path: Path, part: Part, shard: int, *, final: bool) -> None:
+        """Begin to write ``part`` of ``shard``, whose tensors nobody changes any more. Waits while too many are in memory; raises
         ``TimeoutError`` when the disk does not get on."""
         waiting = [each for each in self._parts if not each.done()]
         if len(waiting) >= _AT_ONCE and not wait(waiting[:1], _DISK_S).done:
             raise TimeoutError(f"the disk has written no part of a checkpoint for {_DISK_S:g} s")
-        future = self._thread.submit(_write, path, part, final)
+        future = self._thread.submit(_write, path, part, shard, final)
         self._parts.append(future)
         future.add_done_callback(lambda _: os.eventfd_write(self.fd, 1))
 
@@ -59,8 +60,8 @@ class Writer:
         os.close(self.fd)
 
 
-def _write(path: Path, part: Part, final: bool) -> Written:
+def _write(path: Path, part: Part, shard: int, final: bool) -> Written:
     size = write_part(path, part)
     with path.open("rb") as file:
         blob = BlobHash(hashlib.file_digest(file, "sha256").hexdigest())
-    return Written(part.header.step, final, path, size, blob)
+    return Written(part.header.step, shard, final, path, size, blob)

@@ -126,7 +126,9 @@ def _recruit(job: Job, nodes: list[NodeId], load: dict[NodeId, int]) -> list[Com
     if not posts:
         return []
     who = "-".join(post.node for post in posts)
-    return [Recruit(RequestId(f"{job.id}/{job.generation}/recruit-{job.next_index}-{who}"), job.id, job.generation, posts)]
+    return [
+        Recruit(RequestId(f"{job.id}/{job.generation}/recruit-{job.next_index}-{who}"), job.id, job.generation, posts)
+    ]
 
 
 def _rekeep(job: Job, nodes: list[NodeId]) -> list[Command]:

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from dmi_protocol.tensor_spec import TensorSpec
 
-Refusal = Literal["generation", "fingerprint", "definition", "step", "version", "peer"]
+Refusal = Literal["step", "version", "peer"]
 
 
 class Region(Struct, frozen=True):
@@ -64,6 +64,7 @@ class Initial(Struct, frozen=True, tag="exchange-initial"):
     """From the lead worker: ``bucket`` at version 0."""
 
     generation: int
+    shard: int
     bucket: int
     tensors: tuple[TensorSpec, ...]
 
@@ -111,6 +112,7 @@ class Contribution(Struct, frozen=True, tag="exchange-contribution"):
     """
 
     generation: int
+    shard: int
     step: int
     bucket: int
     first_leaf: int
@@ -124,6 +126,7 @@ class Show(Struct, frozen=True, tag="exchange-show"):
     """``bucket`` at ``version``. It is whole, and may be installed once all buckets of that version are shown."""
 
     generation: int
+    shard: int
     version: int
     bucket: int
     tensors: tuple[TensorSpec, ...]
@@ -135,6 +138,7 @@ class Pull(Struct, frozen=True, tag="exchange-pull"):
     """Show me ``buckets`` at ``version``, if it is still readable; a worker that came in mid-step asks this."""
 
     generation: int
+    shard: int
     version: int
     buckets: tuple[int, ...]
 

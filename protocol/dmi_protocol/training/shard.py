@@ -81,6 +81,8 @@ class Shard:
         """Of all shards, when the primary before us had applied them to some buckets already."""
         self._told_norms: dict[int, Squares] = {}
         self._finishing: dict[int, int] = {}
+        self._written = -1
+        """The last step of which a part was asked for."""
         self._final_asked = False
         self._final_durable = False
         self._again_at: Instant | None = None
@@ -435,6 +437,9 @@ class Shard:
             raise RemoteProtocolError(f"a checkpoint of step {event.step}, the job is at {self._step}")
         if event.worker != self._roster.lead or event.step < self._step or self._applied:
             return []
+        if event.step <= self._written:
+            return []
+        self._written = event.step
         return [self._write(event, final=False)]
 
     def _write(self, event: CheckpointAsked | FinishAsked, *, final: bool) -> WritePart:

@@ -16,21 +16,27 @@ from dmi_wire.keys import KeyPair
 class Beats:
     """A thread with its own line to each server, since a socket belongs to one thread."""
 
-    def __init__(
-        self, context: Context, keys: KeyPair, worker: int, generation: int, servers: Mapping[int, Seat]
-    ) -> None:
-        self._context, self._keys, self._servers = context, keys, servers
+    def __init__(self, context: Context, keys: KeyPair, worker: int) -> None:
+        self._context, self._keys = context, keys
         self._name = b"worker-%d/beat" % worker
-        self._beat = Beat(generation)
-        self._heard = dict.fromkeys(servers, time.monotonic())
+        self._beat = Beat(0)
+        self._servers: Mapping[int, Seat] = {}
+        self._heard: dict[int, float] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._live, name="beats", daemon=True)
         self._thread.start()
 
+    def watch(self, generation: int, servers: Mapping[int, Seat]) -> None:
+        """From now on these, by their indices."""
+        now = time.monotonic()
+        self._heard = {index: self._heard.get(index, now) for index in servers}
+        self._beat, self._servers = Beat(generation), dict(servers)
+
     def silent(self) -> tuple[int, float] | None:
         """The server that was not heard for longest, and for how many seconds, when that is too long."""
-        server = min(self._heard, key=lambda index: self._heard[index])
-        seconds = time.monotonic() - self._heard[server]
+        heard = self._heard
+        server = min(heard, key=lambda index: heard[index])
+        seconds = time.monotonic() - heard[server]
         return (server, seconds) if seconds * 1000 > limits.PEER_SILENT_MS else None
 
     def close(self) -> None:
@@ -39,13 +45,16 @@ class Beats:
         self._thread.join()
 
     def _live(self) -> None:
-        lines = {
-            index: Line(self._context, self._keys, self._name, seat.address, PublicKey(seat.public_key))
-            for index, seat in self._servers.items()
-        }
+        lines: dict[int, Line] = {}
         while not self._over.wait(limits.PEER_BEAT_MS / 1000):
-            for index, line in lines.items():
-                self._one(index, line)
+            servers = self._servers
+            for gone in lines.keys() - servers.keys():
+                lines.pop(gone).close()
+            for index, seat in servers.items():
+                if index not in lines:
+                    key = PublicKey(seat.public_key)
+                    lines[index] = Line(self._context, self._keys, self._name, seat.address, key)
+                self._one(index, lines[index])
         for line in lines.values():
             line.close()
 
@@ -53,8 +62,9 @@ class Beats:
         """Hear what came, and beat; while the server is away a few beats wait and no more are made."""
         try:
             while line.receive() is not None:
-                self._heard[index] = time.monotonic()
+                if index in self._heard:
+                    self._heard[index] = time.monotonic()
         except RemoteProtocolError:
             return
-        if time.monotonic() - self._heard[index] < limits.PEER_SILENT_MS / 1000:
+        if time.monotonic() - self._heard.get(index, 0.0) < limits.PEER_SILENT_MS / 1000:
             line.send(self._beat)

@@ -6,9 +6,19 @@ Whoever runs the script inside a job provides its exchange before the script sta
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from msgspec import Struct
+
 from dmi_protocol.training.layout import Definition
 from dmi_tensor.buckets import Buckets
 from dmi_tensor.tree_sum import Share
+
+
+class Arrival(Struct, frozen=True):
+    """Where a guest comes in: what the lead keeps of the run there, empty before the first step; and the fingerprint on
+    which all agree."""
+
+    extra: bytes
+    fingerprint: tuple[tuple[str, str], ...]
 
 
 class Exchange(Protocol):
@@ -34,8 +44,17 @@ class Exchange(Protocol):
         """The torch threads that the job fixed; None when it left that to the script."""
         ...
 
+    @property
+    def is_guest(self) -> bool:
+        """Do others train already? Then ``open`` comes in where they stand, and ``welcome`` says where that is."""
+        ...
+
     def resume(self) -> bytes | None:
         """What the checkpoint that the job goes on from keeps of the run (``extra``); None when it begins."""
+        ...
+
+    def welcome(self) -> "Arrival | None":
+        """What a guest was told when it came in; None for all others."""
         ...
 
     def open(self, definition: Definition, buckets: Buckets, fingerprint: Sequence[tuple[str, str]]) -> int:
@@ -43,8 +62,9 @@ class Exchange(Protocol):
         writes them. Gives the step at which the job stands, whose version is then in ``buckets``."""
         ...
 
-    def begin(self, step: int, leaf_sizes: Sequence[int], hyper: bytes) -> None:
-        """The run has version ``step`` in place. ``hyper`` are the groups' hyperparameters for this step."""
+    def begin(self, step: int, leaf_sizes: Sequence[int], hyper: bytes, extra: Callable[[], bytes]) -> None:
+        """The run has version ``step`` in place. ``hyper`` are the groups' hyperparameters for this step; ``extra`` gives
+        what the run itself would have to remember, for guests."""
         ...
 
     def next_leaf(self) -> int | None:
@@ -74,8 +94,8 @@ class Exchange(Protocol):
         """For people: a step of ``samples`` samples is done, of ``steps`` steps if that is known."""
         ...
 
-    def checkpoint(self, step: int, extra: bytes) -> None:
-        """Keep version ``step`` with its optimizer state; ``extra`` is what the run itself must remember."""
+    def checkpoint(self, step: int, extra: Callable[[], bytes]) -> None:
+        """Keep version ``step`` with its optimizer state; ``extra`` gives what the run itself must remember."""
         ...
 
     def optimizer_state(self) -> dict[str, object]:

@@ -6,7 +6,7 @@ The worker's machine (``dmi_protocol/training/worker.py``) decides; this carries
 import json
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,13 +14,14 @@ import torch
 import zmq
 
 from dmi.errors import ExchangeError, UsageError
-from dmi.run.servers import PATIENCE_S, Heard, Servers
+from dmi.run.exchange import Arrival
+from dmi.run.servers import Heard, Servers
 from dmi.run.shares import Neighbour, Shares
 from dmi_protocol import limits
 from dmi_protocol.codec import encode_struct
 from dmi_protocol.instant import Instant
 from dmi_protocol.messages import parameters as say
-from dmi_protocol.messages.roles import Assignment, Progressed, Roster
+from dmi_protocol.messages.roles import Assignment, Progressed, Ready, Roster
 from dmi_protocol.training import exchange as x
 from dmi_protocol.training.layout import Definition, assign_buckets
 from dmi_protocol.training.step import Handle, Release, Sum, cover
@@ -37,122 +38,215 @@ _NOBODY = Instant(0)
 """The worker's machine has no timer."""
 
 
+_PATIENCE_S = 15.0
+"""After so long without news from servers that are there, what may have been lost is said again."""
+
+
 class MeshExchange:
     """The exchange of one worker of a job; see ``dmi.run.exchange.Exchange`` for what each call means."""
 
     def __init__(self, child: Child, assignment: Assignment, roster: Roster, keys: KeyPair) -> None:
         self._child, self._assignment, self._roster = child, assignment, roster
         self.worker = assignment.key.index
-        self.is_lead = roster.lead == self.worker
+        self.is_lead = roster.cast.lead == self.worker
+        self.is_guest = assignment.key.generation != roster.life
         self.leaves = assignment.leaves
         self.threads: int | None = assignment.threads
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._servers = Servers(self._context, keys, self.worker, assignment.node, roster, self._give_up)
+        self._servers = Servers(self._context, keys, self.worker, assignment.node, child, self._give_up)
+        self._servers.follow(roster)
+        self._machine: Worker | None = None
+        self._beside: dict[int, Neighbour] = {}
+        """By shard: the memory that we share with its primary."""
+        self._asked: Callable[[int], None] | None = None
+        """Asks a shard for what we wait for; a new primary is asked again."""
+        self._arrival: Arrival | None = None
         self._given: deque[int] = deque()
         self._step = 0
         self._leaf = 0
         self._is_installable = False
         self._shown: dict[tuple[int, int], Heard] = {}
-        self._metrics: dict[str, float] = {}
         self._sizes: tuple[int, ...] = ()
+        self._begun: Callable[[int], None] | None = None
+        """Says to a shard that we are in the step in flight."""
+        self._kept: tuple[int, Callable[[], bytes]] | None = None
+        """The step of which the script wanted a checkpoint last."""
         self._finished: set[int] = set()
         self._told_at = time.monotonic()
         self._samples = 0  # since then
+
+    # Who takes part
+
+    def _hear(self, what: str) -> Heard | None:
+        """The next message of a server; None after long silence. A new generation is followed on the way."""
+        heard = self._servers.hear(_PATIENCE_S, what)
+        if isinstance(heard, Roster):
+            self._take_part(heard)
+            return self._hear(what)
+        return heard
+
+    def _take_part(self, roster: Roster) -> None:
+        """A new generation: whoever is the primary of a shard now is told where we stand, and what it has not."""
+        if roster.generation <= self._roster.generation or self.worker not in roster.cast.workers:
+            return
+        was_lead, self._roster = self.is_lead, roster
+        self.is_lead = roster.cast.lead == self.worker
+        moved = self._servers.follow(roster)
+        for shard in moved:
+            self._beside.pop(shard, None)
+        if self._machine is not None:
+            for shard in moved:
+                self._greet(shard)
+        for shard in self._servers.shards if self.is_lead and not was_lead else moved:
+            self._say_where_we_are(shard)
+        if self._machine is not None:
+            buckets = tuple(b for b in range(self._buckets.layout.live) if self._owner[b] in moved)
+            self._happened(x.Assigned(roster.generation, self._share(), buckets))
+
+    def _share(self) -> tuple[int, ...]:
+        cast = self._roster.cast
+        return tuple(shares_of_leaves(cast.speeds, self._definition.leaves)[cast.workers.index(self.worker)])
+
+    def _say_where_we_are(self, shard: int) -> None:
+        self._ask_for_checkpoint(shard)
+        if self._asked is not None:
+            self._asked(shard)
+        if self._begun is not None:
+            self._begun(shard)
+
+    def _send_all(self, send: Callable[[int], None]) -> None:
+        for shard in self._servers.shards:
+            send(shard)
 
     # The conversation begins
 
     def resume(self) -> bytes | None:
         """See ``Exchange.resume``."""
-        if self._roster.restore is None:
+        if self._roster.restore is None or self.is_guest:
             return None
-        self._servers.send(0, say.AskResume(self._roster.generation))
+        ask = self._asked = lambda _: self._servers.send(0, say.AskResume(self._roster.generation, 0))
+        ask(0)
         while True:
-            heard = self._servers.hear(PATIENCE_S, "before the first step")
+            heard = self._hear("before the first step")
             if heard is not None and isinstance(heard.message, say.Resume):
+                self._asked = None
                 return heard.message.extra
             if heard is not None:
                 self._take(heard)
 
+    def welcome(self) -> Arrival | None:
+        """See ``Exchange.welcome``."""
+        return self._arrival
+
     def open(self, definition: Definition, buckets: Buckets, fingerprint: Sequence[tuple[str, str]]) -> int:
         """See ``Exchange.open``."""
         self._definition, self._buckets = definition, buckets
+        self._fingerprint = say.Fingerprint(tuple((name, str(value)) for name, value in fingerprint))
         layout = buckets.layout
-        self._owner = assign_buckets(layout, len(self._roster.shards))
-        share = tuple(shares_of_leaves(self._roster.speeds, definition.leaves)[self.worker])
+        self._owner = assign_buckets(layout, len(self._roster.cast.shards))
+        share = self._share()
         self._machine = Worker(x.Assigned(self._roster.generation, share), layout.live)
-        neighbours = {shard: self._neighbour(shard, share) for shard in self._servers.local}
-        beside = {shard: found for shard, found in neighbours.items() if found is not None}
-        self._shares = Shares(
-            layout, {b: beside[self._owner[b]] for b in range(layout.live) if self._owner[b] in beside}
-        )
+        neighbours = {shard: self._neighbour(shard, share) for shard in self._servers.shards if not self.is_guest}
+        self._beside = {shard: found for shard, found in neighbours.items() if found is not None}
+        beside = {b: self._beside[self._owner[b]] for b in range(layout.live) if self._owner[b] in self._beside}
+        self._shares = Shares(layout, beside)
         for shard in self._servers.shards:
-            self._greet(shard, definition, fingerprint, beside.get(shard))
+            self._greet(shard)
+        self._asked = self._bring_initial
+        self._send_all(self._bring_initial)
         step = self._await_welcomes()
-        for found in beside.values():
+        for found in self._beside.values():
             found.segment.withdraw()
-        if self._roster.restore is not None:
+        if self._roster.restore is not None or self.is_guest:
             self._fetch(step)
+        self._asked = None
         self._told_at = time.monotonic()  # how fast we train is counted from here
         return step
 
     def _neighbour(self, shard: int, share: Sequence[int]) -> Neighbour | None:
+        if not self._servers.is_local(shard):
+            return None
         mine = [bucket for bucket in range(self._buckets.layout.live) if self._owner[bucket] == shard]
         try:
             return Neighbour(self._buckets.layout, mine, cover(share))
         except OSError:  # no such room: the socket carries it then
             return None
 
-    def _greet(
-        self, shard: int, definition: Definition, fingerprint: Sequence[tuple[str, str]], beside: Neighbour | None
-    ) -> None:
-        fields = say.Fingerprint(tuple((name, str(value)) for name, value in fingerprint))
+    def _greet(self, shard: int) -> None:
+        beside = self._beside.get(shard)
         name, size = (None, 0) if beside is None else (beside.segment.name, beside.segment.size)
-        generation = self._roster.generation
-        self._servers.send(shard, say.Hello(generation, self.worker, fields, encode_struct(definition), name, size))
-        if not self.is_lead or self._roster.restore is not None:
+        definition = encode_struct(self._definition)
+        hello = say.Hello(self._roster.generation, shard, self.worker, self._fingerprint, definition, name, size)
+        self._servers.send(shard, hello)
+
+    def _bring_initial(self, shard: int) -> None:
+        """From the lead, when there is no other version yet."""
+        if not self.is_lead or self._roster.restore is not None or self.is_guest:
             return
         for bucket in self._buckets.layout.buckets:
             if self._owner[bucket.index] == shard:
                 tensor = None if bucket.kind == "metrics" else self._buckets.bucket(bucket.index)
                 specs, frames = ((), []) if tensor is None else ((spec_of(tensor),), [frame_of(tensor)])
-                self._servers.send(shard, say.Initial(generation, bucket.index, specs), frames)
+                initial = say.Initial(self._roster.generation, shard, bucket.index, specs)
+                self._servers.send(shard, initial, frames)
 
     def _await_welcomes(self) -> int:
-        steps: dict[int, int] = {}
-        while len(steps) < len(self._roster.shards):
-            heard = self._servers.hear(PATIENCE_S, "before the first step")
+        """The step that we begin. Shards may be a step apart: the latest one counts, and the others will be there."""
+        welcomes: dict[int, say.Welcome] = {}
+        while len(welcomes) < len(self._roster.cast.shards):
+            heard = self._hear("before the first step")
             if heard is not None and isinstance(heard.message, say.Welcome):
                 if heard.message.shared is not None:
                     self._servers.attach(heard.shard, heard.message.shared, heard.message.shared_bytes)
-                steps[heard.shard] = heard.message.step
+                welcomes[heard.shard] = heard.message
             elif heard is not None:
                 self._take(heard)
-        return min(steps.values())
+        if not self.is_guest:
+            return min(welcome.step for welcome in welcomes.values())
+        latest = max(welcomes.values(), key=lambda welcome: welcome.step)
+        self._arrival = Arrival(latest.extra or b"", latest.fingerprint)
+        return latest.step
 
     def _fetch(self, version: int) -> None:
-        """The version that the servers have from a checkpoint; frozen tensors are as the script made them."""
+        """The version that the servers have; frozen tensors are as the script made them."""
         missing = set(range(self._buckets.layout.metrics))
-        self._pull(self._roster.generation, version, sorted(missing))
+        ask = self._asked = lambda shard: self._pull(version, [b for b in missing if self._owner[b] == shard])
+        self._send_all(ask)
         while missing:
-            heard = self._servers.hear(PATIENCE_S, "before the first step")
+            heard = self._hear("before the first step")
             if heard is not None and isinstance(heard.message, say.Show):
-                self._buckets.bucket(heard.message.bucket).copy_(self._tensor(heard))
-                missing.discard(heard.message.bucket)
+                if heard.message.version == version and heard.message.bucket in missing:
+                    self._buckets.bucket(heard.message.bucket).copy_(self._tensor(heard))
+                    missing.discard(heard.message.bucket)
             elif heard is not None:
                 self._take(heard)
 
     # A step
 
-    def begin(self, step: int, leaf_sizes: Sequence[int], hyper: bytes) -> None:
+    def begin(self, step: int, leaf_sizes: Sequence[int], hyper: bytes, extra: Callable[[], bytes]) -> None:
         """See ``Exchange.begin``."""
         self._step, self._sizes, self._is_installable = step, tuple(leaf_sizes), False
-        self._servers.send_all(say.Begin(self._roster.generation, step, self._sizes, hyper))
+
+        def begin(shard: int) -> None:
+            kept = extra() if self.is_lead and self._roster.guests else None
+            self._servers.send(shard, say.Begin(self._roster.generation, shard, step, self._sizes, hyper, kept))
+
+        self._begun = begin
+        self._send_all(begin)
+        if self._arrival is not None:
+            self._arrival = None
+            self._child.tell(Ready())
         self._happened(x.StepBegan(step))
+
+    def _ask_for_checkpoint(self, shard: int) -> None:
+        """Only the lead's wish counts; who becomes the lead asks again for what the one before may have asked for."""
+        if self.is_lead and self._kept is not None and self._kept[0] == self._step:
+            self._servers.send(shard, say.Checkpoint(self._roster.generation, shard, self._step, self._kept[1]()))
 
     def next_leaf(self) -> int | None:
         """See ``Exchange.next_leaf``."""
         while not self._given and not self._is_installable:
-            heard = self._servers.hear(PATIENCE_S, f"in step {self._step}")
+            heard = self._hear(f"in step {self._step}")
             if heard is None:
                 self._happened(x.Waited())
             else:
@@ -180,6 +274,7 @@ class MeshExchange:
             ledger.write(json.dumps({"step": self._step, "leaf": leaf, "samples": self._sizes[leaf]}) + "\n")
 
     def _happened(self, event: x.WorkerEvent) -> None:
+        assert self._machine is not None
         for effect in self._machine.step(_NOBODY, event):
             match effect:
                 case Sum(left, right):
@@ -190,8 +285,8 @@ class MeshExchange:
                     self._given.append(leaf)
                 case x.Push():
                     self._push(effect)
-                case x.Pull(generation, version, buckets):
-                    self._pull(generation, version, buckets)
+                case x.Pull(version, buckets):
+                    self._pull(version, buckets)
                 case x.Install():
                     self._given.clear()
                     self._is_installable = True
@@ -209,9 +304,11 @@ class MeshExchange:
         shard = self._owner[push.bucket]
         share = None if push.handle is None else self._shares.get(push.handle)
         tensor = None if share is None else share.tensor
-        region = None if share is None else self._shares.region(push.bucket, share)
+        is_beside = share is not None and shard in self._beside
+        region = self._shares.region(push.bucket, share) if share is not None and is_beside else None
         message = say.Contribution(
-            push.generation,
+            self._roster.generation,
+            shard,
             push.step,
             push.bucket,
             push.subtree.first,
@@ -225,22 +322,22 @@ class MeshExchange:
         if push.handle is not None:
             self._shares.sent(push.handle, tracker)
 
-    def _pull(self, generation: int, version: int, buckets: Sequence[int]) -> None:
+    def _pull(self, version: int, buckets: Sequence[int]) -> None:
         for shard in self._servers.shards:
             wanted = tuple(bucket for bucket in buckets if self._owner[bucket] == shard)
             if wanted:
-                self._servers.send(shard, say.Pull(generation, version, wanted))
+                self._servers.send(shard, say.Pull(self._roster.generation, shard, version, wanted))
 
     def _take(self, heard: Heard) -> None:
         """A server's message, at any time."""
         match heard.message:
-            case say.Show(generation, version, bucket):
-                if self._owner[bucket] != heard.shard:
+            case say.Show(_, shard, version, bucket):
+                if self._owner[bucket] != shard:
                     self._give_up("peer-broken", f"{self._servers.name(heard.shard)} shows a bucket that it has not")
                 self._shown[version, bucket] = heard
-                self._happened(x.Shown(generation, version, bucket))
+                self._happened(x.Shown(version, bucket))
             case say.Declined(_, kind, text):
-                self._give_up("declined", f"{self._servers.name(heard.shard)} declines ({kind}): {text}")
+                self._give_up("declined", f"{self._servers.server_name(heard.server)} declines ({kind}): {text}")
             case say.Finished():
                 self._finished.add(heard.shard)
             case _:
@@ -260,7 +357,7 @@ class MeshExchange:
         for bucket in range(self._buckets.layout.metrics):
             self._buckets.bucket(bucket).copy_(self._tensor(self._shown[version, bucket]))
         self._shown = {key: heard for key, heard in self._shown.items() if key[0] > version}
-        self._step = version
+        self._step, self._begun = version, None
 
     def _tensor(self, heard: Heard) -> torch.Tensor:
         """A shown bucket where it lies: in a frame, or in the memory of the server beside us."""
@@ -281,19 +378,25 @@ class MeshExchange:
             self._told_at, self._samples = now, 0
             self._child.tell(Progressed(self._step, steps, speed, loss))
 
-    def checkpoint(self, step: int, extra: bytes) -> None:
-        """See ``Exchange.checkpoint``; only the lead's wish counts."""
-        if self.is_lead:
-            self._servers.send_all(say.Checkpoint(self._roster.generation, step, extra))
+    def checkpoint(self, step: int, extra: Callable[[], bytes]) -> None:
+        """See ``Exchange.checkpoint``."""
+        self._kept = (step, extra)
+        self._send_all(self._ask_for_checkpoint)
 
     def optimizer_state(self) -> dict[str, object]:
         """See ``Exchange.optimizer_state``. Only the lead can have it; raises ``UsageError`` elsewhere."""
         if not self.is_lead:
             raise UsageError("only the lead worker can have the optimizer's state; ask run.is_lead first")
-        self._servers.send_all(say.AskState(self._roster.generation, self._step))
         paths: dict[int, Path] = {}
-        while len(paths) < len(self._roster.shards):
-            heard = self._servers.hear(PATIENCE_S, "while it sends the optimizer's state")
+
+        def ask(shard: int) -> None:
+            if shard not in paths:
+                self._servers.send(shard, say.AskState(self._roster.generation, shard, self._step))
+
+        self._asked = ask
+        self._send_all(ask)
+        while len(paths) < len(self._roster.cast.shards):
+            heard = self._hear("while it sends the optimizer's state")
             if heard is None:
                 raise ExchangeError("the servers do not send the optimizer's state")
             if isinstance(heard.message, say.State):
@@ -301,6 +404,7 @@ class MeshExchange:
                 paths[heard.shard].write_bytes(heard.frames[0])
             else:
                 self._take(heard)
+        self._asked = None
         state = read_model(paths.values()).optimizer_state()
         for path in paths.values():
             path.unlink()
@@ -308,9 +412,14 @@ class MeshExchange:
 
     def close(self, step: int, extra: bytes) -> None:
         """See ``Exchange.close``."""
-        self._servers.send_all(say.Finish(self._roster.generation, step, extra))
-        while len(self._finished) < len(self._roster.shards):
-            heard = self._servers.hear(PATIENCE_S, "after the last step")
+
+        def finish(shard: int) -> None:
+            self._servers.send(shard, say.Finish(self._roster.generation, shard, step, extra))
+
+        self._asked = finish
+        self._send_all(finish)
+        while len(self._finished) < len(self._roster.cast.shards):
+            heard = self._hear("after the last step")
             if heard is not None:
                 self._take(heard)
         self._servers.close()

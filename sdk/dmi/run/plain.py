@@ -1,6 +1,6 @@
 """A plain run: a mesh of one. All leaves are computed here, and the one shard holds everything."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from dmi.errors import UsageError
 from dmi_protocol.training.layout import Definition
@@ -23,6 +23,11 @@ class PlainExchange:
         self._count = shards
         self._pool = Pool()
 
+    is_guest = False
+
+    def welcome(self) -> None:
+        """Nobody is there before a plain run."""
+
     def resume(self) -> bytes | None:
         """A plain run always begins."""
         return None
@@ -39,7 +44,7 @@ class PlainExchange:
         self._step = 0
         return 0
 
-    def begin(self, step: int, leaf_sizes: Sequence[int], hyper: bytes) -> None:
+    def begin(self, step: int, leaf_sizes: Sequence[int], hyper: bytes, extra: Callable[[], bytes]) -> None:
         """See ``Exchange.begin``."""
         root = Subtree(0, len(leaf_sizes))
         live = range(self._buckets.layout.live)
@@ -111,7 +116,7 @@ class PlainExchange:
     def progress(self, steps: int | None, samples: int, loss: float | None) -> None:
         """Nobody watches."""
 
-    def checkpoint(self, step: int, extra: bytes) -> None:
+    def checkpoint(self, step: int, extra: Callable[[], bytes]) -> None:
         """A plain run keeps no checkpoints: it starts again from step 0."""
 
     def optimizer_state(self) -> dict[str, object]:

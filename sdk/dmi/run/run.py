@@ -3,7 +3,7 @@
 import copy
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from dmi.errors import NonFiniteLossError, UsageError
-from dmi.run.exchange import Exchange, provided
+from dmi.run.exchange import Arrival, Exchange, provided
 from dmi.run.kept import Kept, put_back, replace, states_of
 from dmi.run.model import Model, define
 from dmi.run.optimizer import adopt, has_scheduler
@@ -57,6 +57,8 @@ class Run:
         self._kept: Kept | None = None
         self._checkpointed = 0
         self._closed = False
+        self._arrived: Arrival | None = None
+        """What a guest was told."""
         extra = exchange.resume()
         self._resume = Kept.unpack(extra) if extra else None
         """Where to go on, until the step that it was taken after has been repeated."""
@@ -114,6 +116,7 @@ class Run:
     def epochs(self, epochs: int) -> Iterator[int]:
         """The numbers of the epochs that are still to be done."""
         self._epochs = epochs
+        self._come_in()
         while self._epoch < epochs:
             self._sums.clear()
             self._begun = 0
@@ -127,6 +130,7 @@ class Run:
         unless ``drop_last``.
         """
         check_dataset(dataset, batch_size, self.leaves)
+        self._come_in()
         self._open(dataset)
         self._steps_per_epoch = count(len(dataset), batch_size, drop_last=drop_last)
         order = (self.seed, self._epoch) if shuffle else None
@@ -149,11 +153,30 @@ class Run:
             raise UsageError("call run.model(...) and run.optimizer(...) before run.steps(...)")
         if self._opened:
             return
-        facts = [*fingerprint.machine(), fingerprint.weights(self._model.buckets)]
-        facts += [] if dataset is None else fingerprint.data(dataset)
+        facts = [] if dataset is None else fingerprint.data(dataset)
+        if self._arrived is None:
+            self._meet(facts)
+        else:
+            _check_agreed(facts, self._arrived.fingerprint)
+        self._opened = True
+
+    def _meet(self, facts: Sequence[tuple[str, Any]]) -> None:
+        assert self._model is not None
+        facts = [*fingerprint.machine(), fingerprint.weights(self._model.buckets), *facts]
         self._step = self._exchange.open(self._model.definition, self._model.buckets, facts)
         self._model.mark()
-        self._opened = True
+
+    def _come_in(self) -> None:
+        """A guest asks where the others stand as late as it can, and before the script looks at the epoch."""
+        if not self._exchange.is_guest or self._model is None or self._arrived is not None:
+            return
+        self._meet([])
+        self._arrived = self._exchange.welcome()
+        assert self._arrived is not None
+        if self._arrived.extra:
+            self._resume = Kept.unpack(self._arrived.extra)
+            self._epoch = self._resume.epoch
+            replace(self.state, self._resume.state)
 
     # The phases of a step, called by Step and by the optimizer
 
@@ -179,7 +202,7 @@ class Run:
         self._hyper = hyperparameters(self._optimizer)
         self._samples = samples
         self._phase = "leaves"
-        self._exchange.begin(self._step, leaf_sizes(samples, self.leaves), self._hyper)
+        self._exchange.begin(self._step, leaf_sizes(samples, self.leaves), self._hyper, self._extra)
 
     def next_leaf(self) -> int | None:
         """See ``steps.Leaves``."""
@@ -292,7 +315,7 @@ class Run:
         if self._phase != "between":
             raise UsageError("run.checkpoint() belongs between steps")
         if self._opened and self._checkpointed != self._step:
-            self._exchange.checkpoint(self._step, self._extra())
+            self._exchange.checkpoint(self._step, self._extra)
             self._checkpointed = self._step
 
     def export(self, path: str | Path) -> None:
@@ -328,3 +351,11 @@ class Run:
             )
         self._open(None)
         self._exchange.close(self._step, self._extra())
+
+
+def _check_agreed(facts: Sequence[tuple[str, Any]], agreed: Sequence[tuple[str, str]]) -> None:
+    """Raise ``UsageError`` when the data here is not that of the others."""
+    theirs = dict(agreed)
+    for name, value in facts:
+        if str(value) != theirs.get(name):
+            raise UsageError(f"this host and the others differ in {name}: {value} and {theirs.get(name)}")

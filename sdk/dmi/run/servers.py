@@ -1,19 +1,19 @@
 """A worker's connections to the parameter servers of its job, and shared memory with the one beside it."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 import zmq
 from msgspec import Struct
 
 from dmi.run.beats import Beats
-from dmi_protocol import limits
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import NodeId, PublicKey
 from dmi_protocol.messages import parameters as say
 from dmi_protocol.messages.roles import Roster, Seat
 from dmi_wire.bulk import Buffer, Context, Line
+from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
 from dmi_wire.shared_memory import Segment
 
@@ -22,56 +22,79 @@ GiveUp = Callable[[str, str], NoReturn]
 
 
 class Heard(Struct, frozen=True):
-    """A message of a server, and its frames."""
+    """A message of a server, and its frames. ``shard`` is that which it speaks of, and ``server`` who it is."""
 
+    server: int
     shard: int
     message: say.ParameterMessage
     frames: tuple[memoryview, ...]
 
 
 class Servers:
-    """Sends to the shards and hears from them. Every wait ends: with a message, or with the name of who is silent."""
+    """Sends to the primaries of the shards and hears from all servers. Every wait ends: with a message, with a new roster,
+    or with the name of who is silent."""
 
     def __init__(
-        self, context: Context, keys: KeyPair, worker: int, node: NodeId, roster: Roster, give_up: GiveUp
+        self, context: Context, keys: KeyPair, worker: int, node: NodeId, child: Child, give_up: GiveUp
     ) -> None:
-        self._roster = roster
+        self._context, self._keys, self._worker, self._node = context, keys, worker, node
+        self._child = child
         self._give_up = give_up
-        self._seats: Mapping[int, Seat] = {
-            shard: next(seat for seat in roster.servers if seat.key.index == index)
-            for shard, index in enumerate(roster.shards)
-        }
-        self._lines = {
-            shard: Line(context, keys, b"worker-%d" % worker, seat.address, PublicKey(seat.public_key))
-            for shard, seat in self._seats.items()
-        }
-        self._beats = Beats(context, keys, worker, roster.generation, self._seats)
+        self._seats: dict[int, Seat] = {}
+        self._lines: dict[int, Line] = {}
+        self._primaries: tuple[int, ...] = ()
+        self._beats = Beats(context, keys, worker)
         self._poller = zmq.Poller()
-        for line in self._lines.values():
-            self._poller.register(line.socket, zmq.POLLIN)
-        self._of_socket = {line.socket: shard for shard, line in self._lines.items()}
-        self.local = frozenset(shard for shard, seat in self._seats.items() if seat.node == node)
+        self._poller.register(child.fd, zmq.POLLIN)
+        self._of_socket: dict[object, int] = {}
         self._segments: dict[tuple[int, str], Segment] = {}
         self._waiting: list[Heard] = []
+
+    def follow(self, roster: Roster) -> tuple[int, ...]:
+        """From now on these; gives the shards that have another primary than before."""
+        seats = {seat.key.index: seat for seat in roster.servers}
+        for gone in self._lines.keys() - seats.keys():
+            line = self._lines.pop(gone)
+            self._poller.unregister(line.socket)
+            del self._of_socket[line.socket]
+            line.close()
+        for index, seat in seats.items():
+            if index not in self._lines:
+                key = PublicKey(seat.public_key)
+                line = Line(self._context, self._keys, b"worker-%d" % self._worker, seat.address, key)
+                self._lines[index] = line
+                self._of_socket[line.socket] = index
+                self._poller.register(line.socket, zmq.POLLIN)
+        self._seats = seats
+        before, self._primaries = self._primaries, tuple(replicas.primary for replicas in roster.cast.shards)
+        self._beats.watch(roster.generation, {index: seats[index] for index in set(self._primaries)})
+        return tuple(s for s, index in enumerate(self._primaries) if before[s : s + 1] != (index,))
 
     @property
     def shards(self) -> Iterable[int]:
         """All shards, in order."""
-        return self._lines.keys()
+        return range(len(self._primaries))
+
+    def is_local(self, shard: int) -> bool:
+        """Is the shard's primary on our node?"""
+        return self._seats[self._primaries[shard]].node == self._node
+
+    def is_primary(self, heard: Heard) -> bool:
+        """Does the shard's primary say so itself?"""
+        return self._primaries[heard.shard : heard.shard + 1] == (heard.server,)
 
     def name(self, shard: int) -> str:
-        """The server of a shard, for people."""
-        seat = self._seats[shard]
+        """The primary of a shard, for people."""
+        return self.server_name(self._primaries[shard])
+
+    def server_name(self, server: int) -> str:
+        """A server, for people."""
+        seat = self._seats[server]
         return f"server-{seat.key.index}@{seat.node_name}"
 
     def send(self, shard: int, message: say.ParameterMessage, frames: Iterable[Buffer] = ()) -> zmq.MessageTracker:
         """Send without waiting; the frames must not be written before the tracker is done."""
-        return self._lines[shard].send(message, frames)
-
-    def send_all(self, message: say.ParameterMessage) -> None:
-        """The same to every shard."""
-        for line in self._lines.values():
-            line.send(message)
+        return self._lines[self._primaries[shard]].send(message, frames)
 
     def attach(self, shard: int, name: str, size: int) -> None:
         """Map what the server beside us offers."""
@@ -84,38 +107,39 @@ class Servers:
             raise RemoteProtocolError(f"{self.name(shard)} speaks of shared memory that it has not offered")
         return segment.view(region.offset, length)
 
-    def hear(self, patience_s: float, what: str) -> Heard | None:
-        """The next message. None when none came for ``patience_s`` although all servers are there.
+    def hear(self, patience_s: float, what: str) -> Heard | Roster | None:
+        """The next message, or a new roster. None when neither came for ``patience_s`` although all servers are there.
 
         A server that is silent for too long ends the process; ``what`` we waited for is in the reason.
         """
         deadline = time.monotonic() + patience_s
         while not self._waiting:
+            if (roster := self._child.newest()) is not None:
+                return roster
             self._look(min(1.0, patience_s))
             silent = self._beats.silent()
             if silent is not None:
-                shard, seconds = silent
-                self._give_up("peer-silent", f"{self.name(shard)} was not heard for {seconds:.0f} s {what}")
+                server, seconds = silent
+                self._give_up("peer-silent", f"{self.server_name(server)} was not heard for {seconds:.0f} s {what}")
             if not self._waiting and time.monotonic() > deadline:
                 return None
         return self._waiting.pop(0)
 
     def _look(self, seconds: float) -> None:
         for socket, _ in self._poller.poll(int(seconds * 1000)):
-            shard = self._of_socket[socket]
+            server = self._of_socket.get(socket)
+            if server is None:
+                continue
             try:
-                heard = self._lines[shard].receive()
+                heard = self._lines[server].receive()
             except RemoteProtocolError as error:
-                self._give_up("peer-broken", f"{self.name(shard)} sends what is no message: {error}")
+                self._give_up("peer-broken", f"{self.server_name(server)} sends what is no message: {error}")
             if heard is not None:
-                self._waiting.append(Heard(shard, *heard))
+                message, frames = heard
+                self._waiting.append(Heard(server, getattr(message, "shard", -1), message, frames))
 
     def close(self) -> None:
         """End all connections."""
         self._beats.close()
         for line in self._lines.values():
             line.close()
-
-
-PATIENCE_S = limits.PEER_SILENT_MS / 1000
-"""After so long without news from servers that are there, what may have been lost is said again."""

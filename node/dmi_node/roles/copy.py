@@ -1,0 +1,282 @@
+"""One shard on a server: as its primary, or as a copy that may be promoted. The machines decide; here it is done."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+import zmq
+
+from dmi_node.roles.tensors import Tensors
+from dmi_node.roles.writer import Writer
+from dmi_protocol.errors import RemoteProtocolError
+from dmi_protocol.instant import Instant
+from dmi_protocol.messages import parameters as say
+from dmi_protocol.messages.roles import CaughtUp, Roster
+from dmi_protocol.tensor_spec import describe
+from dmi_protocol.training import exchange as x
+from dmi_protocol.training.backup import Backup, BackupEffect, Tell
+from dmi_protocol.training.copies import HEADER
+from dmi_protocol.training.shard import Shard
+from dmi_protocol.training.step import Handle, Release, Subtree, Sum
+from dmi_tensor.checkpoint import CorruptPartError, write_part
+from dmi_tensor.frames import frame_of, spec_of
+from dmi_tensor.tree_sum import DisagreementError
+from dmi_wire.bulk import Buffer
+from dmi_wire.child import Child
+
+FromServer = say.Fill | say.Copy | say.Replicate
+
+
+class Host(Protocol):
+    """What a shard needs of the process that it is in."""
+
+    child: Child
+    roster: Roster
+    writer: Writer
+    directory: Path
+
+    def to_worker(
+        self, worker: int, message: say.ParameterMessage, frames: Iterable[Buffer] = ()
+    ) -> zmq.MessageTracker | None:
+        """Send without waiting."""
+        ...
+
+    def to_server(self, server: int, message: say.ParameterMessage, frames: Iterable[Buffer] = ()) -> None:
+        """Send without waiting; in order."""
+        ...
+
+    def is_local(self, worker: int) -> bool:
+        """Is this worker on our node?"""
+        ...
+
+    def worker_name(self, worker: int) -> str:
+        """For people."""
+        ...
+
+
+class Copy:
+    """See the module. ``now`` is monotonic time."""
+
+    def __init__(self, host: Host, shard: int, tensors: Tensors, now: Callable[[], Instant]) -> None:
+        self._host = host
+        self._index = shard
+        self._tensors = tensors
+        self._now = now
+        self._shard: Shard | None = None
+        self._backup: Backup | None = None
+        self.is_done = False
+        """Has it been the primary, to the end of the job?"""
+
+    @property
+    def is_primary(self) -> bool:
+        """Does it answer workers?"""
+        return self._shard is not None
+
+    @property
+    def current(self) -> int:
+        """The step in flight."""
+        return 0 if self._shard is None else self._shard.current
+
+    def deadline(self) -> Instant | None:
+        """When ``waited`` is due."""
+        return None if self._shard is None else self._shard.deadline()
+
+    # Who takes part
+
+    def lead(self, event: x.Rostered) -> None:
+        """Be the primary in this generation: from the beginning, still, or in the place of one that is lost."""
+        self._tensors.replicates = bool(event.backups or event.filling)
+        if self._shard is not None:
+            self.happened(event)
+        elif self._backup is None:
+            self._shard = Shard(event, self._index)
+        else:
+            self._shard, effects = Shard.promoted(event, self._index, self._backup)
+            self._backup = None
+            for effect in effects:
+                self._do(effect)
+
+    def waited(self) -> None:
+        """The deadline is over."""
+        self.happened(x.Waited())
+
+    def happened(self, event: x.ShardEvent) -> None:
+        """To the machine, and what it wants is done."""
+        assert self._shard is not None
+        for effect in self._shard.step(self._now(), event):
+            self._do(effect)
+
+    # What workers say
+
+    def hear(self, worker: int, message: say.ParameterMessage, frames: tuple[memoryview, ...]) -> None:
+        """A worker's message; its tensors are put where handles point. Raises ``RemoteProtocolError``."""
+        self.happened(self._event(worker, message, frames))
+
+    def _event(self, worker: int, message: say.ParameterMessage, frames: tuple[memoryview, ...]) -> x.ShardEvent:
+        match message:
+            case say.Hello(_, _, named, fingerprint, definition, shared, shared_bytes):
+                if named != worker:
+                    raise RemoteProtocolError(f"worker-{worker} says that it is worker-{named}")
+                self._tensors.greet(worker, shared if self._host.is_local(worker) else None, shared_bytes)
+                return x.Greeted(worker, fingerprint.fields, definition)
+            case say.AskResume():
+                return x.ResumeAsked(worker)
+            case say.Initial(_, _, bucket, specs):
+                self._tensors.initialize(bucket, specs, frames)
+                return x.Initialized(worker, bucket)
+            case say.Begin(_, _, step, leaf_sizes, hyper, extra):
+                self._tensors.has_mapped(worker)
+                return x.Began(worker, step, leaf_sizes, hyper, extra)
+            case say.Contribution():
+                handle = self._tensors.put(worker, message, frames)
+                subtree = Subtree(message.first_leaf, message.leaves)
+                return x.Contributed(worker, message.step, message.bucket, subtree, handle)
+            case say.Pull(_, _, version, buckets):
+                return x.Pulled(worker, version, buckets)
+            case say.Checkpoint(_, _, step, extra):
+                return x.CheckpointAsked(worker, step, extra)
+            case say.AskState(_, _, step):
+                return x.StateAsked(worker, step)
+            case say.Finish(_, _, step, extra):
+                return x.FinishAsked(worker, step, extra)
+            case _:
+                raise RemoteProtocolError(f"a {type(message).__name__} is not for a server")
+
+    # What the primary says to a copy
+
+    def follow(self, message: FromServer, frames: tuple[memoryview, ...]) -> None:
+        """The primary's word. Raises ``RemoteProtocolError``."""
+        match message:
+            case say.Fill(_, _, definition, fields):
+                self._backup = Backup(self._tensors.open(definition), definition, fields)
+                self._do_all([Tell(HEADER, 0)])
+            case say.Copy(_, _, version, bucket) if self._backup is not None:
+                if self._backup.wants_copy(bucket, version):
+                    self._tensors.copy_in(message, frames)
+                    self._do_all(self._backup.copied(bucket, version))
+            case say.Replicate(_, _, step, bucket, _, hyper, norms) if self._backup is not None:
+                handle = self._tensors.put_root(message, frames)
+                self._do_all(self._backup.replicated(step, bucket, handle, hyper, norms))
+            case _:
+                pass  # the beginning was lost, and will come again
+
+    def _do_all(self, effects: Iterable[BackupEffect]) -> None:
+        roster = self._host.roster
+        for effect in effects:
+            if isinstance(effect, Tell):
+                told = say.Replicated(roster.generation, self._index, effect.version, effect.bucket)
+                self._host.to_server(roster.cast.shards[self._index].primary, told)
+            else:
+                self._do(effect)
+
+    # What the machines want
+
+    def _do(self, effect: x.ShardEffect) -> None:
+        match effect:
+            case Sum(left, right):
+                self._add(left, right)
+            case Release(handle):
+                self._tensors.release(handle)
+            case x.Measure(step, bucket, handle):
+                self.happened(x.Measured(step, bucket, self._tensors.square(bucket, handle)))
+            case x.Apply():
+                self._tensors.apply(effect)
+            case x.Forget():
+                pass  # the memory is the next version's; what a socket still holds is waited for in ``apply``
+            case x.Open(definition):
+                self._open(definition)
+            case x.WritePart():
+                self._write(effect)
+            case x.End():
+                self.is_done = True
+            case x.Fill() | x.CopyBucket() | x.Replicate() | x.TellCaughtUp() | x.TellNorms():
+                self._to_servers(effect)
+            case _:
+                self._to_workers(effect)
+
+    def _open(self, definition: bytes) -> None:
+        try:
+            opened = self._tensors.open(definition)
+        except CorruptPartError as error:
+            line = f"the job cannot go on from its checkpoint: {error}"
+            self._host.child.fail("checkpoint", line, starting=False)
+        self.happened(opened)
+
+    def _add(self, left: Handle, right: Handle) -> None:
+        try:
+            self._tensors.add(left, right)
+        except DisagreementError as error:
+            line = (
+                f"the leaves of step {self.current} disagree about the buffer {error}: make it a function of "
+                "the step, or keep it out of the module"
+            )
+            self._host.child.fail("disagreement", line, starting=False)
+
+    def _write(self, effect: x.WritePart) -> None:
+        name = f"{'final' if effect.final else 'part'}-{self._index}-{effect.step}.safetensors"
+        part = self._tensors.part(effect.step, effect.extra, effect.fingerprint)
+        self._host.writer.write(self._host.directory / name, part, self._index, final=effect.final)
+
+    def _to_servers(self, effect: x.Fill | x.CopyBucket | x.Replicate | x.TellCaughtUp | x.TellNorms) -> None:
+        host, generation, shard = self._host, self._host.roster.generation, self._index
+        match effect:
+            case x.Fill(server, definition, fields):
+                host.to_server(server, say.Fill(generation, shard, definition, fields))
+            case x.CopyBucket(server, bucket, version):
+                found = self._tensors.copy_out(bucket, version)
+                specs = tuple(spec_of(tensor) for tensor in found.tensors)
+                message = say.Copy(generation, shard, version, bucket, specs, found.state, found.hyper, found.detail)
+                host.to_server(server, message, [frame_of(tensor) for tensor in found.tensors])
+            case x.Replicate(servers, step, bucket, handle, hyper, norms):
+                root = self._tensors.root(handle)
+                told = say.Replicate(generation, shard, step, bucket, root.tensors, hyper, norms, root.detail)
+                for server in servers:
+                    host.to_server(server, told, root.frames)
+            case x.TellNorms(step, squares):
+                for index in {replicas.primary for replicas in host.roster.cast.shards}:
+                    host.to_server(index, say.Norms(generation, step, shard, squares))
+            case x.TellCaughtUp(server):
+                host.child.tell(CaughtUp(generation, shard, server))
+
+    def _to_workers(self, effect: x.ShardEffect) -> None:
+        host, generation, shard = self._host, self._host.roster.generation, self._index
+        match effect:
+            case x.Welcome(worker, step, extra, fields):
+                shared, size = self._tensors.offer(worker)
+                host.to_worker(worker, say.Welcome(generation, shard, step, shared, size, extra, fields))
+            case x.Resume(worker):
+                host.to_worker(worker, say.Resume(generation, self._tensors.extra))
+            case x.Show(version, bucket, workers):
+                for worker in workers:
+                    self._show(worker, version, bucket)
+            case x.GiveState(worker, step):
+                self._give(worker, step)
+            case x.Decline(worker, kind, value):
+                host.to_worker(worker, say.Declined(generation, kind, f"{kind}: here it is {value}"))
+            case x.SayFinished(workers):
+                for worker in workers:
+                    host.to_worker(worker, say.Finished(generation, shard))
+            case x.Disagree():
+                host.child.fail("disagreement", self._sentence(effect), starting=False)
+
+    def _show(self, worker: int, version: int, bucket: int) -> None:
+        shown = self._tensors.show(worker, version, bucket)
+        generation = self._host.roster.generation
+        message = say.Show(generation, self._index, version, bucket, shown.tensors, shown.detail, shown.region)
+        self._tensors.lend(bucket, version, self._host.to_worker(worker, message, shown.frames))
+
+    def _give(self, worker: int, step: int) -> None:
+        """The same bytes as on disk, for the lead's own file."""
+        path = self._host.directory / f"state-{self._index}.safetensors"
+        write_part(path, self._tensors.part(step, b"", ()))
+        data = memoryview(path.read_bytes())
+        path.unlink()
+        message = say.State(self._host.roster.generation, self._index, step, (describe("uint8", (len(data),)),))
+        self._host.to_worker(worker, message, [data])
+
+    def _sentence(self, found: x.Disagree) -> str:
+        """One line that names both hosts and the field."""
+        values = f": {found.value or 'nothing'} and {found.other_value or 'nothing'}"
+        shown = values if found.value or found.other_value else ""
+        other = "the checkpoint" if found.other is None else self._host.worker_name(found.other)
+        return f"{self._host.worker_name(found.worker)} and {other} differ in {found.field}{shown}"
