@@ -99,6 +99,13 @@ def make(name: str, parameters: Sequence[torch.Tensor], options: Mapping[str, An
     return plain
 
 
+def warm_up() -> None:
+    """torch imports much when the first optimizer is made (seconds, on a busy host): do it before somebody waits."""
+    parameter = torch.zeros(1)
+    parameter.grad = torch.zeros(1)
+    step(make("SGD", [parameter], {"lr": 0.0}), {})
+
+
 def step(optimizer: Optimizer, options: Mapping[str, Any]) -> None:
     """One step with these options; parameters without a gradient are skipped, as torch does."""
     optimizer.param_groups[0].update({k: v for k, v in options.items() if k in optimizer.param_groups[0]})

@@ -25,6 +25,7 @@ from dmi_protocol.messages import parameters as say
 from dmi_protocol.messages.roles import Assignment, Bound, Completed, PartWritten, Roster, Seat
 from dmi_protocol.training import exchange as x
 from dmi_tensor.checkpoint import Part, read_part
+from dmi_tensor.optimizers import warm_up
 from dmi_wire.bulk import Buffer, Delivery, Endpoint, Line
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
@@ -186,12 +187,12 @@ class Server:
     def _from_server(self, index: int, delivery: Delivery) -> None:
         """The fence: only the primary of the generation in force is obeyed."""
         message = delivery.message
-        if isinstance(message, say.Norms):
+        if message.generation > self.roster.generation:
+            self._keep(delivery)
+        elif isinstance(message, say.Norms):
             for copy in self._copies.values():
                 if copy.is_primary:
                     copy.happened(x.NormsHeard(message.shard, message.step, message.squares))
-        elif message.generation > self.roster.generation:
-            self._keep(delivery)
         elif isinstance(message, say.Replicated):
             led = self._copies.get(message.shard)
             if led is not None and led.is_primary:
@@ -262,6 +263,7 @@ def serve(child: Child, assignment: Assignment) -> None:
     """Bind, wait for the first roster, serve; returns when all final parts are durable and every worker knows."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     keys = KeyPair.make()
+    warm_up()
     endpoint = Endpoint(context, keys, assignment.host, assignment.ports)
     child.tell(Bound(endpoint.address, keys.public, os.getpid()))
     Server(child, assignment, endpoint, context, keys).run(child.roster(limits.ROLE_START_MS))

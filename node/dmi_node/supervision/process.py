@@ -21,6 +21,7 @@ from dmi_protocol.instant import Instant
 from dmi_protocol.messages.roles import (
     Assignment,
     Bound,
+    CaughtUp,
     Completed,
     Exited,
     Failed,
@@ -28,6 +29,7 @@ from dmi_protocol.messages.roles import (
     Moving,
     PartWritten,
     Progressed,
+    Ready,
     RoleEvent,
     Started,
     Stop,
@@ -189,7 +191,7 @@ class RoleProcess:
         finally:
             self._is_busy = False
 
-    def _judged(self, message: Bound | Progressed | PartWritten | Completed | Failed) -> RoleEvent:
+    def _judged(self, message: Bound | Progressed | Ready | CaughtUp | PartWritten | Completed | Failed) -> RoleEvent:
         """What job code says goes to every node, so it is bounded here. Raises ``RemoteProtocolError``."""
         match message:
             case Bound(address, public_key, pid):

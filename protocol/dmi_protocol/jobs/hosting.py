@@ -35,7 +35,6 @@ from dmi_protocol.messages.roles import (
     RoleEvent,
     RoleKey,
     Roster,
-    Started,
 )
 from dmi_protocol.reasons import BundleLost, Loss, NodeLost, PartLost, Reason, RoleDied, RoleFailed
 
@@ -283,14 +282,14 @@ class Hosting:
                 told = local.progress
                 step, loss = (None, None) if told is None else (told.step, told.loss)
                 return [CompleteRole(_request(role, "complete"), role, step, loss)]
-            case Ready():
+            case Ready() if role.role == "worker":
                 return [ReadyRole(_request(role, "ready"), role)]
-            case CaughtUp(generation, shard, server):
+            case CaughtUp(generation, shard, server) if role.role == "server":
                 request = _request(role, f"filled-{generation}-{shard}-{server}")
                 return [SyncReplica(request, role.job, generation, shard, server)]
             case Failed() | Exited():
                 return self._ended(role, local, event)
-            case Started():
+            case _:
                 pass
         return []
 

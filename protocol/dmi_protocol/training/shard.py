@@ -12,61 +12,27 @@ contribution to ``t + 1`` proves the first, because a worker computes on ``t + 1
 from dmi_protocol import limits
 from dmi_protocol.errors import LocalProtocolError, RemoteProtocolError
 from dmi_protocol.instant import Instant, after
+from dmi_protocol.training import exchange as x
 from dmi_protocol.training.backup import Backup
 from dmi_protocol.training.copies import Copies
-from dmi_protocol.training.exchange import (
-    Apply,
-    Began,
-    CheckpointAsked,
-    Contributed,
-    Copied,
-    Decline,
-    Disagree,
-    End,
-    FinishAsked,
-    Forget,
-    FromWorker,
-    GiveState,
-    Greeted,
-    Initialized,
-    Measure,
-    Measured,
-    NormsHeard,
-    Open,
-    Opened,
-    PartDurable,
-    Pulled,
-    Replicate,
-    Resume,
-    ResumeAsked,
-    Rostered,
-    SayFinished,
-    ShardEffect,
-    ShardEvent,
-    Show,
-    StateAsked,
-    TellNorms,
-    Waited,
-    WritePart,
-)
+from dmi_protocol.training.ending import Ending
+from dmi_protocol.training.norms import Norms
 from dmi_protocol.training.reception import Reception
 from dmi_protocol.training.step import Gathering, Handle, Release, Subtree
-
-Squares = tuple[tuple[int, float], ...]
 
 
 class Shard:
     """Decides for one shard of one job. The shell must answer ``Open``, ``Measure`` and ``WritePart`` with events."""
 
-    def __init__(self, roster: Rostered, shard: int) -> None:
+    def __init__(self, roster: x.Rostered, shard: int) -> None:
         self._roster = roster
         self._shard = shard
         self._reception = Reception(roster)
         self._copies: Copies | None = None
-        self._opened: Opened | None = None
+        self._opened: x.Opened | None = None
         self._initial: set[int] = set()
         self._step = 0
-        self._hyper: tuple[int, Began] | None = None
+        self._hyper: tuple[int, x.Began] | None = None
         self._began: dict[int, int] = {}
         self._gatherings: dict[int, Gathering] = {}
         self._applied: dict[int, Handle | None] = {}
@@ -75,20 +41,12 @@ class Shard:
         self._is_under_way = False
         """Has somebody contributed to the step in flight?"""
         self._readable: set[int] = {0}
-        self._squares: dict[int, float] = {}
-        self._norms: dict[int, Squares] = {}
-        self._all_norms: Squares = ()
-        """Of all shards, when the primary before us had applied them to some buckets already."""
-        self._told_norms: dict[int, Squares] = {}
-        self._finishing: dict[int, int] = {}
-        self._written = -1
-        """The last step of which a part was asked for."""
-        self._final_asked = False
-        self._final_durable = False
+        self._norms = Norms(shard)
+        self._ending = Ending(roster)
         self._again_at: Instant | None = None
 
     @classmethod
-    def promoted(cls, roster: Rostered, shard: int, backup: Backup) -> tuple["Shard", list[ShardEffect]]:
+    def promoted(cls, roster: x.Rostered, shard: int, backup: Backup) -> tuple["Shard", list[x.ShardEffect]]:
         """The primary is lost, and the copy ``backup`` takes its place at the very step. Gives what follows at once."""
         made = cls(roster, shard)
         made._reception.take_over(backup.definition, backup.fields)
@@ -104,11 +62,8 @@ class Shard:
         made._readable = {made._step}
         if not made._applied and all(backup.made_by_copy[bucket] < made._step for bucket in versions):
             made._readable.add(made._step - 1)
-        if backup.norms is not None and backup.norms[0] == made._step:
-            made._all_norms = backup.norms[1]
         if backup.norms is not None:
-            own = tuple(square for square in backup.norms[1] if square[0] in versions)
-            made._told_norms[backup.norms[0]] = own
+            made._norms.take_over(made._step, backup.norms, versions)
         return made, made._take_part()
 
     @property
@@ -121,11 +76,6 @@ class Shard:
         """The versions that a worker can still be shown."""
         return frozenset(self._readable)
 
-    def waits_for(self) -> frozenset[int]:
-        """The workers that have not said that they begin the step in flight (or that they have finished)."""
-        done = {w for w, step in self._began.items() if step >= self._step} | self._finishing.keys()
-        return frozenset(self._attached()) - done
-
     def _attached(self) -> tuple[int, ...]:
         """The workers that are shown every version: all but the guests that have not come in yet."""
         guests = self._roster.guests
@@ -135,7 +85,7 @@ class Shard:
         """When what the copies have not confirmed is to be said again (``Waited``)."""
         return self._again_at
 
-    def step(self, now: Instant, event: ShardEvent) -> list[ShardEffect]:
+    def step(self, now: Instant, event: x.ShardEvent) -> list[x.ShardEffect]:
         """Take one event in and give the work that follows from it.
 
         Raises ``RemoteProtocolError`` for what no correct worker sends, ``LocalProtocolError`` when the shell erred.
@@ -144,57 +94,57 @@ class Shard:
         is_waiting = len(self._applied) > len(self._shown) or (self._copies is not None and self._copies.is_awaited())
         if not is_waiting:
             self._again_at = None
-        elif self._again_at is None or isinstance(event, Copied | Waited):
+        elif self._again_at is None or isinstance(event, x.Copied | x.Waited):
             self._again_at = after(now, limits.SAY_AGAIN_MS)
         return work
 
-    def _take(self, event: ShardEvent) -> list[ShardEffect]:
+    def _take(self, event: x.ShardEvent) -> list[x.ShardEffect]:
         match event:
-            case Rostered():
+            case x.Rostered():
                 return self._rostered(event)
-            case Opened():
+            case x.Opened():
                 return self._open(event)
-            case Measured():
+            case x.Measured():
                 return self._measured(event)
-            case PartDurable():
-                return self._part_durable(event)
-            case NormsHeard():
+            case x.PartDurable(_, final):
+                return self._ending.durable(final=final)
+            case x.NormsHeard():
                 return self._norms_heard(event)
-            case Copied(server, bucket, version):
+            case x.Copied(server, bucket, version):
                 told = [] if self._copies is None else self._copies.copied(server, bucket, version)
                 return [*told, *self._advance()]
-            case Waited():
+            case x.Waited():
                 return self._say_again()
             case _:
                 return self._from_worker(event)
 
-    def _from_worker(self, event: FromWorker) -> list[ShardEffect]:
+    def _from_worker(self, event: x.FromWorker) -> list[x.ShardEffect]:
         if event.worker not in self._roster.workers:
-            gone: list[ShardEffect] = [Decline(event.worker, "peer", str(event.worker))]
-            return [*gone, *_release(event.handle)] if isinstance(event, Contributed) else gone
+            gone: list[x.ShardEffect] = [x.Decline(event.worker, "peer", str(event.worker))]
+            return [*gone, *_release(event.handle)] if isinstance(event, x.Contributed) else gone
         match event:
-            case Greeted():
+            case x.Greeted():
                 return self._greeted(event)
-            case ResumeAsked():
-                return [Resume(event.worker)]
-            case Initialized():
+            case x.ResumeAsked():
+                return [x.Resume(event.worker)]
+            case x.Initialized():
                 return self._initialized(event)
-            case Began():
+            case x.Began():
                 return self._begin(event)
-            case Contributed():
+            case x.Contributed():
                 return self._contributed(event)
-            case Pulled():
+            case x.Pulled():
                 return self._pulled(event)
-            case CheckpointAsked():
+            case x.CheckpointAsked():
                 return self._checkpoint(event)
-            case StateAsked():
+            case x.StateAsked():
                 return self._give_state(event)
-            case FinishAsked():
+            case x.FinishAsked():
                 return self._finish(event)
 
     # Who takes part
 
-    def _rostered(self, event: Rostered) -> list[ShardEffect]:
+    def _rostered(self, event: x.Rostered) -> list[x.ShardEffect]:
         """A new generation: who is gone is forgotten, what anybody has contributed stays valid."""
         if event.generation <= self._roster.generation:
             return []
@@ -202,27 +152,21 @@ class Shard:
         self._reception.roster(event)
         for gone in self._began.keys() - set(event.workers):
             del self._began[gone]
-        for gone in self._finishing.keys() - set(event.workers):
-            del self._finishing[gone]
-        return self._take_part()
+        return [*self._take_part(), *self._ending.roster(event)]
 
-    def _take_part(self) -> list[ShardEffect]:
+    def _take_part(self) -> list[x.ShardEffect]:
         """What a new generation makes possible, or needs to be told."""
-        work: list[ShardEffect] = []
-        if self._copies is not None and self._has_everything():
-            work += self._copies.roster(self._roster, self._step, self._reception.fields)
-        work += [TellNorms(step, squares) for step, squares in sorted(self._told_norms.items())]
-        return [*work, *self._welcome(), *self._advance(), *self._say_finished()]
+        return [*self._fill(), *self._norms.again(), *self._welcome(), *self._advance()]
 
-    def _greeted(self, event: Greeted) -> list[ShardEffect]:
+    def _greeted(self, event: x.Greeted) -> list[x.ShardEffect]:
         is_first = not self._reception.definition
         disagreement = self._reception.greeted(event)
         if disagreement is not None:
             return [disagreement]
-        opening: list[ShardEffect] = [Open(event.definition)] if is_first and self._opened is None else []
+        opening: list[x.ShardEffect] = [x.Open(event.definition)] if is_first and self._opened is None else []
         return [*opening, *self._welcome()]
 
-    def _open(self, event: Opened) -> list[ShardEffect]:
+    def _open(self, event: x.Opened) -> list[x.ShardEffect]:
         self._opened = event
         self._copies = Copies(event.buckets, event.frozen, self._reception.definition)
         if event.step is not None:
@@ -235,20 +179,20 @@ class Shard:
     def _has_everything(self) -> bool:
         return self._opened is not None and self._initial == {*self._opened.buckets, *self._opened.frozen}
 
-    def _fill(self) -> list[ShardEffect]:
+    def _fill(self) -> list[x.ShardEffect]:
         """Copies are made as soon as there is something to copy."""
         if self._copies is None or not self._has_everything():
             return []
         return self._copies.roster(self._roster, self._step, self._reception.fields)
 
-    def _initialized(self, event: Initialized) -> list[ShardEffect]:
+    def _initialized(self, event: x.Initialized) -> list[x.ShardEffect]:
         opened = self._defined()
         if event.bucket not in opened.buckets and event.bucket not in opened.frozen:
             raise RemoteProtocolError(f"bucket {event.bucket} is not of shard {self._shard}")
         self._initial.add(event.bucket)
         return [*self._fill(), *self._welcome()]
 
-    def _welcome(self) -> list[ShardEffect]:
+    def _welcome(self) -> list[x.ShardEffect]:
         """Nobody is welcome before the lead has brought the initial weights."""
         return self._reception.welcome(self._step) if self._has_everything() else []
 
@@ -261,12 +205,9 @@ class Shard:
         self._applied.clear()
         self._shown.clear()
         self._is_under_way = False
-        self._squares.clear()
-        self._norms.clear()
-        self._all_norms = ()
-        self._told_norms = {step: told for step, told in self._told_norms.items() if step >= self._step - 1}
+        self._norms.begin(self._step)
 
-    def _defined(self) -> Opened:
+    def _defined(self) -> x.Opened:
         if self._opened is None:
             raise RemoteProtocolError("a worker goes on before it was welcomed")
         return self._opened
@@ -281,26 +222,28 @@ class Shard:
             self._step = step
             self._readable = {step}
 
-    def _begin(self, event: Began) -> list[ShardEffect]:
+    def _begin(self, event: x.Began) -> list[x.ShardEffect]:
         self._follow(event.step)
         if event.step > self._step:
             raise RemoteProtocolError(f"worker {event.worker} begins step {event.step}, the job is at {self._step}")
         self._began[event.worker] = max(event.step, self._began.get(event.worker, -1))
         if event.step < self._step:
             return self._advance()
-        if self._finishing:
-            return [Disagree(event.worker, min(self._finishing), "steps", f"{event.step + 1}", f"{self._step}")]
+        if self._ending.finishing:
+            return [
+                x.Disagree(event.worker, min(self._ending.finishing), "steps", f"{event.step + 1}", f"{self._step}")
+            ]
         if self._hyper is None or self._hyper[0] < event.step:
             self._hyper = (event.step, event)
         other = self._hyper[1]
         if event.hyper != other.hyper:
-            return [Disagree(event.worker, other.worker, "hyperparameters", "", "")]
+            return [x.Disagree(event.worker, other.worker, "hyperparameters", "", "")]
         if event.leaf_sizes != other.leaf_sizes:
             sizes = str(sum(event.leaf_sizes)), str(sum(other.leaf_sizes))
-            return [Disagree(event.worker, other.worker, "samples in the batch", *sizes)]
+            return [x.Disagree(event.worker, other.worker, "samples in the batch", *sizes)]
         return [*self._let_in(event), *self._advance()]
 
-    def _let_in(self, event: Began) -> list[ShardEffect]:
+    def _let_in(self, event: x.Began) -> list[x.ShardEffect]:
         """Guests come in with a step that the lead begins: its version stays readable until they begin it, too."""
         if event.extra is None or event.worker != self._roster.lead:
             return []
@@ -309,41 +252,37 @@ class Shard:
             self._began.setdefault(welcome.worker, event.step - 1)
         return list(welcomes)
 
-    def _contributed(self, event: Contributed) -> list[ShardEffect]:
+    def _contributed(self, event: x.Contributed) -> list[x.ShardEffect]:
         self._own(event.bucket)
         event.subtree.check(self._defined().leaves)
         if event.step > self._step:
             raise RemoteProtocolError(f"a contribution to step {event.step}, the job is at {self._step}")
         if event.step < self._step or event.bucket in self._applied:
             return _release(event.handle)
-        work: list[ShardEffect] = []
+        work: list[x.ShardEffect] = []
         self._is_under_way = True
         gathering = self._gatherings[event.bucket]
         was_complete = gathering.is_complete()
         work.extend(gathering.add(event.subtree, event.handle))
-        if not was_complete and gathering.is_complete() and self._defined().clips and not self._all_norms:
-            work.append(Measure(event.step, event.bucket, self._root(event.bucket)))
+        if not was_complete and gathering.is_complete() and self._defined().clips and not self._norms.are_known:
+            work.append(x.Measure(event.step, event.bucket, self._root(event.bucket)))
         return [*work, *self._advance()]
 
     def _root(self, bucket: int) -> Handle | None:
         return self._gatherings[bucket].sums[Subtree(0, self._defined().leaves)]
 
-    def _measured(self, event: Measured) -> list[ShardEffect]:
+    def _measured(self, event: x.Measured) -> list[x.ShardEffect]:
         if event.step != self._step or event.bucket not in self._gatherings:
             raise LocalProtocolError(f"measured {event.bucket} of step {event.step} at step {self._step}")
-        self._squares[event.bucket] = event.square
-        if len(self._squares) < len(self._gatherings):
-            return []
-        squares = tuple(sorted(self._squares.items()))
-        self._norms[self._shard] = self._told_norms[self._step] = squares
-        return [TellNorms(self._step, squares), *self._advance()]
+        told = self._norms.measured(event.step, event.bucket, event.square, len(self._gatherings))
+        return [*told, *self._advance()] if told else []
 
-    def _norms_heard(self, event: NormsHeard) -> list[ShardEffect]:
+    def _norms_heard(self, event: x.NormsHeard) -> list[x.ShardEffect]:
         if event.step != self._step:
             return []
         if event.shard not in self._defined().shards:
             raise RemoteProtocolError(f"norms of shard {event.shard}, which holds no buckets")
-        self._norms.setdefault(event.shard, event.squares)
+        self._norms.heard(event.shard, event.squares)
         return self._advance()
 
     def _may_apply(self) -> bool:
@@ -358,9 +297,9 @@ class Shard:
             return False
         if any(self._began.get(worker, -1) < self._step - 1 for worker in self._attached()):
             return False
-        return not self._opened.clips or bool(self._all_norms) or self._norms.keys() == set(self._opened.shards)
+        return not self._opened.clips or self._norms.are_complete(self._opened.shards)
 
-    def _forget(self) -> list[ShardEffect]:
+    def _forget(self) -> list[x.ShardEffect]:
         """The version before the current one is given up once the step that made the current one is complete everywhere,
         and no worker has still to be shown it: one without leaves may be behind, and holds nobody up until then."""
         old = self._step - 1
@@ -368,9 +307,9 @@ class Shard:
         if old not in self._readable or not self._is_under_way or is_wanted:
             return []
         self._readable.discard(old)
-        return [Forget(old)]
+        return [x.Forget(old)]
 
-    def _advance(self) -> list[ShardEffect]:
+    def _advance(self) -> list[x.ShardEffect]:
         work = self._forget()
         if self._may_apply():
             for bucket, gathering in self._gatherings.items():
@@ -378,26 +317,25 @@ class Shard:
                     work += self._apply(bucket)
         return [*work, *self._show()]
 
-    def _apply(self, bucket: int) -> list[ShardEffect]:
+    def _apply(self, bucket: int) -> list[x.ShardEffect]:
         assert self._hyper is not None
         assert self._copies is not None
-        hyper, root = self._hyper[1].hyper, self._root(bucket)
-        norms = self._all_norms or tuple(sorted(square for squares in self._norms.values() for square in squares))
+        hyper, root, norms = self._hyper[1].hyper, self._root(bucket), self._norms.all()
         self._applied[bucket] = root
         followers = self._copies.followers(bucket)
-        work: list[ShardEffect] = []
+        work: list[x.ShardEffect] = []
         if followers:
-            work.append(Replicate(followers, self._step, bucket, root, hyper, norms))
-        work.append(Apply(self._step, bucket, root, hyper, norms))
+            work.append(x.Replicate(followers, self._step, bucket, root, hyper, norms))
+        work.append(x.Apply(self._step, bucket, root, hyper, norms))
         return [*work, *self._copies.made(bucket, self._step + 1)]
 
-    def _show(self) -> list[ShardEffect]:
+    def _show(self) -> list[x.ShardEffect]:
         """A version is shown once everybody who may be promoted has it."""
-        work: list[ShardEffect] = []
+        work: list[x.ShardEffect] = []
         for bucket in [bucket for bucket in self._applied if bucket not in self._shown]:
             if self._copies is not None and self._copies.may_show(bucket, self._step + 1):
                 self._shown.add(bucket)
-                work.append(Show(self._step + 1, bucket, self._attached()))
+                work.append(x.Show(self._step + 1, bucket, self._attached()))
                 work.extend(_release(self._applied[bucket]))
         if self._shown and len(self._shown) == len(self._gatherings):
             self._step += 1
@@ -405,79 +343,52 @@ class Shard:
             self._gather()
         return work
 
-    def _say_again(self) -> list[ShardEffect]:
+    def _say_again(self) -> list[x.ShardEffect]:
         if self._copies is None:
             return []
         lost, silent = self._copies.again(self._applied, self._step)
-        norms = self._all_norms or tuple(sorted(square for squares in self._norms.values() for square in squares))
         for bucket, servers in silent.items():
             if bucket not in self._shown and self._hyper is not None:
                 root, hyper = self._applied[bucket], self._hyper[1].hyper
-                lost.append(Replicate(servers, self._step, bucket, root, hyper, norms))
+                lost.append(x.Replicate(servers, self._step, bucket, root, hyper, self._norms.all()))
         return lost
 
-    def _pulled(self, event: Pulled) -> list[ShardEffect]:
+    def _pulled(self, event: x.Pulled) -> list[x.ShardEffect]:
         """What is readable is shown; what is not whole yet will be shown when it is; what is gone is refused."""
         for bucket in event.buckets:
             self._own(bucket)
         if event.version in self._readable:
-            return [Show(event.version, bucket, (event.worker,)) for bucket in event.buckets]
+            return [x.Show(event.version, bucket, (event.worker,)) for bucket in event.buckets]
         if event.version == self._step + 1:
-            return [Show(event.version, bucket, (event.worker,)) for bucket in event.buckets if bucket in self._shown]
+            return [x.Show(event.version, bucket, (event.worker,)) for bucket in event.buckets if bucket in self._shown]
         if event.version > self._step:
             return []
-        return [Decline(event.worker, "version", str(event.version))]
+        return [x.Decline(event.worker, "version", str(event.version))]
 
     # Checkpoints and the end
 
-    def _checkpoint(self, event: CheckpointAsked) -> list[ShardEffect]:
-        """A lead that has just become it asks for what the one before it may have asked for already."""
+    def _checkpoint(self, event: x.CheckpointAsked) -> list[x.ShardEffect]:
         self._follow(event.step)
         if event.step > self._step:
             raise RemoteProtocolError(f"a checkpoint of step {event.step}, the job is at {self._step}")
-        if event.worker != self._roster.lead or event.step < self._step or self._applied:
-            return []
-        if event.step <= self._written:
-            return []
-        self._written = event.step
-        return [self._write(event, final=False)]
+        is_late = event.step < self._step or bool(self._applied)
+        return [] if is_late else self._ending.checkpoint(event, self._reception.fields)
 
-    def _write(self, event: CheckpointAsked | FinishAsked, *, final: bool) -> WritePart:
-        return WritePart(event.step, event.extra, final, self._reception.fields)
-
-    def _give_state(self, event: StateAsked) -> list[ShardEffect]:
+    def _give_state(self, event: x.StateAsked) -> list[x.ShardEffect]:
         """Optimizer state exists at one version only: while a step is being applied there is none to give."""
         self._follow(event.step)
         if event.worker != self._roster.lead or event.step != self._step or self._applied:
-            return [Decline(event.worker, "step", str(self._step))]
-        return [GiveState(event.worker, event.step)]
+            return [x.Decline(event.worker, "step", str(self._step))]
+        return [x.GiveState(event.worker, event.step)]
 
-    def _finish(self, event: FinishAsked) -> list[ShardEffect]:
+    def _finish(self, event: x.FinishAsked) -> list[x.ShardEffect]:
         self._follow(event.step)
         if event.step != self._step or self._applied:
-            return [Disagree(event.worker, self._roster.lead, "steps", str(event.step), str(self._step))]
+            return [x.Disagree(event.worker, self._roster.lead, "steps", str(event.step), str(self._step))]
         ahead = [worker for worker, step in self._began.items() if step >= self._step]
         if ahead:
-            return [Disagree(event.worker, min(ahead), "steps", str(event.step), str(self._step + 1))]
-        self._finishing[event.worker] = event.step
-        work: list[ShardEffect] = []
-        if event.worker == self._roster.lead and not self._final_asked:
-            self._final_asked = True
-            work.append(self._write(event, final=True))
-        return [*work, *self._say_finished()]
-
-    def _part_durable(self, event: PartDurable) -> list[ShardEffect]:
-        if not event.final:
-            return []
-        self._final_durable = True
-        return self._say_finished()
-
-    def _say_finished(self) -> list[ShardEffect]:
-        """Only when all scripts are over is the job's last step known to be the last."""
-        expected = set(self._roster.workers) - set(self._roster.guests)
-        if not self._final_durable or not expected <= self._finishing.keys():
-            return []
-        return [SayFinished(tuple(sorted(self._finishing))), End()]
+            return [x.Disagree(event.worker, min(ahead), "steps", str(event.step), str(self._step + 1))]
+        return self._ending.finish(event, self._reception.fields)
 
     def check(self) -> None:
         """Assert the invariants."""
@@ -491,5 +402,5 @@ class Shard:
             assert self._step - 1 not in self._readable, "a version was overwritten while it was readable"
 
 
-def _release(handle: Handle | None) -> list[ShardEffect]:
+def _release(handle: Handle | None) -> list[x.ShardEffect]:
     return [] if handle is None else [Release(handle)]

@@ -77,12 +77,11 @@ class MeshExchange:
 
     # Who takes part
 
-    def _hear(self, what: str) -> Heard | None:
-        """The next message of a server; None after long silence. A new generation is followed on the way."""
+    def _hear(self, what: str) -> Heard | Roster | None:
+        """The next message of a server, or a new generation that is followed already; None after long silence."""
         heard = self._servers.hear(_PATIENCE_S, what)
         if isinstance(heard, Roster):
             self._take_part(heard)
-            return self._hear(what)
         return heard
 
     def _take_part(self, roster: Roster) -> None:
@@ -124,14 +123,19 @@ class MeshExchange:
         """See ``Exchange.resume``."""
         if self._roster.restore is None or self.is_guest:
             return None
-        ask = self._asked = lambda _: self._servers.send(0, say.AskResume(self._roster.generation, 0))
+
+        def ask(shard: int) -> None:
+            if shard == 0:
+                self._servers.send(shard, say.AskResume(self._roster.generation, shard))
+
+        self._asked = ask
         ask(0)
         while True:
             heard = self._hear("before the first step")
-            if heard is not None and isinstance(heard.message, say.Resume):
+            if isinstance(heard, Heard) and isinstance(heard.message, say.Resume):
                 self._asked = None
                 return heard.message.extra
-            if heard is not None:
+            if isinstance(heard, Heard):
                 self._take(heard)
 
     def welcome(self) -> Arrival | None:
@@ -195,11 +199,11 @@ class MeshExchange:
         welcomes: dict[int, say.Welcome] = {}
         while len(welcomes) < len(self._roster.cast.shards):
             heard = self._hear("before the first step")
-            if heard is not None and isinstance(heard.message, say.Welcome):
+            if isinstance(heard, Heard) and isinstance(heard.message, say.Welcome):
                 if heard.message.shared is not None:
                     self._servers.attach(heard.shard, heard.message.shared, heard.message.shared_bytes)
                 welcomes[heard.shard] = heard.message
-            elif heard is not None:
+            elif isinstance(heard, Heard):
                 self._take(heard)
         if not self.is_guest:
             return min(welcome.step for welcome in welcomes.values())
@@ -214,11 +218,11 @@ class MeshExchange:
         self._send_all(ask)
         while missing:
             heard = self._hear("before the first step")
-            if heard is not None and isinstance(heard.message, say.Show):
+            if isinstance(heard, Heard) and isinstance(heard.message, say.Show):
                 if heard.message.version == version and heard.message.bucket in missing:
                     self._buckets.bucket(heard.message.bucket).copy_(self._tensor(heard))
                     missing.discard(heard.message.bucket)
-            elif heard is not None:
+            elif isinstance(heard, Heard):
                 self._take(heard)
 
     # A step
@@ -249,7 +253,7 @@ class MeshExchange:
             heard = self._hear(f"in step {self._step}")
             if heard is None:
                 self._happened(x.Waited())
-            else:
+            elif isinstance(heard, Heard):
                 self._take(heard)
         if not self._given:
             return None
@@ -399,10 +403,10 @@ class MeshExchange:
             heard = self._hear("while it sends the optimizer's state")
             if heard is None:
                 raise ExchangeError("the servers do not send the optimizer's state")
-            if isinstance(heard.message, say.State):
+            if isinstance(heard, Heard) and isinstance(heard.message, say.State):
                 paths[heard.shard] = Path(self._assignment.directory) / f"state-{heard.shard}.safetensors"
                 paths[heard.shard].write_bytes(heard.frames[0])
-            else:
+            elif isinstance(heard, Heard):
                 self._take(heard)
         self._asked = None
         state = read_model(paths.values()).optimizer_state()
@@ -420,7 +424,7 @@ class MeshExchange:
         self._send_all(finish)
         while len(self._finished) < len(self._roster.cast.shards):
             heard = self._hear("after the last step")
-            if heard is not None:
+            if isinstance(heard, Heard):
                 self._take(heard)
         self._servers.close()
         self._context.term()
