@@ -9,7 +9,7 @@ from msgspec import Struct
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.messages.consensus import Entry, Snapshot
 from dmi_protocol.messages.mesh import Message
-from dmi_protocol.messages.roles import Assignment, RoleKey, Roster
+from dmi_protocol.messages.roles import Assignment, Lease, RoleKey, Roster
 from dmi_protocol.reasons import Reason
 
 
@@ -84,10 +84,10 @@ class StartRole(Struct, frozen=True):
 
 
 class TellRole(Struct, frozen=True):
-    """Hand the role process of this host the addresses and keys of its peers."""
+    """Hand the role process of this host the addresses and keys of its peers, or a lease."""
 
     role: RoleKey
-    roster: Roster
+    message: Roster | Lease
 
 
 class StopRole(Struct, frozen=True):

@@ -67,6 +67,9 @@ RUMORS = 1_024
 RUMOR_BYTES = 512
 
 # Time.
+LEASE_MS = 2_000
+"""For so long after its node was in contact with a quorum a primary may show new versions."""
+LEASE_RENEWED_MS = 250
 ROLE_BEAT_MS = 500
 ROLE_STALLED_MS = 5_000
 PROGRESS_MS = 200
@@ -86,6 +89,7 @@ def check() -> None:
     assert VOTERS % 2 == 1
     assert VOTERS <= MEMBERS
     assert ROLE_BEAT_MS * 4 <= ROLE_STALLED_MS
+    assert LEASE_RENEWED_MS * 4 <= LEASE_MS
     assert ALIGNMENT_BYTES & (ALIGNMENT_BYTES - 1) == 0
     assert LEAVES & (LEAVES - 1) == 0
 

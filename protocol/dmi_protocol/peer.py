@@ -120,6 +120,7 @@ class Peer:
             self._meet(now, effects)
         self._take(now, event, effects)
         self._follow_up(now, effects)
+        effects += self._hosting.leases(self.raft.contact(now))
         effects += self._search.look(now, is_lost=self._is_lost(), members=self._circle.members)
         if before != self.raft.leader or self._is_dirty:
             effects.append(Changed())
@@ -130,7 +131,9 @@ class Peer:
         """When a ``Ticked`` is wanted."""
         schedule = self._scheduler.deadline(self.state) if self.state is not None and self.raft.is_ready else None
         machines = self.raft.deadline(), self.swim.deadline(), self._proposals.deadline()
-        return earliest(*machines, self._circle.deadline(), self._search.deadline(), schedule)
+        is_alone = self.raft.is_leader and self.raft.voters == {self.me.node}
+        renewal = self._hosting.renewal() if is_alone else None
+        return earliest(*machines, self._circle.deadline(), self._search.deadline(), schedule, renewal)
 
     def check(self) -> None:
         """Assert the invariants of every machine."""

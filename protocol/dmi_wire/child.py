@@ -17,7 +17,8 @@ from typing import NoReturn
 from dmi_protocol import limits
 from dmi_protocol.codec import decode_struct, encode_struct
 from dmi_protocol.errors import RemoteProtocolError
-from dmi_protocol.messages.roles import Assignment, Failed, FromRole, Moving, Roster, Stop, ToRole
+from dmi_protocol.instant import Instant
+from dmi_protocol.messages.roles import Assignment, Failed, FromRole, Lease, Moving, Roster, Stop, ToRole
 from dmi_wire.channel import framed, unframed
 
 DESCRIPTOR = "DMI_ROLE_FD"
@@ -41,7 +42,9 @@ class Child:
         self._beats = False
         self._told: queue.Queue[Roster] = queue.Queue(maxsize=limits.ROSTERS)
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        """Can be read when ``newest`` may have a roster to give."""
+        """Can be read when ``newest`` may have a roster to give, or ``lease`` is another one."""
+        self.lease = Lease(Instant(0))
+        """The last one that came."""
 
     @classmethod
     def inherit(cls) -> "Child":
@@ -110,6 +113,9 @@ class Child:
             os.kill(os.getpid(), signal.SIGTERM)
         elif isinstance(message, Roster):
             self._told.put_nowait(message)
+            os.eventfd_write(self.fd, 1)
+        elif isinstance(message, Lease):
+            self.lease = message
             os.eventfd_write(self.fd, 1)
 
     def _receive(self) -> ToRole:

@@ -4,7 +4,8 @@ import hashlib
 from typing import NamedTuple
 
 from dmi_protocol.identity import BlobHash, PublicKey
-from dmi_protocol.messages.roles import Assignment, CaughtUp, Completed, PartWritten, RoleEvent, RoleKey, Roster
+from dmi_protocol.instant import Instant
+from dmi_protocol.messages.roles import Assignment, CaughtUp, Completed, Lease, PartWritten, RoleEvent, RoleKey, Roster
 from dmi_protocol.training import exchange as x
 from dmi_protocol.training.backup import Backup, BackupEffect, Tell
 from dmi_protocol.training.copies import HEADER
@@ -62,6 +63,7 @@ class Server:
         """When its disk has written all that it was given."""
         self._early: list[_Heard] = []
         self._has_waited = False
+        self._leased = Instant(0)
 
     # Who takes part
 
@@ -89,12 +91,20 @@ class Server:
             demand("promotion", not was_there, f"{self.key} is primary of shard {shard}, which it has no copy of")
             held = self._copies[shard] = _Copy()
             held.shard = Shard(event, shard)
+            self._tell(shard, x.Leased(self._leased))
             if roster.restore is not None:
                 self._restore(shard, roster.restore)
         elif held.shard is not None:
             self._tell(shard, event)
         else:
             self._promote(shard, held, event)
+
+    def lease(self, lease: Lease) -> None:
+        """See ``Process``."""
+        self._leased = lease.until
+        for shard, held in list(self._copies.items()):
+            if held.shard is not None:
+                self._tell(shard, x.Leased(lease.until))
 
     def _promote(self, shard: int, held: _Copy, event: x.Rostered) -> None:
         assert held.backup is not None
@@ -104,7 +114,8 @@ class Server:
             has = held.backup.versions.get(bucket, -1)
             demand("survival", has >= seen, f"bucket {bucket} was shown at {seen}, and {self.key} has {has}")
         self._sockets.counters["promotions"] += 1
-        held.shard, effects = Shard.promoted(event, shard, held.backup)
+        leased = x.Leased(self._leased)
+        held.shard, effects = Shard.promoted(event, shard, held.backup, self._sockets.clock.now, leased)
         held.backup = None
         for effect in effects:
             self._do(shard, effect)
@@ -228,6 +239,12 @@ class Server:
             case x.Apply(step, bucket, handle):
                 memory.apply(bucket, step, self._tensors.get(handle), (1 << self._leaves) - 1)
             case x.Show(version, bucket, workers):
+                now = self._sockets.clock.now
+                demand(
+                    "leases",
+                    now < self._leased,
+                    f"{self.key} shows {version} at {now}, its lease ended at {self._leased}",
+                )
                 self._is_alone(shard, bucket, version)
                 shown = memory.read(bucket, version)
                 for worker in workers:

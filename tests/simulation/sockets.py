@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from dmi_protocol.events import RoleHappened
 from dmi_protocol.identity import PublicKey
-from dmi_protocol.messages.roles import Exited, RoleEvent, RoleKey, Roster
+from dmi_protocol.messages.roles import Exited, Lease, RoleEvent, RoleKey, Roster
 from dmi_protocol.training import exchange as x
 from tests.simulation.clock import Clock
 from tests.simulation.network import Network
@@ -69,6 +69,10 @@ class Process(Protocol):
 
     def roster(self, roster: Roster) -> None:
         """All seats are taken, or somebody does something else now."""
+        ...
+
+    def lease(self, lease: Lease) -> None:
+        """Its node knows of a quorum."""
         ...
 
     def hear(self, sender: RoleKey, said: Said) -> None:

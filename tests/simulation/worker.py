@@ -1,7 +1,7 @@
 """A worker's process: a script of some steps around the pure machine."""
 
 from dmi_protocol.identity import PublicKey
-from dmi_protocol.messages.roles import Assignment, Completed, Progressed, Ready, RoleEvent, RoleKey, Roster
+from dmi_protocol.messages.roles import Assignment, Completed, Lease, Progressed, Ready, RoleEvent, RoleKey, Roster
 from dmi_protocol.training import exchange as x
 from dmi_protocol.training.step import Release, Sum
 from dmi_protocol.training.tree import shares
@@ -65,6 +65,9 @@ class ScriptedWorker:
         if self._phase == "fetching":
             self._pull(self._version, buckets)
         self._happened(x.Assigned(roster.generation, leaves, buckets))
+
+    def lease(self, lease: Lease) -> None:
+        """See ``Process``; no worker needs one."""
 
     def _share(self, roster: Roster) -> tuple[int, ...]:
         place = roster.cast.workers.index(self.key.index)

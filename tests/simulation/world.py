@@ -26,7 +26,7 @@ from dmi_protocol.messages.consensus import Snapshot, Voted
 from dmi_protocol.messages.control import Introduced
 from dmi_protocol.messages.membership import MembershipMessage
 from dmi_protocol.messages.mesh import Message, Wire
-from dmi_protocol.messages.roles import Roster
+from dmi_protocol.messages.roles import Lease, Roster
 from dmi_protocol.peer import Me, Peer, PeerSettings
 from tests.simulation.checkers import Agreement, Answers, Incarnations, Roles
 from tests.simulation.clock import Clock
@@ -198,7 +198,7 @@ class World:
         elif process is None or not is_living:
             pass
         elif isinstance(effect, TellRole):
-            self.clock.later(1, _begin, process, effect.roster)
+            self.clock.later(1, _tell, process, effect.message)
         else:
             self.clock.later(2, exits, process, 0, 15)
 
@@ -282,9 +282,13 @@ def give(node: Node, life: int, event: Event) -> None:
         node.give(event)
 
 
-def _begin(process: Process, roster: Roster) -> None:
-    if process.is_alive:
-        process.roster(roster)
+def _tell(process: Process, message: Roster | Lease) -> None:
+    if not process.is_alive:
+        return
+    if isinstance(message, Lease):
+        process.lease(message)
+    else:
+        process.roster(message)
 
 
 def _founded(members: Sequence[Me]) -> ClusterState:

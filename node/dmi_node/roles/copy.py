@@ -83,15 +83,17 @@ class Copy:
 
     # Who takes part
 
-    def lead(self, event: x.Rostered) -> None:
-        """Be the primary in this generation: from the beginning, still, or in the place of one that is lost."""
+    def lead(self, event: x.Rostered, leased: x.Leased) -> None:
+        """Be the primary in this generation: from the beginning, still, or in the place of one that is lost. New versions are
+        shown only while we are ``leased``."""
         self._tensors.replicates = bool(event.backups or event.filling)
         if self._shard is not None:
             self.happened(event)
         elif self._backup is None:
             self._shard = Shard(event, self._index)
+            self.happened(leased)
         else:
-            self._shard, effects = Shard.promoted(event, self._index, self._backup)
+            self._shard, effects = Shard.promoted(event, self._index, self._backup, self._now(), leased)
             self._backup = None
             for effect in effects:
                 self._do(effect)

@@ -58,6 +58,7 @@ class Server:
         self._lines: dict[int, Line] = {}
         self._workers: dict[int, Seat] = {}
         self._heard: dict[int, Instant] = {}
+        self._leased = child.lease
         self._own: deque[Delivery] = deque()
         """What shards of ours say to one another: it is heard when the one that speaks has done all it wants."""
         self._early: list[Delivery] = []
@@ -73,6 +74,7 @@ class Server:
         while not self._is_done():
             poller.poll(self._patience_ms())
             newer = self.child.newest()
+            self._lease()
             if newer is not None and newer.generation > self.roster.generation:
                 self._take_part(newer)
             self._endpoint.authenticate()
@@ -83,6 +85,14 @@ class Server:
         self.writer.close()
         for line in self._lines.values():
             line.close(_LINGER_MS)
+
+    def _lease(self) -> None:
+        """Nobody is shown anything new while this node does not know of a quorum."""
+        if self.child.lease != self._leased:
+            self._leased = self.child.lease
+            for copy in self._copies.values():
+                if copy.is_primary:
+                    copy.happened(x.Leased(self._leased.until))
 
     def _is_done(self) -> bool:
         led = [copy for copy in self._copies.values() if copy.is_primary]
@@ -117,7 +127,7 @@ class Server:
                 self._lines[seat.key.index] = Line(self._context, self._keys, name, seat.address, seat.public_key)
         for shard, replicas in enumerate(roster.cast.shards):
             if replicas.primary == self._index:
-                self._copy(shard).lead(self._rostered(shard))
+                self._copy(shard).lead(self._rostered(shard), x.Leased(self._leased.until))
             elif self._index not in (*replicas.backups, *replicas.filling):
                 self._copies.pop(shard, None)
         early, self._early = self._early, []

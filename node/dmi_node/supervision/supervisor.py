@@ -75,9 +75,9 @@ class Supervisor:
         self._blobs.adopt(path, event.blob)
 
     def tell(self, effect: TellRole) -> None:
-        """Hand the roster over."""
+        """Hand it over."""
         if effect.role in self._processes:
-            self._processes[effect.role].tell(effect.roster)
+            self._processes[effect.role].tell(effect.message)
 
     def stop(self, effect: StopRole) -> None:
         """End one."""

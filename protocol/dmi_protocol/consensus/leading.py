@@ -51,6 +51,12 @@ class Leadership:
         """Check-quorum (6.2): may we still lead?"""
         return is_quorum(self.voters, self.heard(now))
 
+    def contact(self, now: Instant) -> Instant:
+        """The latest moment since which a quorum has spoken to us."""
+        heard = {node: other.heard_at for node, other in self._others.items()} | {self._me: now}
+        times = sorted((heard.get(voter, self.since) for voter in self.voters), reverse=True)
+        return times[len(times) // 2] if times else now
+
     def deadline(self) -> Instant | None:
         """When the next heartbeat is due, or the quorum must be looked at."""
         beats = [self._beat_due(node, other) for node, other in self._others.items()]

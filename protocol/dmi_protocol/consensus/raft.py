@@ -90,6 +90,12 @@ class Raft:
             return self._leadership.has_quorum(now)
         return self.leader is not None and self._leader_is_alive(now)
 
+    def contact(self, now: Instant) -> Instant | None:
+        """When we last knew of a quorum that agrees on who leads; None when we never did."""
+        if self._leadership is not None:
+            return self._leadership.contact(now)
+        return self._heard_at
+
     def _leader_is_alive(self, now: Instant) -> bool:
         return (
             self._heard_at is not None and not self._link_broken and now - self._heard_at < self._settings.election_ms

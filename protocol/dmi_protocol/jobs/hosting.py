@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from msgspec import Struct
 
+from dmi_protocol import limits
 from dmi_protocol.cluster.command import (
     Command,
     CompleteRole,
@@ -22,6 +23,7 @@ from dmi_protocol.cluster.command import (
 from dmi_protocol.cluster.state import FAILED, RUNNING, ClusterState, Job, KeptPart
 from dmi_protocol.effects import DropBlob, Effect, FetchBlob, StartRole, StopRole, TellRole
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
+from dmi_protocol.instant import Instant, after
 from dmi_protocol.messages.roles import (
     Assignment,
     Bound,
@@ -29,6 +31,7 @@ from dmi_protocol.messages.roles import (
     Completed,
     Exited,
     Failed,
+    Lease,
     PartWritten,
     Progressed,
     Ready,
@@ -58,6 +61,8 @@ class _Local(Struct):
     is_started: bool = False
     told: int = 0
     """The generation that it was told of last."""
+    leased: Instant = Instant(0)
+    """Until when it may show new versions."""
     is_stopping: bool = False
     is_gone: bool = False
     has_spoken: bool = False
@@ -155,6 +160,22 @@ class Hosting:
                 local.told = job.generation
                 return [TellRole(role, told)]
         return []
+
+    def leases(self, contact: Instant | None) -> list[Effect]:
+        """Every server here may show new versions for a while after its node was in ``contact`` with a quorum."""
+        until = None if contact is None else after(contact, limits.LEASE_MS)
+        effects: list[Effect] = []
+        for role, local in self._local.items():
+            is_served = role.role == "server" and local.told and not local.is_stopping and not local.is_gone
+            if is_served and until is not None and until >= local.leased + limits.LEASE_RENEWED_MS:
+                local.leased = until
+                effects.append(TellRole(role, Lease(until)))
+        return effects
+
+    def renewal(self) -> Instant | None:
+        """When leases must be renewed by a node that is a quorum by itself, and hears from nobody."""
+        leased = [local.leased for local in self._local.values() if local.leased and not local.is_gone]
+        return Instant(min(leased) - limits.LEASE_MS // 2) if leased else None
 
     def _fetch(self, blob: BlobHash, nodes: tuple[NodeId, ...], state: ClusterState) -> FetchBlob:
         self._under_way[blob] += 1

@@ -8,6 +8,7 @@ from typing import Literal
 from msgspec import Struct
 
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
+from dmi_protocol.instant import Instant
 
 Role = Literal["server", "worker"]
 
@@ -114,6 +115,13 @@ class Roster(Struct, frozen=True, tag="roster"):
         return next(seat for seat in self.servers if seat.key.index == self.cast.shards[shard].primary)
 
 
+class Lease(Struct, frozen=True, tag="lease"):
+    """To a server: its node was in contact with a quorum, so workers may be shown new versions until ``until`` (this host's
+    monotonic clock, in milliseconds)."""
+
+    until: Instant
+
+
 class Stop(Struct, frozen=True, tag="stop"):
     """End at once; a TERM follows."""
 
@@ -192,6 +200,6 @@ class Started(Struct, frozen=True, tag="started"):
     pid: int
 
 
-ToRole = Assignment | Roster | Stop
+ToRole = Assignment | Roster | Lease | Stop
 FromRole = Bound | Moving | Progressed | Ready | CaughtUp | PartWritten | Completed | Failed
 RoleEvent = Started | Bound | Progressed | Ready | CaughtUp | PartWritten | Completed | Failed | Exited

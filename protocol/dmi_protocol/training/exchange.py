@@ -7,6 +7,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from dmi_protocol.instant import Instant
 from dmi_protocol.training.step import Handle, Release, Subtree, Sum
 
 # What happens to a shard.
@@ -146,6 +147,12 @@ class Copied(Struct, frozen=True):
     version: int
 
 
+class Leased(Struct, frozen=True):
+    """New versions may be shown until then."""
+
+    until: Instant
+
+
 class Waited(Struct, frozen=True):
     """Nothing was heard for a while, or a connection has come back: say again what may be lost."""
 
@@ -153,7 +160,7 @@ class Waited(Struct, frozen=True):
 FromWorker = (
     Greeted | ResumeAsked | Initialized | Began | Contributed | Pulled | CheckpointAsked | StateAsked | FinishAsked
 )
-ShardEvent = Rostered | FromWorker | Opened | Measured | NormsHeard | PartDurable | Copied | Waited
+ShardEvent = Rostered | FromWorker | Opened | Measured | NormsHeard | PartDurable | Copied | Leased | Waited
 
 # What a shard wants done.
 

@@ -44,11 +44,19 @@ class Shard:
         self._norms = Norms(shard)
         self._ending = Ending(roster)
         self._again_at: Instant | None = None
+        self._now = Instant(0)
+        self._lease: Instant | None = None
+        """Until when workers are answered; None when nobody speaks of leases."""
+        self._deferred: dict[x.Pulled, None] = {}
+        """What was asked for meanwhile."""
 
     @classmethod
-    def promoted(cls, roster: x.Rostered, shard: int, backup: Backup) -> tuple["Shard", list[x.ShardEffect]]:
+    def promoted(
+        cls, roster: x.Rostered, shard: int, backup: Backup, now: Instant, leased: x.Leased | None = None
+    ) -> tuple["Shard", list[x.ShardEffect]]:
         """The primary is lost, and the copy ``backup`` takes its place at the very step. Gives what follows at once."""
         made = cls(roster, shard)
+        made._now, made._lease = now, None if leased is None else leased.until
         made._reception.take_over(backup.definition, backup.fields)
         made._opened = opened = backup.opened
         made._copies = Copies(opened.buckets, opened.frozen, backup.definition)
@@ -90,6 +98,7 @@ class Shard:
 
         Raises ``RemoteProtocolError`` for what no correct worker sends, ``LocalProtocolError`` when the shell erred.
         """
+        self._now = now
         work = self._take(event)
         is_waiting = len(self._applied) > len(self._shown) or (self._copies is not None and self._copies.is_awaited())
         if not is_waiting:
@@ -113,6 +122,10 @@ class Shard:
             case x.Copied(server, bucket, version):
                 told = [] if self._copies is None else self._copies.copied(server, bucket, version)
                 return [*told, *self._advance()]
+            case x.Leased(until):
+                self._lease = until
+                asked, self._deferred = self._deferred, {}
+                return [*self._advance(), *(effect for pull in asked for effect in self._pulled(pull))]
             case x.Waited():
                 return self._say_again()
             case _:
@@ -329,9 +342,14 @@ class Shard:
         work.append(x.Apply(self._step, bucket, root, hyper, norms))
         return [*work, *self._copies.made(bucket, self._step + 1)]
 
+    def _is_leased(self) -> bool:
+        return self._lease is None or self._now < self._lease
+
     def _show(self) -> list[x.ShardEffect]:
-        """A version is shown once everybody who may be promoted has it."""
+        """A version is shown once everybody who may be promoted has it; and only while our node knows of a quorum."""
         work: list[x.ShardEffect] = []
+        if not self._is_leased():
+            return work
         for bucket in [bucket for bucket in self._applied if bucket not in self._shown]:
             if self._copies is not None and self._copies.may_show(bucket, self._step + 1):
                 self._shown.add(bucket)
@@ -357,6 +375,11 @@ class Shard:
         """What is readable is shown; what is not whole yet will be shown when it is; what is gone is refused."""
         for bucket in event.buckets:
             self._own(bucket)
+        if not self._is_leased():
+            self._deferred[event] = None
+            return []
+        if event.worker not in self._roster.workers:
+            return []
         if event.version in self._readable:
             return [x.Show(event.version, bucket, (event.worker,)) for bucket in event.buckets]
         if event.version == self._step + 1:
