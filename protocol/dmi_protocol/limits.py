@@ -32,6 +32,8 @@ BUCKETS = 16_384
 DATA_QUEUE_MESSAGES = 65_536
 """ZeroMQ's high-water mark on data sockets. It is never reached: at most two versions of each bucket are under way."""
 PEER_BEAT_MS = 1_000
+PAIR_SILENT_MS = 8_000
+"""A role that waits for a peer and has not heard it for so long reports the pair. A stopped process is found sooner."""
 PEER_SILENT_MS = 60_000
 """A role that has not heard a peer's beat for so long gives up and names it."""
 EARLY_MESSAGES = 16_384
@@ -90,6 +92,7 @@ def check() -> None:
     assert VOTERS <= MEMBERS
     assert ROLE_BEAT_MS * 4 <= ROLE_STALLED_MS
     assert LEASE_RENEWED_MS * 4 <= LEASE_MS
+    assert ROLE_STALLED_MS < PAIR_SILENT_MS < PEER_SILENT_MS
     assert ALIGNMENT_BYTES & (ALIGNMENT_BYTES - 1) == 0
     assert LEAVES & (LEAVES - 1) == 0
 

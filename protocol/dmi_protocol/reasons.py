@@ -112,7 +112,17 @@ class BundleLost(Struct, frozen=True, tag="bundle-lost"):
     detail: str
 
 
-Loss = RoleFailed | RoleDied | NodeLost | PartLost | BundleLost
+class PairSilent(Struct, frozen=True, tag="pair-silent"):
+    """A role process and one that it needs could not talk, though both nodes are alive: it was replaced."""
+
+    role: str
+    node: str
+    peer: str
+    peer_node: str
+    silent_ms: int
+
+
+Loss = RoleFailed | RoleDied | NodeLost | PairSilent | PartLost | BundleLost
 """Why a placement cannot go on, and the job can."""
 
 
@@ -228,6 +238,7 @@ Reason = (
     | RoleDied
     | RoleUnready
     | NodeLost
+    | PairSilent
     | PartLost
     | Recovering
     | TakingOver
@@ -259,8 +270,8 @@ def sentence(reason: Reason) -> str:
             return f"{role} on {node} was not ready within {within_ms / 1000:g} s; see `dmi-node logs`"
         case NodeLost(role, node):
             return f"{node}, which played {role}, is gone"
-        case PartLost(node, detail):
-            return f"{node} could not fetch a part of the checkpoint: {detail}"
+        case PairSilent(role, node, peer, peer_node, silent_ms):
+            return f"{role} on {node} and {peer} on {peer_node} could not talk for {silent_ms / 1000:g} s, and it was replaced"
         case Recovering():
             return _recovering(reason)
         case TakingOver(loss):
@@ -273,8 +284,6 @@ def sentence(reason: Reason) -> str:
             )
         case CrashedOften(times, last):
             return f"{sentence(last)}; it was crash {times} without getting any further, so the job is given up"
-        case BundleLost(node, detail):
-            return f"{node} could not fetch the job's files: {detail}"
         case _:
             return _of_mesh(reason)
 
@@ -303,6 +312,10 @@ def _recovering(reason: Recovering) -> str:
 
 def _of_mesh(reason: Reason) -> str:
     match reason:
+        case PartLost(node, detail):
+            return f"{node} could not fetch a part of the checkpoint: {detail}"
+        case BundleLost(node, detail):
+            return f"{node} could not fetch the job's files: {detail}"
         case NoQuorum(reachable, missing):
             voters = len(reachable) + len(missing)
             return (

@@ -1,7 +1,17 @@
 """A worker's process: a script of some steps around the pure machine."""
 
 from dmi_protocol.identity import PublicKey
-from dmi_protocol.messages.roles import Assignment, Completed, Lease, Progressed, Ready, RoleEvent, RoleKey, Roster
+from dmi_protocol.messages.roles import (
+    Assignment,
+    Completed,
+    Lease,
+    Progressed,
+    Ready,
+    RoleEvent,
+    RoleKey,
+    Roster,
+    Unheard,
+)
 from dmi_protocol.training import exchange as x
 from dmi_protocol.training.step import Release, Sum
 from dmi_protocol.training.tree import shares
@@ -12,6 +22,7 @@ from tests.simulation.tensors import Tensor, Tensors
 from tests.simulation.trouble import demand
 
 _WAIT_MS = 250
+_SILENT_MS = 6_000
 _COMPUTE_MS = 400
 _FIELDS = (("torch", "fake"),)
 
@@ -241,7 +252,17 @@ class ScriptedWorker:
             return
         if self._machine.current is not None and self._sockets.clock.now - self._heard_at >= _WAIT_MS:
             self._happened(x.Waited())
+        if self._sockets.clock.now - self._heard_at >= _SILENT_MS:
+            self._report()
         self._sockets.clock.later(_WAIT_MS, self._wait)
+
+    def _report(self) -> None:
+        """Nobody who leads a shard that we lack is heard."""
+        assert self._roster is not None
+        assert self._machine is not None
+        shards = {self._shard_of(bucket) for bucket in self._machine.missing()}
+        for server in sorted({self._roster.cast.shards[shard].primary for shard in shards}):
+            self._tell_daemon(Unheard(self._roster.generation, "server", server, _SILENT_MS))
 
     # To the servers
 

@@ -102,6 +102,10 @@ class Copy:
         """The deadline is over."""
         self.happened(x.Waited())
 
+    def silent_copies(self) -> tuple[int, ...]:
+        """The servers whose word is waited for."""
+        return () if self._shard is None else self._shard.silent_copies()
+
     def happened(self, event: x.ShardEvent) -> None:
         """To the machine, and what it wants is done."""
         assert self._shard is not None

@@ -22,7 +22,7 @@ from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import PublicKey
 from dmi_protocol.instant import Instant
 from dmi_protocol.messages import parameters as say
-from dmi_protocol.messages.roles import Assignment, Bound, Completed, PartWritten, Roster, Seat
+from dmi_protocol.messages.roles import Assignment, Bound, Completed, PartWritten, Role, Roster, Seat, Unheard
 from dmi_protocol.training import exchange as x
 from dmi_tensor.checkpoint import Part, read_part
 from dmi_tensor.optimizers import warm_up
@@ -61,6 +61,9 @@ class Server:
         self._leased = child.lease
         self._own: deque[Delivery] = deque()
         """What shards of ours say to one another: it is heard when the one that speaks has done all it wants."""
+        self._awaited: dict[int, Instant] = {}
+        """Since when the word of a copy is waited for."""
+        self._reported: set[tuple[int, Role, int]] = set()
         self._early: list[Delivery] = []
         """What belongs to a generation that we have not heard of yet."""
 
@@ -116,6 +119,7 @@ class Server:
         self.roster = roster
         self._workers = {seat.key.index: seat for seat in roster.workers}
         self._heard = {worker: self._heard.get(worker, _now()) for worker in self._workers}
+        self._reported = set()
         others = [seat for seat in roster.servers if seat.key.index != self._index]
         peers = [*roster.workers, *others]
         self._endpoint.admit({PublicKey(seat.public_key): _name(seat) for seat in peers})
@@ -250,10 +254,18 @@ class Server:
 
     def _lose_patience(self) -> None:
         for worker, heard in self._heard.items():
-            silent_ms = _now() - heard
-            if silent_ms > limits.PEER_SILENT_MS:
-                line = f"{self.worker_name(worker)} was not heard for {silent_ms // 1000} s"
-                self.child.fail("peer-silent", line, starting=False)
+            self._report("worker", worker, _now() - heard)
+        late = {server for copy in self._copies.values() if copy.is_primary for server in copy.silent_copies()}
+        self._awaited = {server: self._awaited.get(server, _now()) for server in late}
+        for server, since in self._awaited.items():
+            self._report("server", server, _now() - since)
+
+    def _report(self, role: Role, index: int, silent_ms: int) -> None:
+        """Once in each generation: the coordinator replaces one of the two."""
+        place = (self.roster.generation, role, index)
+        if silent_ms > limits.PAIR_SILENT_MS and place not in self._reported:
+            self._reported.add(place)
+            self.child.tell(Unheard(self.roster.generation, role, index, silent_ms))
 
 
 def _refuse(error: RemoteProtocolError) -> None:

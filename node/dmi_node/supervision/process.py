@@ -34,6 +34,7 @@ from dmi_protocol.messages.roles import (
     Started,
     Stop,
     ToRole,
+    Unheard,
 )
 from dmi_wire.channel import framed, read_framed
 from dmi_wire.child import DESCRIPTOR
@@ -191,7 +192,9 @@ class RoleProcess:
         finally:
             self._is_busy = False
 
-    def _judged(self, message: Bound | Progressed | Ready | CaughtUp | PartWritten | Completed | Failed) -> RoleEvent:
+    def _judged(
+        self, message: Bound | Progressed | Ready | CaughtUp | Unheard | PartWritten | Completed | Failed
+    ) -> RoleEvent:
         """What job code says goes to every node, so it is bounded here. Raises ``RemoteProtocolError``."""
         match message:
             case Bound(address, public_key, pid):

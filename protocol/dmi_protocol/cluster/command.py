@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
-from dmi_protocol.messages.roles import Cast, RoleKey
+from dmi_protocol.messages.roles import Cast, Role, RoleKey
 from dmi_protocol.reasons import Loss, Reason
 
 
@@ -140,6 +140,17 @@ class SyncReplica(Struct, frozen=True, tag="sync"):
     server: int
 
 
+class ReportPair(Struct, frozen=True, tag="pair"):
+    """Two processes that need each other cannot talk, as ``role`` finds: it waits for ``peer`` of ``generation``."""
+
+    request: RequestId
+    role: RoleKey
+    generation: int
+    peer: Role
+    index: int
+    silent_ms: int
+
+
 class LoseRole(Struct, frozen=True, tag="lose"):
     """A role process is gone. ``step`` is the last one that was told."""
 
@@ -200,6 +211,6 @@ class Finish(Struct, frozen=True, tag="finish"):
 
 
 MemberCommand = Invite | Admit | Remove | Readdress
-RoleCommand = SeatRole | ReadyRole | SyncReplica | LoseRole | CompleteRole
+RoleCommand = SeatRole | ReadyRole | SyncReplica | ReportPair | LoseRole | CompleteRole
 JobCommand = Submit | Cancel | Place | Recruit | Shift | RoleCommand | Rekeep | KeepPart | Finish
 Command = MemberCommand | JobCommand

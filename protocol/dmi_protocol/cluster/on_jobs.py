@@ -13,6 +13,7 @@ from dmi_protocol.cluster.command import (
     ReadyRole,
     Recruit,
     Rekeep,
+    ReportPair,
     RoleCommand,
     SeatRole,
     Shift,
@@ -32,6 +33,7 @@ from dmi_protocol.cluster.state import (
     Job,
     KeptPart,
     Outcome,
+    Pair,
     SeatRecord,
 )
 from dmi_protocol.identity import JobId, is_public_key, job_id
@@ -84,6 +86,8 @@ def _do_for_role(state: ClusterState, command: RoleCommand) -> Outcome:
             return _ready(state, command)
         case SyncReplica():
             return _sync(state, command)
+        case ReportPair():
+            return _pair(state, command)
         case LoseRole():
             return _lose(state, command)
         case CompleteRole():
@@ -169,7 +173,7 @@ def _shift(state: ClusterState, command: Shift) -> Outcome:
         caught_up = {server for synced, server in job.synced if synced == shard}
         if not set(new.in_sync) <= {*old.in_sync, *caught_up}:
             return _STALE
-    job.generation, job.cast, job.synced = command.generation, command.cast, ()
+    job.generation, job.cast, job.synced, job.pairs = command.generation, command.cast, (), ()
     job.state, job.reason = RUNNING, None if command.is_full else job.reason
     return _DONE
 
@@ -200,6 +204,17 @@ def _sync(state: ClusterState, command: SyncReplica) -> Outcome:
     return _DONE
 
 
+def _pair(state: ClusterState, command: ReportPair) -> Outcome:
+    job = _posted(state, command.role)
+    if job is None or command.generation != job.generation:
+        return _STALE
+    named = [post.role for post in job.posts if (post.role.role, post.role.index) == (command.peer, command.index)]
+    if not named or named[0] == command.role:
+        return _STALE
+    job.pairs = (*job.pairs, Pair(command.role, named[0], command.silent_ms))
+    return _DONE
+
+
 def _lose(state: ClusterState, command: LoseRole) -> Outcome:
     """Those who are left go on, if they have all that was ever shown. If not, what was computed since the last checkpoint
     is computed again, with the same bits."""
@@ -219,6 +234,7 @@ def _lose(state: ClusterState, command: LoseRole) -> Outcome:
     job.posts = tuple(post for post in job.posts if post.role != command.role)
     job.seats = tuple(record for record in job.seats if record.seat.key != command.role)
     job.completed = tuple(role for role in job.completed if role != command.role)
+    job.pairs = tuple(pair for pair in job.pairs if command.role not in {pair.role, pair.peer})
     if not _goes_on_without(job):
         _end_life(job, command.reason)
     else:
@@ -239,7 +255,7 @@ def _goes_on_without(job: Job) -> bool:
 def _end_life(job: Job, reason: Loss) -> None:
     job.state, job.reason = (RECOVERING, reason) if job.has_run else (QUEUED, None)
     job.posts, job.cast, job.keepers = (), None, ()
-    job.seats, job.completed, job.ready, job.synced = (), (), (), ()
+    job.seats, job.completed, job.ready, job.synced, job.pairs = (), (), (), (), ()
     job.runs = False
     job.misses = {}
     job.parts, job.final_parts = {}, {}

@@ -51,6 +51,14 @@ class Checkpoint(Struct, frozen=True):
     parts: tuple[KeptPart, ...]
 
 
+class Pair(Struct, frozen=True):
+    """Two processes that cannot talk."""
+
+    role: RoleKey
+    peer: RoleKey
+    silent_ms: int
+
+
 class Job(Struct):
     """One job. ``posts`` are the role processes that are wanted; there are none while the job waits for a placement.
     ``cast`` says what they do in ``generation``, which is 0 before the first."""
@@ -77,6 +85,8 @@ class Job(Struct):
     """The recruited workers that have caught up."""
     synced: tuple[tuple[int, int], ...] = ()
     """By shard: servers that have caught up since the last ``Shift``."""
+    pairs: tuple[Pair, ...] = ()
+    """What was reported since the last ``Shift``."""
     seats: tuple[SeatRecord, ...] = ()
     completed: tuple[RoleKey, ...] = ()
     parts: dict[int, tuple[KeptPart, ...]] = field(default_factory=dict)

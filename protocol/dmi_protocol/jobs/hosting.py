@@ -17,6 +17,7 @@ from dmi_protocol.cluster.command import (
     LoseRole,
     Part,
     ReadyRole,
+    ReportPair,
     SeatRole,
     SyncReplica,
 )
@@ -38,6 +39,7 @@ from dmi_protocol.messages.roles import (
     RoleEvent,
     RoleKey,
     Roster,
+    Unheard,
 )
 from dmi_protocol.reasons import BundleLost, Loss, NodeLost, PartLost, Reason, RoleDied, RoleFailed
 
@@ -308,6 +310,9 @@ class Hosting:
             case CaughtUp(generation, shard, server) if role.role == "server":
                 request = _request(role, f"filled-{generation}-{shard}-{server}")
                 return [SyncReplica(request, role.job, generation, shard, server)]
+            case Unheard(generation, peer, index, silent_ms):
+                request = _request(role, f"unheard-{generation}-{peer}-{index}")
+                return [ReportPair(request, role, generation, peer, index, silent_ms)]
             case Failed() | Exited():
                 return self._ended(role, local, event)
             case _:

@@ -16,7 +16,7 @@ from dmi_protocol.jobs.hosting import role_name
 from dmi_protocol.messages.roles import RoleKey
 from dmi_protocol.placement.casting import first_cast, is_full, recast, recruits
 from dmi_protocol.placement.roles import choose, keepers_of
-from dmi_protocol.reasons import NodeLost, Reason, RoleUnready, Succeeded
+from dmi_protocol.reasons import NodeLost, PairSilent, Reason, RoleUnready, Succeeded
 
 
 class Scheduler:
@@ -90,7 +90,7 @@ def _is_done(job: Job) -> bool:
 
 def _watch(job: Job, nodes: list[NodeId], state: ClusterState) -> list[Command]:
     """A role is lost with its node, unless its work is done and safe."""
-    lost: list[Command] = []
+    lost: list[Command] = _part_pairs(job, state)
     for role, node in job.roles():
         is_safe = job.final and job.is_done(role)
         if node not in nodes and not is_safe:
@@ -99,6 +99,26 @@ def _watch(job: Job, nodes: list[NodeId], state: ClusterState) -> list[Command]:
             request = RequestId(f"{job.id}/{role.generation}/lost-{role_name(role)}")
             lost.append(LoseRole(request, role, NodeLost(role_name(role), name)))
     return lost
+
+
+def _part_pairs(job: Job, state: ClusterState) -> list[Command]:
+    """Of two that cannot talk one is replaced: whoever has not been of use yet, or else the one on the later node, so that
+    all pairs between two nodes end alike."""
+    nodes = dict(job.roles())
+    lost: dict[RoleKey, Command] = {}
+    for pair in job.pairs:
+        two = (pair.role, pair.peer)
+        victim = max(two, key=lambda role: (_is_new(role, job), nodes[role], role.role))
+        other = next(role for role in two if role != victim)
+        names = [state.members[nodes[r]].name if nodes[r] in state.members else nodes[r] for r in (victim, other)]
+        reason = PairSilent(role_name(victim), names[0], role_name(other), names[1], pair.silent_ms)
+        request = RequestId(f"{job.id}/{victim.generation}/lost-{role_name(victim)}")
+        lost.setdefault(victim, LoseRole(request, victim, reason))
+    return list(lost.values())
+
+
+def _is_new(role: RoleKey, job: Job) -> bool:
+    return role.role == "worker" and role.generation != job.life and role not in job.ready
 
 
 def _keep_up(job: Job, nodes: list[NodeId], load: dict[NodeId, int]) -> list[Command]:

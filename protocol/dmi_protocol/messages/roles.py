@@ -159,6 +159,15 @@ class CaughtUp(Struct, frozen=True, tag="caught-up"):
     server: int
 
 
+class Unheard(Struct, frozen=True, tag="unheard"):
+    """A peer of ``generation`` was not heard for ``silent_ms``, though it is waited for."""
+
+    generation: int
+    role: Role
+    index: int
+    silent_ms: int
+
+
 class PartWritten(Struct, frozen=True, tag="part-written"):
     """A server's part of a checkpoint is durable at ``path`` (in its directory); the daemon takes it into the blobs.
 
@@ -201,5 +210,5 @@ class Started(Struct, frozen=True, tag="started"):
 
 
 ToRole = Assignment | Roster | Lease | Stop
-FromRole = Bound | Moving | Progressed | Ready | CaughtUp | PartWritten | Completed | Failed
-RoleEvent = Started | Bound | Progressed | Ready | CaughtUp | PartWritten | Completed | Failed | Exited
+FromRole = Bound | Moving | Progressed | Ready | CaughtUp | Unheard | PartWritten | Completed | Failed
+RoleEvent = Started | Bound | Progressed | Ready | CaughtUp | Unheard | PartWritten | Completed | Failed | Exited

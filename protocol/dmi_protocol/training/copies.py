@@ -95,6 +95,11 @@ class Copies:
         }
         return lost, {bucket: servers for bucket, servers in silent.items() if servers}
 
+    def silent(self, applied: Iterable[int], step: int) -> tuple[int, ...]:
+        """Who has not confirmed something that it was sent."""
+        late = {s for bucket in applied for s in self.followers(bucket) if self._has[s].get(bucket, -1) <= step}
+        return tuple(sorted(late | {s for s, sent in self._sent.items() if sent - self._has[s].keys()}))
+
     def is_awaited(self) -> bool:
         """Is the word of a server still to come about something that it was sent?"""
         return any(sent - self._has[server].keys() for server, sent in self._sent.items())

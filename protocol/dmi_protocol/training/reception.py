@@ -1,5 +1,6 @@
 """Who may take part in a shard's training: workers that agree about all that could change its bits."""
 
+from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.training.agreement import difference
 from dmi_protocol.training.exchange import Disagree, Greeted, Opened, Rostered, ShardEffect, Welcome
 
@@ -18,10 +19,26 @@ class Reception:
         """The fingerprint of all who take part; empty before anybody has greeted."""
         self.definition = b""
         self._has_begun = False
+        self._buckets: frozenset[int] = frozenset()
+        self._missing: set[int] | None = None
+        """The buckets without values; None before we know what buckets there are."""
 
-    def take_over(self, definition: bytes, fields: Fields) -> None:
+    def take_over(self, definition: bytes, fields: Fields, opened: Opened) -> None:
         """The training goes on here: who takes part is welcome at once."""
         self.definition, self.fields, self._has_begun = definition, fields, True
+        self._buckets, self._missing = frozenset({*opened.buckets, *opened.frozen}), set()
+
+    @property
+    def has_everything(self) -> bool:
+        """Is there a version that anybody could begin with?"""
+        return self._missing is not None and not self._missing
+
+    def initialized(self, bucket: int) -> None:
+        """The lead has brought a bucket. Raises ``RemoteProtocolError`` for one that is not ours."""
+        if bucket not in self._buckets:
+            raise RemoteProtocolError(f"bucket {bucket} is not of this shard")
+        if self._missing is not None:
+            self._missing.discard(bucket)
 
     def roster(self, event: Rostered) -> None:
         """A new generation: who is gone is forgotten."""
@@ -48,8 +65,10 @@ class Reception:
         self._welcomed.discard(event.worker)
         return None
 
-    def contradicts(self, opened: Opened) -> Disagree | None:
-        """Does anybody differ from those who made the checkpoint?"""
+    def opened(self, opened: Opened) -> Disagree | None:
+        """There is room now, and values if there is a checkpoint: does anybody differ from those who made it?"""
+        self._buckets = frozenset({*opened.buckets, *opened.frozen})
+        self._missing = set(self._buckets) if opened.step is None else set()
         for greeted in self._greetings.values() if opened.fingerprint else ():
             if (found := difference(greeted, opened.fingerprint, None)) is not None:
                 return found
@@ -57,6 +76,8 @@ class Reception:
 
     def welcome(self, step: int) -> list[ShardEffect]:
         """Those who may begin ``step``, when everything is here."""
+        if not self.has_everything:
+            return []
         regular = set(self._roster.workers) - set(self._roster.guests)
         if not self._has_begun and not regular <= self._greetings.keys():
             return []

@@ -14,6 +14,7 @@ from dmi_protocol.errors import LocalProtocolError, RemoteProtocolError
 from dmi_protocol.instant import Instant, after
 from dmi_protocol.training import exchange as x
 from dmi_protocol.training.backup import Backup
+from dmi_protocol.training.beginnings import Beginnings
 from dmi_protocol.training.copies import Copies
 from dmi_protocol.training.ending import Ending
 from dmi_protocol.training.norms import Norms
@@ -30,10 +31,8 @@ class Shard:
         self._reception = Reception(roster)
         self._copies: Copies | None = None
         self._opened: x.Opened | None = None
-        self._initial: set[int] = set()
         self._step = 0
-        self._hyper: tuple[int, x.Began] | None = None
-        self._began: dict[int, int] = {}
+        self._beginnings = Beginnings(roster)
         self._gatherings: dict[int, Gathering] = {}
         self._applied: dict[int, Handle | None] = {}
         """Buckets that have the next version, and the roots that made it until that is shown."""
@@ -57,10 +56,9 @@ class Shard:
         """The primary is lost, and the copy ``backup`` takes its place at the very step. Gives what follows at once."""
         made = cls(roster, shard)
         made._now, made._lease = now, None if leased is None else leased.until
-        made._reception.take_over(backup.definition, backup.fields)
+        made._reception.take_over(backup.definition, backup.fields, backup.opened)
         made._opened = opened = backup.opened
         made._copies = Copies(opened.buckets, opened.frozen, backup.definition)
-        made._initial = {*opened.buckets, *opened.frozen}
         versions = {bucket: backup.versions[bucket] for bucket in opened.buckets}
         made._step = min(versions.values(), default=max(backup.versions.values(), default=0))
         made._gather()
@@ -83,11 +81,6 @@ class Shard:
     def readable(self) -> frozenset[int]:
         """The versions that a worker can still be shown."""
         return frozenset(self._readable)
-
-    def _attached(self) -> tuple[int, ...]:
-        """The workers that are shown every version: all but the guests that have not come in yet."""
-        guests = self._roster.guests
-        return tuple(worker for worker in self._roster.workers if worker not in guests or worker in self._began)
 
     def deadline(self) -> Instant | None:
         """When what the copies have not confirmed is to be said again (``Waited``)."""
@@ -163,8 +156,7 @@ class Shard:
             return []
         self._roster = event
         self._reception.roster(event)
-        for gone in self._began.keys() - set(event.workers):
-            del self._began[gone]
+        self._beginnings.roster(event)
         return [*self._take_part(), *self._ending.roster(event)]
 
     def _take_part(self) -> list[x.ShardEffect]:
@@ -184,30 +176,23 @@ class Shard:
         self._copies = Copies(event.buckets, event.frozen, self._reception.definition)
         if event.step is not None:
             self._step, self._readable = event.step, {event.step}
-            self._initial = {*event.buckets, *event.frozen}
         self._gather()
-        found = self._reception.contradicts(event)
+        found = self._reception.opened(event)
         return [found] if found is not None else self._fill() + self._welcome()
-
-    def _has_everything(self) -> bool:
-        return self._opened is not None and self._initial == {*self._opened.buckets, *self._opened.frozen}
 
     def _fill(self) -> list[x.ShardEffect]:
         """Copies are made as soon as there is something to copy."""
-        if self._copies is None or not self._has_everything():
+        if self._copies is None or not self._reception.has_everything:
             return []
         return self._copies.roster(self._roster, self._step, self._reception.fields)
 
     def _initialized(self, event: x.Initialized) -> list[x.ShardEffect]:
-        opened = self._defined()
-        if event.bucket not in opened.buckets and event.bucket not in opened.frozen:
-            raise RemoteProtocolError(f"bucket {event.bucket} is not of shard {self._shard}")
-        self._initial.add(event.bucket)
+        self._defined()
+        self._reception.initialized(event.bucket)
         return [*self._fill(), *self._welcome()]
 
     def _welcome(self) -> list[x.ShardEffect]:
-        """Nobody is welcome before the lead has brought the initial weights."""
-        return self._reception.welcome(self._step) if self._has_everything() else []
+        return self._reception.welcome(self._step)
 
     # The step in flight
 
@@ -239,22 +224,14 @@ class Shard:
         self._follow(event.step)
         if event.step > self._step:
             raise RemoteProtocolError(f"worker {event.worker} begins step {event.step}, the job is at {self._step}")
-        self._began[event.worker] = max(event.step, self._began.get(event.worker, -1))
+        self._beginnings.note(event)
         if event.step < self._step:
             return self._advance()
         if self._ending.finishing:
-            return [
-                x.Disagree(event.worker, min(self._ending.finishing), "steps", f"{event.step + 1}", f"{self._step}")
-            ]
-        if self._hyper is None or self._hyper[0] < event.step:
-            self._hyper = (event.step, event)
-        other = self._hyper[1]
-        if event.hyper != other.hyper:
-            return [x.Disagree(event.worker, other.worker, "hyperparameters", "", "")]
-        if event.leaf_sizes != other.leaf_sizes:
-            sizes = str(sum(event.leaf_sizes)), str(sum(other.leaf_sizes))
-            return [x.Disagree(event.worker, other.worker, "samples in the batch", *sizes)]
-        return [*self._let_in(event), *self._advance()]
+            other = min(self._ending.finishing)
+            return [x.Disagree(event.worker, other, "steps", f"{event.step + 1}", f"{self._step}")]
+        found = self._beginnings.contradiction(event)
+        return [found] if found is not None else [*self._let_in(event), *self._advance()]
 
     def _let_in(self, event: x.Began) -> list[x.ShardEffect]:
         """Guests come in with a step that the lead begins: its version stays readable until they begin it, too."""
@@ -262,7 +239,7 @@ class Shard:
             return []
         welcomes = self._reception.welcome_guests(event.step, event.extra)
         for welcome in welcomes:
-            self._began.setdefault(welcome.worker, event.step - 1)
+            self._beginnings.come_in(welcome.worker, event.step)
         return list(welcomes)
 
     def _contributed(self, event: x.Contributed) -> list[x.ShardEffect]:
@@ -304,11 +281,10 @@ class Shard:
         So the lead must have begun this step (its wish for a checkpoint would have come first), and every worker the
         one before (it has then copied what it was shown). With clipping, the norms of all shards must be known.
         """
-        if self._opened is None or self._hyper is None or self._hyper[0] != self._step:
+        begun = self._beginnings
+        if self._opened is None or begun.hyper(self._step) is None or not begun.has_lead_begun(self._step):
             return False
-        if self._began.get(self._roster.lead, -1) < self._step:
-            return False
-        if any(self._began.get(worker, -1) < self._step - 1 for worker in self._attached()):
+        if not begun.has_everybody_begun(self._step - 1):
             return False
         return not self._opened.clips or self._norms.are_complete(self._opened.shards)
 
@@ -316,7 +292,7 @@ class Shard:
         """The version before the current one is given up once the step that made the current one is complete everywhere,
         and no worker has still to be shown it: one without leaves may be behind, and holds nobody up until then."""
         old = self._step - 1
-        is_wanted = any(self._began.get(worker, -1) < old for worker in self._attached())
+        is_wanted = not self._beginnings.has_everybody_begun(old)
         if old not in self._readable or not self._is_under_way or is_wanted:
             return []
         self._readable.discard(old)
@@ -331,9 +307,8 @@ class Shard:
         return [*work, *self._show()]
 
     def _apply(self, bucket: int) -> list[x.ShardEffect]:
-        assert self._hyper is not None
         assert self._copies is not None
-        hyper, root, norms = self._hyper[1].hyper, self._root(bucket), self._norms.all()
+        hyper, root, norms = self._beginnings.hyper(self._step) or b"", self._root(bucket), self._norms.all()
         self._applied[bucket] = root
         followers = self._copies.followers(bucket)
         work: list[x.ShardEffect] = []
@@ -341,6 +316,10 @@ class Shard:
             work.append(x.Replicate(followers, self._step, bucket, root, hyper, norms))
         work.append(x.Apply(self._step, bucket, root, hyper, norms))
         return [*work, *self._copies.made(bucket, self._step + 1)]
+
+    def silent_copies(self) -> tuple[int, ...]:
+        """The servers whose word we wait for."""
+        return () if self._copies is None else self._copies.silent(self._applied, self._step)
 
     def _is_leased(self) -> bool:
         return self._lease is None or self._now < self._lease
@@ -353,7 +332,7 @@ class Shard:
         for bucket in [bucket for bucket in self._applied if bucket not in self._shown]:
             if self._copies is not None and self._copies.may_show(bucket, self._step + 1):
                 self._shown.add(bucket)
-                work.append(x.Show(self._step + 1, bucket, self._attached()))
+                work.append(x.Show(self._step + 1, bucket, self._beginnings.attached()))
                 work.extend(_release(self._applied[bucket]))
         if self._shown and len(self._shown) == len(self._gatherings):
             self._step += 1
@@ -366,8 +345,9 @@ class Shard:
             return []
         lost, silent = self._copies.again(self._applied, self._step)
         for bucket, servers in silent.items():
-            if bucket not in self._shown and self._hyper is not None:
-                root, hyper = self._applied[bucket], self._hyper[1].hyper
+            hyper = self._beginnings.hyper(self._step)
+            if bucket not in self._shown and hyper is not None:
+                root = self._applied[bucket]
                 lost.append(x.Replicate(servers, self._step, bucket, root, hyper, self._norms.all()))
         return lost
 
@@ -408,9 +388,9 @@ class Shard:
         self._follow(event.step)
         if event.step != self._step or self._applied:
             return [x.Disagree(event.worker, self._roster.lead, "steps", str(event.step), str(self._step))]
-        ahead = [worker for worker, step in self._began.items() if step >= self._step]
+        ahead = self._beginnings.beyond(self._step)
         if ahead:
-            return [x.Disagree(event.worker, min(ahead), "steps", str(event.step), str(self._step + 1))]
+            return [x.Disagree(event.worker, ahead[0], "steps", str(event.step), str(self._step + 1))]
         return self._ending.finish(event, self._reception.fields)
 
     def check(self) -> None:

@@ -33,11 +33,10 @@ class Beats:
         self._beat, self._servers = Beat(generation), dict(servers)
 
     def silent(self) -> tuple[int, float] | None:
-        """The server that was not heard for longest, and for how many seconds, when that is too long."""
+        """The server that was not heard for longest, and for how many seconds; None when there is none."""
         heard = self._heard
-        server = min(heard, key=lambda index: heard[index])
-        seconds = time.monotonic() - heard[server]
-        return (server, seconds) if seconds * 1000 > limits.PEER_SILENT_MS else None
+        server = min(heard, key=lambda index: heard[index], default=None)
+        return None if server is None else (server, time.monotonic() - heard[server])
 
     def close(self) -> None:
         """End the thread and its lines."""

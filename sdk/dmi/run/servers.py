@@ -8,10 +8,11 @@ import zmq
 from msgspec import Struct
 
 from dmi.run.beats import Beats
+from dmi_protocol import limits
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import NodeId, PublicKey
 from dmi_protocol.messages import parameters as say
-from dmi_protocol.messages.roles import Roster, Seat
+from dmi_protocol.messages.roles import Roster, Seat, Unheard
 from dmi_wire.bulk import Buffer, Context, Line
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
@@ -65,7 +66,8 @@ class Servers:
                 self._lines[index] = line
                 self._of_socket[line.socket] = index
                 self._poller.register(line.socket, zmq.POLLIN)
-        self._seats = seats
+        self._seats, self._generation = seats, roster.generation
+        self._reported: set[int] = set()
         before, self._primaries = self._primaries, tuple(replicas.primary for replicas in roster.cast.shards)
         self._beats.watch(roster.generation, {index: seats[index] for index in set(self._primaries)})
         return tuple(s for s, index in enumerate(self._primaries) if before[s : s + 1] != (index,))
@@ -117,13 +119,22 @@ class Servers:
             if (roster := self._child.newest()) is not None:
                 return roster
             self._look(min(1.0, patience_s))
-            silent = self._beats.silent()
-            if silent is not None:
-                server, seconds = silent
-                self._give_up("peer-silent", f"{self.server_name(server)} was not heard for {seconds:.0f} s {what}")
+            self._mind_silence(what)
             if not self._waiting and time.monotonic() > deadline:
                 return None
         return self._waiting.pop(0)
+
+    def _mind_silence(self, what: str) -> None:
+        """A server that is not heard is reported, so that one of us is replaced; in the end we give up."""
+        silent = self._beats.silent()
+        if silent is None:
+            return
+        server, seconds = silent
+        if seconds * 1000 > limits.PEER_SILENT_MS:
+            self._give_up("peer-silent", f"{self.server_name(server)} was not heard for {seconds:.0f} s {what}")
+        if seconds * 1000 > limits.PAIR_SILENT_MS and server not in self._reported:
+            self._reported.add(server)
+            self._child.tell(Unheard(self._generation, "server", server, int(seconds * 1000)))
 
     def _look(self, seconds: float) -> None:
         for socket, _ in self._poller.poll(int(seconds * 1000)):

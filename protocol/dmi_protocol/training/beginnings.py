@@ -1,0 +1,60 @@
+"""Which steps the workers of a shard have begun, and that they begin them alike."""
+
+from dmi_protocol.training.exchange import Began, Disagree, Rostered
+
+
+class Beginnings:
+    """Whoever begins a step has copied all that it was shown of the versions before."""
+
+    def __init__(self, roster: Rostered) -> None:
+        self._roster = roster
+        self._steps: dict[int, int] = {}
+        self._first: Began | None = None
+        """The first to begin the last step."""
+
+    def roster(self, event: Rostered) -> None:
+        """A new generation: who is gone holds nobody up."""
+        self._roster = event
+        for gone in self._steps.keys() - set(event.workers):
+            del self._steps[gone]
+
+    def attached(self) -> tuple[int, ...]:
+        """The workers that are shown every version: all but the guests that have not come in yet."""
+        guests = self._roster.guests
+        return tuple(worker for worker in self._roster.workers if worker not in guests or worker in self._steps)
+
+    def come_in(self, worker: int, step: int) -> None:
+        """A guest will begin ``step``: its version is kept for it."""
+        self._steps.setdefault(worker, step - 1)
+
+    def note(self, event: Began) -> None:
+        """A worker is at a step."""
+        self._steps[event.worker] = max(event.step, self._steps.get(event.worker, -1))
+
+    def contradiction(self, event: Began) -> Disagree | None:
+        """Does a worker begin the step in flight unlike the first one?"""
+        if self._first is None or self._first.step < event.step:
+            self._first = event
+        first = self._first
+        if event.hyper != first.hyper:
+            return Disagree(event.worker, first.worker, "hyperparameters", "", "")
+        if event.leaf_sizes != first.leaf_sizes:
+            sizes = str(sum(event.leaf_sizes)), str(sum(first.leaf_sizes))
+            return Disagree(event.worker, first.worker, "samples in the batch", *sizes)
+        return None
+
+    def hyper(self, step: int) -> bytes | None:
+        """The hyperparameters of ``step``; None before anybody has begun it."""
+        return self._first.hyper if self._first is not None and self._first.step == step else None
+
+    def has_lead_begun(self, step: int) -> bool:
+        """Its wish for a checkpoint of the version before would have come first."""
+        return self._steps.get(self._roster.lead, -1) >= step
+
+    def has_everybody_begun(self, step: int) -> bool:
+        """Of those who are shown every version."""
+        return all(self._steps.get(worker, -1) >= step for worker in self.attached())
+
+    def beyond(self, step: int) -> tuple[int, ...]:
+        """Who has begun ``step`` or a later one."""
+        return tuple(sorted(worker for worker, begun in self._steps.items() if begun >= step))
