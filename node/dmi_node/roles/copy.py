@@ -223,7 +223,7 @@ class Copy:
         part = self._tensors.part(effect.step, effect.extra, effect.fingerprint)
         self._host.writer.write(self._host.directory / name, part, self._index, final=effect.final)
 
-    def _to_servers(self, effect: x.Fill | x.CopyBucket | x.Replicate | x.TellCaughtUp | x.TellNorms) -> None:
+    def _to_servers(self, effect: x.ToServers) -> None:
         host, generation, shard = self._host, self._host.roster.generation, self._index
         match effect:
             case x.Fill(server, definition, fields):

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable
 
-from dmi_protocol.training.exchange import CopyBucket, Fill, Rostered, ShardEffect, TellCaughtUp
+from dmi_protocol.training.exchange import CopyBucket, Fill, Replicate, Rostered, ShardEffect, TellCaughtUp
+from dmi_protocol.training.norms import Squares
+from dmi_protocol.training.step import Handle
 
 HEADER = -1
 """Stands for what comes before the buckets, so that its arrival is confirmed like theirs."""
@@ -77,9 +79,11 @@ class Copies:
         is_full = server in self._sent and self._has[server].keys() == everything
         return [TellCaughtUp(server)] if is_full else []
 
-    def again(self, applied: Iterable[int], step: int) -> tuple[list[ShardEffect], dict[int, tuple[int, ...]]]:
-        """What may have been lost: copies to send again, and by bucket who has not said that it has version
-        ``step + 1``. ``applied`` are the buckets that have it here."""
+    def again(
+        self, applied: Iterable[int], step: int, roots: tuple[dict[int, Handle | None], bytes, Squares] | None
+    ) -> list[ShardEffect]:
+        """What may have been lost: copies, and roots that were not confirmed. ``applied`` are the buckets that have version
+        ``step + 1`` here, ``roots`` what made those of them that are not shown yet, with hyperparameters and norms."""
         made = frozenset(applied)
         lost: list[ShardEffect] = []
         for server, sent in self._sent.items():
@@ -89,11 +93,12 @@ class Copies:
                 lost.append(
                     Fill(server, self._definition, self._fields) if is_header else CopyBucket(server, bucket, version)
                 )
-        silent = {
-            bucket: tuple(server for server in self.followers(bucket) if -1 < self._has[server].get(bucket, -1) <= step)
-            for bucket in sorted(made)
-        }
-        return lost, {bucket: servers for bucket, servers in silent.items() if servers}
+        handles, hyper, norms = roots if roots is not None else ({}, b"", ())
+        for bucket, root in handles.items():
+            late = tuple(server for server in self.followers(bucket) if -1 < self._has[server].get(bucket, -1) <= step)
+            if late:
+                lost.append(Replicate(late, step, bucket, root, hyper, norms))
+        return lost
 
     def silent(self, applied: Iterable[int], step: int) -> tuple[int, ...]:
         """Who has not confirmed something that it was sent."""

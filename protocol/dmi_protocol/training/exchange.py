@@ -154,7 +154,7 @@ class Leased(Struct, frozen=True):
 
 
 class Waited(Struct, frozen=True):
-    """Nothing was heard for a while, or a connection has come back: say again what may be lost."""
+    """Say again what may be lost."""
 
 
 FromWorker = (
@@ -311,28 +311,9 @@ class End(Struct, frozen=True):
     """The shard has done all its work."""
 
 
-ShardEffect = (
-    Sum
-    | Release
-    | Open
-    | Welcome
-    | Resume
-    | Decline
-    | Disagree
-    | Measure
-    | TellNorms
-    | Apply
-    | Fill
-    | CopyBucket
-    | Replicate
-    | TellCaughtUp
-    | Show
-    | Forget
-    | WritePart
-    | GiveState
-    | SayFinished
-    | End
-)
+ToWorkers = Welcome | Resume | Decline | Disagree | Show | GiveState | SayFinished
+ToServers = Fill | CopyBucket | Replicate | TellCaughtUp | TellNorms
+ShardEffect = Sum | Release | Open | Measure | Apply | Forget | ToWorkers | ToServers | WritePart | End
 
 # What happens to a worker.
 

@@ -126,8 +126,8 @@ class Shard:
 
     def _from_worker(self, event: x.FromWorker) -> list[x.ShardEffect]:
         if event.worker not in self._roster.workers:
-            gone: list[x.ShardEffect] = [x.Decline(event.worker, "peer", str(event.worker))]
-            return [*gone, *_release(event.handle)] if isinstance(event, x.Contributed) else gone
+            given = event.handle if isinstance(event, x.Contributed) else None
+            return [x.Decline(event.worker, "peer", str(event.worker)), *_release(given)]
         match event:
             case x.Greeted():
                 return self._greeted(event)
@@ -165,11 +165,9 @@ class Shard:
 
     def _greeted(self, event: x.Greeted) -> list[x.ShardEffect]:
         is_first = not self._reception.definition
-        disagreement = self._reception.greeted(event)
-        if disagreement is not None:
+        if (disagreement := self._reception.greeted(event)) is not None:
             return [disagreement]
-        opening: list[x.ShardEffect] = [x.Open(event.definition)] if is_first and self._opened is None else []
-        return [*opening, *self._welcome()]
+        return [x.Open(event.definition)] if is_first and self._opened is None else self._welcome()
 
     def _open(self, event: x.Opened) -> list[x.ShardEffect]:
         self._opened = event
@@ -284,16 +282,15 @@ class Shard:
         begun = self._beginnings
         if self._opened is None or begun.hyper(self._step) is None or not begun.has_lead_begun(self._step):
             return False
-        if not begun.has_everybody_begun(self._step - 1):
-            return False
-        return not self._opened.clips or self._norms.are_complete(self._opened.shards)
+        has_norms = not self._opened.clips or self._norms.are_complete(self._opened.shards)
+        return has_norms and begun.has_everybody_begun(self._step - 1)
 
     def _forget(self) -> list[x.ShardEffect]:
         """The version before the current one is given up once the step that made the current one is complete everywhere,
         and no worker has still to be shown it: one without leaves may be behind, and holds nobody up until then."""
         old = self._step - 1
-        is_wanted = not self._beginnings.has_everybody_begun(old)
-        if old not in self._readable or not self._is_under_way or is_wanted:
+        is_over = self._is_under_way and self._beginnings.has_everybody_begun(old)
+        if old not in self._readable or not is_over:
             return []
         self._readable.discard(old)
         return [x.Forget(old)]
@@ -311,11 +308,9 @@ class Shard:
         hyper, root, norms = self._beginnings.hyper(self._step) or b"", self._root(bucket), self._norms.all()
         self._applied[bucket] = root
         followers = self._copies.followers(bucket)
-        work: list[x.ShardEffect] = []
-        if followers:
-            work.append(x.Replicate(followers, self._step, bucket, root, hyper, norms))
-        work.append(x.Apply(self._step, bucket, root, hyper, norms))
-        return [*work, *self._copies.made(bucket, self._step + 1)]
+        sends = [x.Replicate(followers, self._step, bucket, root, hyper, norms)] if followers else []
+        applies = x.Apply(self._step, bucket, root, hyper, norms)
+        return [*sends, applies, *self._copies.made(bucket, self._step + 1)]
 
     def silent_copies(self) -> tuple[int, ...]:
         """The servers whose word we wait for."""
@@ -341,15 +336,10 @@ class Shard:
         return work
 
     def _say_again(self) -> list[x.ShardEffect]:
-        if self._copies is None:
-            return []
-        lost, silent = self._copies.again(self._applied, self._step)
-        for bucket, servers in silent.items():
-            hyper = self._beginnings.hyper(self._step)
-            if bucket not in self._shown and hyper is not None:
-                root = self._applied[bucket]
-                lost.append(x.Replicate(servers, self._step, bucket, root, hyper, self._norms.all()))
-        return lost
+        hyper = self._beginnings.hyper(self._step)
+        roots = {bucket: root for bucket, root in self._applied.items() if bucket not in self._shown}
+        again = None if hyper is None else (roots, hyper, self._norms.all())
+        return [] if self._copies is None else self._copies.again(self._applied, self._step, again)
 
     def _pulled(self, event: x.Pulled) -> list[x.ShardEffect]:
         """What is readable is shown; what is not whole yet will be shown when it is; what is gone is refused."""
