@@ -3,8 +3,6 @@
 The worker's machine (``dmi_protocol/training/worker.py``) decides; this carries out what it wants.
 """
 
-import json
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,20 +13,19 @@ import zmq
 
 from dmi.errors import ExchangeError, UsageError
 from dmi.run.exchange import Arrival
+from dmi.run.records import Ledger, Progress, StateFiles
 from dmi.run.servers import Heard, Servers
 from dmi.run.shares import Neighbour, Shares
-from dmi_protocol import limits
 from dmi_protocol.codec import encode_struct
 from dmi_protocol.instant import Instant
 from dmi_protocol.messages import parameters as say
-from dmi_protocol.messages.roles import Assignment, Progressed, Ready, Roster
+from dmi_protocol.messages.roles import Assignment, Ready, Roster
 from dmi_protocol.training import exchange as x
 from dmi_protocol.training.layout import Definition, assign_buckets
 from dmi_protocol.training.step import Handle, Release, Sum, cover
 from dmi_protocol.training.tree import shares as shares_of_leaves
 from dmi_protocol.training.worker import Worker
 from dmi_tensor.buckets import Buckets
-from dmi_tensor.checkpoint import read_model
 from dmi_tensor.frames import frame_of, spec_of, tensors_of
 from dmi_tensor.tree_sum import DisagreementError, Share, means, share_of
 from dmi_wire.child import Child
@@ -72,8 +69,8 @@ class MeshExchange:
         self._kept: tuple[int, Callable[[], bytes]] | None = None
         """The step of which the script wanted a checkpoint last."""
         self._finished: set[int] = set()
-        self._told_at = time.monotonic()
-        self._samples = 0  # since then
+        self._progress = Progress(child)
+        self._ledger = Ledger(Path(assignment.directory))
 
     # Who takes part
 
@@ -164,7 +161,7 @@ class MeshExchange:
         if self._roster.restore is not None or self.is_guest:
             self._fetch(step)
         self._asked = None
-        self._told_at = time.monotonic()  # how fast we train is counted from here
+        self._progress.begin()
         return step
 
     def _neighbour(self, shard: int, share: Sequence[int]) -> Neighbour | None:
@@ -266,16 +263,11 @@ class MeshExchange:
 
     def contribute(self, leaf: int, shares: Mapping[int, Share]) -> None:
         """See ``Exchange.contribute``."""
-        self._note(leaf)
+        self._ledger.note(self._step, leaf, self._sizes[leaf])
         for bucket in range(self._buckets.layout.live):
             share = shares.get(bucket)
             handle = None if share is None else self._shares.put(bucket, share)
             self._happened(x.Computed(self._step, leaf, bucket, handle))
-
-    def _note(self, leaf: int) -> None:
-        """One line of the ledger: which leaf of which step was computed here, and of how many samples."""
-        with (Path(self._assignment.directory) / "ledger.jsonl").open("a") as ledger:
-            ledger.write(json.dumps({"step": self._step, "leaf": leaf, "samples": self._sizes[leaf]}) + "\n")
 
     def _happened(self, event: x.WorkerEvent) -> None:
         assert self._machine is not None
@@ -374,13 +366,7 @@ class MeshExchange:
 
     def progress(self, steps: int | None, samples: int, loss: float | None) -> None:
         """See ``Exchange.progress``."""
-        now = time.monotonic()
-        self._samples += samples
-        is_due = (now - self._told_at) * 1000 >= limits.PROGRESS_MS or self._step == steps
-        if self.is_lead and is_due:
-            speed = self._samples / max(now - self._told_at, 1e-9)
-            self._told_at, self._samples = now, 0
-            self._child.tell(Progressed(self._step, steps, speed, loss))
+        self._progress.made(self._step, steps, samples, loss, tells=self.is_lead)
 
     def checkpoint(self, step: int, extra: Callable[[], bytes]) -> None:
         """See ``Exchange.checkpoint``."""
@@ -391,28 +377,24 @@ class MeshExchange:
         """See ``Exchange.optimizer_state``. Only the lead can have it; raises ``UsageError`` elsewhere."""
         if not self.is_lead:
             raise UsageError("only the lead worker can have the optimizer's state; ask run.is_lead first")
-        paths: dict[int, Path] = {}
+        files = StateFiles(Path(self._assignment.directory))
 
         def ask(shard: int) -> None:
-            if shard not in paths:
+            if shard not in files.paths:
                 self._servers.send(shard, say.AskState(self._roster.generation, shard, self._step))
 
         self._asked = ask
         self._send_all(ask)
-        while len(paths) < len(self._roster.cast.shards):
+        while len(files.paths) < len(self._roster.cast.shards):
             heard = self._hear("while it sends the optimizer's state")
             if heard is None:
                 raise ExchangeError("the servers do not send the optimizer's state")
             if isinstance(heard, Heard) and isinstance(heard.message, say.State):
-                paths[heard.shard] = Path(self._assignment.directory) / f"state-{heard.shard}.safetensors"
-                paths[heard.shard].write_bytes(heard.frames[0])
+                files.take(heard.shard, heard.frames[0])
             elif isinstance(heard, Heard):
                 self._take(heard)
         self._asked = None
-        state = read_model(paths.values()).optimizer_state()
-        for path in paths.values():
-            path.unlink()
-        return state
+        return files.state()
 
     def close(self, step: int, extra: bytes) -> None:
         """See ``Exchange.close``."""

@@ -1,0 +1,66 @@
+"""What a worker writes down: how far it is, which leaves it computed, and the optimizer's state that it was sent."""
+
+import json
+import time
+from pathlib import Path
+
+from dmi_protocol import limits
+from dmi_protocol.messages.roles import Progressed
+from dmi_tensor.checkpoint import read_model
+from dmi_wire.child import Child
+
+
+class Progress:
+    """For people: tells the daemon now and then where the training stands."""
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self._samples = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """How fast we train is counted from here."""
+        self._told_at = time.monotonic()
+
+    def made(self, step: int, steps: int | None, samples: int, loss: float | None, *, tells: bool) -> None:
+        """A step is done. Only who leads ``tells``."""
+        now = time.monotonic()
+        self._samples += samples
+        is_due = (now - self._told_at) * 1000 >= limits.PROGRESS_MS or step == steps
+        if tells and is_due:
+            speed = self._samples / max(now - self._told_at, 1e-9)
+            self._told_at, self._samples = now, 0
+            self._child.tell(Progressed(step, steps, speed, loss))
+
+
+class Ledger:
+    """``ledger.jsonl``: one line for each leaf that was computed here, with the step and the number of samples."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "ledger.jsonl"
+
+    def note(self, step: int, leaf: int, samples: int) -> None:
+        """A leaf was computed."""
+        with self._path.open("a") as ledger:
+            ledger.write(json.dumps({"step": step, "leaf": leaf, "samples": samples}) + "\n")
+
+
+class StateFiles:
+    """The servers' parts of the optimizer's state, on their way into one file."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.paths: dict[int, Path] = {}
+        """By shard."""
+
+    def take(self, shard: int, data: memoryview) -> None:
+        """A shard's part."""
+        self.paths[shard] = self._directory / f"state-{shard}.safetensors"
+        self.paths[shard].write_bytes(data)
+
+    def state(self) -> dict[str, object]:
+        """torch's ``state_dict`` of the optimizer, once all parts are here."""
+        found = read_model(self.paths.values()).optimizer_state()
+        for path in self.paths.values():
+            path.unlink()
+        return found
