@@ -15,7 +15,7 @@ from dmi.errors import ExchangeError, UsageError
 from dmi.run.exchange import Arrival
 from dmi.run.records import Ledger, Progress, StateFiles
 from dmi.run.servers import Heard, Servers
-from dmi.run.shares import Neighbour, Shares
+from dmi.run.shares import Neighbour, Shares, neighbours
 from dmi_protocol.codec import encode_struct
 from dmi_protocol.instant import Instant
 from dmi_protocol.messages import parameters as say
@@ -53,21 +53,17 @@ class MeshExchange:
         self._servers = Servers(self._context, keys, self.worker, assignment.node, child, self._give_up)
         self._servers.follow(roster)
         self._machine: Worker | None = None
-        self._beside: dict[int, Neighbour] = {}
-        """By shard: the memory that we share with its primary."""
+        self._beside: dict[int, Neighbour] = {}  # by shard: the memory that we share with its primary
         self._asked: Callable[[int], None] | None = None
         """Asks a shard for what we wait for; a new primary is asked again."""
         self._arrival: Arrival | None = None
         self._given: deque[int] = deque()
-        self._step = 0
-        self._leaf = 0
+        self._step = self._leaf = 0
         self._is_installable = False
         self._shown: dict[tuple[int, int], Heard] = {}
         self._sizes: tuple[int, ...] = ()
-        self._begun: Callable[[int], None] | None = None
-        """Says to a shard that we are in the step in flight."""
-        self._kept: tuple[int, Callable[[], bytes]] | None = None
-        """The step of which the script wanted a checkpoint last."""
+        self._begun: Callable[[int], None] | None = None  # says to a shard that we are in the step in flight
+        self._kept: tuple[int, Callable[[], bytes]] | None = None  # the last checkpoint that the script wanted
         self._finished: set[int] = set()
         self._progress = Progress(child)
         self._ledger = Ledger(Path(assignment.directory))
@@ -90,9 +86,6 @@ class MeshExchange:
         moved = self._servers.follow(roster)
         for shard in moved:
             self._beside.pop(shard, None)
-        if self._machine is not None:
-            for shard in moved:
-                self._greet(shard)
         for shard in self._servers.shards if self.is_lead and not was_lead else moved:
             self._say_where_we_are(shard)
         if self._machine is not None:
@@ -104,6 +97,8 @@ class MeshExchange:
         return tuple(shares_of_leaves(cast.speeds, self._definition.leaves)[cast.workers.index(self.worker)])
 
     def _say_where_we_are(self, shard: int) -> None:
+        if self._machine is not None:
+            self._greet(shard)
         self._ask_for_checkpoint(shard)
         if self._asked is not None:
             self._asked(shard)
@@ -147,8 +142,8 @@ class MeshExchange:
         self._owner = assign_buckets(layout, len(self._roster.cast.shards))
         share = self._share()
         self._machine = Worker(x.Assigned(self._roster.generation, share), layout.live)
-        neighbours = {shard: self._neighbour(shard, share) for shard in self._servers.shards if not self.is_guest}
-        self._beside = {shard: found for shard, found in neighbours.items() if found is not None}
+        local = [shard for shard in self._servers.shards if self._servers.is_local(shard) and not self.is_guest]
+        self._beside = neighbours(layout, self._owner, local, cover(share))
         beside = {b: self._beside[self._owner[b]] for b in range(layout.live) if self._owner[b] in self._beside}
         self._shares = Shares(layout, beside)
         for shard in self._servers.shards:
@@ -163,15 +158,6 @@ class MeshExchange:
         self._asked = None
         self._progress.begin()
         return step
-
-    def _neighbour(self, shard: int, share: Sequence[int]) -> Neighbour | None:
-        if not self._servers.is_local(shard):
-            return None
-        mine = [bucket for bucket in range(self._buckets.layout.live) if self._owner[bucket] == shard]
-        try:
-            return Neighbour(self._buckets.layout, mine, cover(share))
-        except OSError:  # no such room: the socket carries it then
-            return None
 
     def _greet(self, shard: int) -> None:
         beside = self._beside.get(shard)
@@ -211,8 +197,8 @@ class MeshExchange:
     def _fetch(self, version: int) -> None:
         """The version that the servers have; frozen tensors are as the script made them."""
         missing = set(range(self._buckets.layout.metrics))
-        ask = self._asked = lambda shard: self._pull(version, [b for b in missing if self._owner[b] == shard])
-        self._send_all(ask)
+        self._asked = lambda shard: self._pull(version, [b for b in missing if self._owner[b] == shard])
+        self._send_all(self._asked)
         while missing:
             heard = self._hear("before the first step")
             if isinstance(heard, Heard) and isinstance(heard.message, say.Show):

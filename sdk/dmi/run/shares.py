@@ -5,6 +5,7 @@ us are made in shared memory from the start, and pushing them moves no byte.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import torch
 import zmq
@@ -53,6 +54,18 @@ class Neighbour:
     def region(self, tensor: torch.Tensor) -> Region | None:
         """How the server finds ``tensor``; None when it is not in this memory."""
         return self._regions.get(tensor.data_ptr())
+
+
+def neighbours(
+    layout: Layout, owner: Sequence[int], shards: Sequence[int], tops: Sequence[Subtree]
+) -> dict[int, Neighbour]:
+    """Shared memory with the primaries of ``shards``, which are on this host. Where there is no room for it the socket
+    carries the sums."""
+    found: dict[int, Neighbour] = {}
+    for shard in shards:
+        with suppress(OSError):
+            found[shard] = Neighbour(layout, [b for b in range(layout.live) if owner[b] == shard], tops)
+    return found
 
 
 class Shares:
