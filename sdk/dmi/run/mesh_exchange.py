@@ -325,8 +325,6 @@ class MeshExchange:
             case _:
                 pass
 
-    # Between steps
-
     def metrics(self) -> Mapping[str, float]:
         """See ``Exchange.metrics``."""
         shown = self._shown[self._step + 1, self._buckets.layout.metrics].message
