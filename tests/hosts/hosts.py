@@ -5,6 +5,7 @@ touches the machine's network. There is no packet filter on small kernels, so a 
 frames of one host to another go to a hardware address that nobody has, and are lost without a word.
 """
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from tests.mesh.local import LocalMesh, until
 
 WHY_NOT = None if os.geteuid() == 0 and shutil.which("ip") and shutil.which("tc") else "needs root, ip(8) and tc(8)"
 """Why there can be no hosts here; None where there can."""
+_NUMBERS = itertools.count()
 _PORT = 7600
 _NOBODY = "02:00:00:00:00:fe"
 
@@ -37,7 +39,7 @@ class Hosts(LocalMesh):
 
     def __init__(self, home: Path, size: int, disk_mib: Mapping[int, int] | None = None) -> None:
         super().__init__(home, size)
-        self.mark = f"dmi{os.getpid() % 100_000}"
+        self.mark = f"dmi{os.getpid() % 100_000}-{next(_NUMBERS) % 100}"  # with v12 behind it, what a link may be named
         self._disk_mib = disk_mib or {}
         self._undo: list[tuple[str, ...]] = []
         self._bridges = [self.mark]
