@@ -2,10 +2,12 @@
 PYTHON ?= python3
 SEEDS ?= 1000
 JOBS ?= 2
+REPEATS ?= 1
+MINUTES ?= 30
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup check test demo sim planted bench format clean
+.PHONY: help setup check test demo sim planted resilience soak bench format clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +37,12 @@ sim: $(READY)    ## make sim SEEDS=1000: that many seeded universes
 
 planted: $(READY) ## six planted bugs: at which seed, and by which checker, each is caught
 	$(BIN)/python -m tests.simulation.planted
+
+resilience: $(READY) ## make resilience REPEATS=10: kills, cuts and pauses during trainings, and a table of what came out
+	$(BIN)/python -m tests.resilience --repeats $(REPEATS) $(if $(OUT),--out $(OUT)) $(if $(SCENARIOS),--scenarios $(SCENARIOS))
+
+soak: $(READY)   ## make soak MINUTES=30: trainings, and every few seconds something is killed
+	$(BIN)/python -m tests.resilience.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 bench: $(READY)  ## a step that is only its exchange, beside gloo in the same run
 	$(BIN)/python -m bench.exchange

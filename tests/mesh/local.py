@@ -61,6 +61,8 @@ class LocalMesh:
         self.size = size
         self._children: list[subprocess.Popen[bytes]] = []
         self.pids: set[int] = set()
+        self.environments: dict[int, dict[str, str]] = {}
+        """What a node that is started from now on has in its environment besides."""
 
     def up(self) -> None:
         """Start all nodes and wait until they are ready."""
@@ -86,12 +88,32 @@ class LocalMesh:
         """End the daemon as a power cut would."""
         os.kill(self.pid(index), signal.SIGKILL)
 
-    def start(self, index: int) -> int:
-        """Bring a killed node back, as it was; gives its process."""
+    def prepare(self, index: int) -> None:
+        """Make what a new node needs before it starts."""
+        self.node(index).mkdir(mode=0o700)
+
+    def within(self, index: int) -> list[str]:
+        """What stands before a node's command, to run it where it belongs."""
+        return []
+
+    def address(self, index: int) -> str:
+        """Where a node that is added listens."""
+        return f"127.0.{1 + index // 250}.{1 + index % 250}:0"
+
+    def add(self) -> int:
+        """One node more, by invitation; gives its number. It is on its way in."""
+        token = json.loads(command("invite", "--json", home=self.node(0)).stdout)["token"]
+        index, self.size = self.size, self.size + 1
+        self.prepare(index)
+        self.start(index, "--name", f"n{index}", "--listen", self.address(index), "--join", token)
+        return index
+
+    def start(self, index: int, *flags: str) -> int:
+        """Bring a killed node back, as it was; gives its process. Only a new node needs ``flags``."""
         with (self.node(index) / "daemon.log").open("ab") as log:
             child = subprocess.Popen(
-                [BIN / "dmi-node", "run", "--home", self.node(index)],
-                env=clean_environment(),
+                [*self.within(index), BIN / "dmi-node", "run", "--home", self.node(index), *flags],
+                env=clean_environment(**self.environments.get(index, {})),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
