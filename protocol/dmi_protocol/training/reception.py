@@ -49,16 +49,16 @@ class Reception:
 
     def greeted(self, event: Greeted) -> Disagree | None:
         """Note a greeting, unless it contradicts the others'."""
-        is_guest = event.worker in self._roster.guests
+        is_late = self._has_begun or event.worker in self._roster.guests  # it compares its data itself (``Welcome``)
         if self.fields:
             fields = dict(event.fields)
-            theirs = tuple((n, v) for n, v in self.fields if n in fields) if is_guest else self.fields
+            theirs = tuple((n, v) for n, v in self.fields if n in fields) if is_late else self.fields
             found = difference(event, theirs, min(self._greetings, default=None))
             if found is not None:
                 return found
         if self.definition and event.definition != self.definition:
             return Disagree(event.worker, min(self._greetings, default=None), "the model or the optimizer", "", "")
-        if not is_guest:
+        if not is_late:
             self.fields = event.fields
         self.definition = event.definition
         self._greetings[event.worker] = event
