@@ -51,6 +51,7 @@ CRASHED = 70
 DISK_FAILED = 74
 """A write failed: nothing can be promised any more."""
 _DEFAULT_LISTEN = "0.0.0.0:7600"
+_ONCE = "to make it a witness, `dmi-node leave`, move its home away and join again with --witness"
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -165,6 +166,8 @@ class Node:
         stored = journal.fact(IDENTITY)
         if stored is not None:
             identity = msgspec.msgpack.decode(stored, type=Identity)
+            if self._config.witness and not identity.witness:
+                _log.warning("%s is a member that plays roles, and stays one: %s", identity.name, _ONCE)
             self._listen(self._config.listen or identity.listen)
             return identity
         name = self._config.name or socket.gethostname().partition(".")[0]

@@ -312,7 +312,8 @@ class Peer:
         if self.raft.may_change_voters():
             members = frozenset(self.state.members) - self._removals.going(now)
             fit = alive & (self.raft.voters | self.raft.abreast)
-            voters = next_voters(self.raft.voters, members, fit, self.me.node)
+            witnesses = frozenset(node for node, member in self.state.members.items() if member.witness)
+            voters = next_voters(self.raft.voters, members, fit, self.me.node, witnesses)
             if voters is not None:
                 self._agree(now, self.raft.change_voters(now, voters), effects)
             for removal in self._removals.ready(self._needed()):

@@ -23,7 +23,7 @@ class RoleView(Struct, frozen=True):
 
 
 class MemberView(Struct, frozen=True):
-    """A member. ``pid`` and ``version`` are what it gossips; None until that has been heard."""
+    """A member. ``pid`` and ``version`` are what it gossips; None until that has been heard. A ``witness`` plays no role."""
 
     name: str
     id: str
@@ -33,6 +33,7 @@ class MemberView(Struct, frozen=True):
     roles: tuple[RoleView, ...]
     pid: int | None
     version: str | None
+    witness: bool
 
 
 class JobView(Struct, frozen=True):
@@ -150,6 +151,7 @@ def member_views(
                 roles=tuple(role for role in roles if role.node == member.name),
                 pid=None if known is None else known[0],
                 version=None if known is None else known[1],
+                witness=member.witness,
             )
         )
     return tuple(found)

@@ -1,5 +1,7 @@
 """What a node says of the mesh."""
 
+from msgspec import structs
+
 from dmi_protocol.cluster.command import JobSpec
 from dmi_protocol.cluster.state import (
     FAILED,
@@ -93,6 +95,9 @@ def test_members_are_shown_by_name_with_their_processes() -> None:
         ("n-a", "alive", True, 7, "1.0"),
         ("n-b", "dead", False, None, None),
     ]
+    assert [m.witness for m in shown] == [False, False]
+    found.members[B] = structs.replace(found.members[B], witness=True)
+    assert [m.witness for m in member_views(found, BOTH, lambda _: "alive", {}.get)] == [False, True]
     assert [(role.role, role.pid, role.shards) for role in shown[1].roles] == [
         ("server-1", 1, (1,)),
         ("worker-1", 3, ()),

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ TRY_AGAIN = 75
     "--advertise", metavar="HOST:PORT", help="Where the others reach this node; what it listens on by default."
 )
 @click.option("--join", metavar="TOKEN", help="An invitation, for a home that is no member yet.")
-@click.option("--witness", is_flag=True, default=None, help="Vote, and play no role.")
+@click.option(
+    "--witness", is_flag=True, default=None, help="Vote, and play no role for any job; counts at the first start."
+)
 def run(**flags: Any) -> None:
     """Run one node, in the foreground; what the systemd unit runs.
 
@@ -68,7 +71,8 @@ def run(**flags: Any) -> None:
 @json_option
 @click.argument("token")
 @click.option("--name", help="What people call this node; its host's name by default.")
-def join(token: str, name: str | None, as_json: bool) -> None:
+@click.option("--witness", is_flag=True, help="Vote, and play no role for any job: a third vote for a mesh of two.")
+def join(token: str, name: str | None, witness: bool, as_json: bool) -> None:
     """Let this host join a mesh: writes the home's configuration, which the node reads when it starts.
 
     Says what to do next. Nothing that runs is touched: a home that is a member of another mesh stays one, and a node
@@ -82,19 +86,20 @@ def join(token: str, name: str | None, as_json: bool) -> None:
         end(str(error), output.USAGE)
     except JournalError as error:
         end(f"{error}; ask as the owner of {root}, or use another --home", output.UNHEALTHY)
-    said = _of_member(root, invitation) if is_member else _configure(root, token, name)
+    settings = {"join": token.strip()} | ({"name": name} if name else {}) | ({"witness": True} if witness else {})
+    said = _of_member(root, invitation) if is_member else _configure(root, settings)
     if as_json:
         output.as_json({"config": str(root / "config.toml"), "member": is_member, "running": owner_of(root)})
     else:
         click.echo(said)
 
 
-def _configure(root: Path, token: str, name: str | None) -> str:
+def _configure(root: Path, settings: Mapping[str, str | bool]) -> str:
     """Write the configuration; gives what to do next."""
     path = root / "config.toml"
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _set(path, {"join": token.strip()} | ({"name": name} if name else {}))
+        _set(path, settings)
     except OSError as error:
         end(f"{path} cannot be written ({error.strerror}): run this as the owner of {root}", output.UNHEALTHY)
     start = "systemctl restart dmi-node" if root == SERVICE_HOME else f"dmi-node run --home {root}"
@@ -126,7 +131,7 @@ def _of_member(root: Path, invitation: Invitation) -> str:
     return f"{seen['node']} at {root} is a member of this mesh already: there is nothing to do"
 
 
-def _set(path: Path, values: dict[str, str]) -> None:
+def _set(path: Path, values: Mapping[str, str | bool]) -> None:
     """Set top-level keys of a TOML file and keep its other lines. It holds a secret, so only the home's owner may read."""
     text = path.read_text() if path.exists() else ""
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]

@@ -55,7 +55,7 @@ def member_row(member: dict[str, Any]) -> list[str]:
     by_job: dict[str, list[str]] = {}
     for role in member["roles"]:
         by_job.setdefault(role["job"], []).append(role["role"])
-    parts = [", ".join(sorted(roles)) for roles in by_job.values()]
+    parts = [", ".join(sorted(roles)) for roles in by_job.values()] or ["witness"] * bool(member.get("witness"))
     if len(parts) > 1:
         parts = [f"{job}: {part}" for job, part in zip(by_job, parts, strict=True)]
     voter = "yes" if member["voter"] else "no"

@@ -230,13 +230,15 @@ class Verbs:
             await asyncio.to_thread(Path(name).unlink, missing_ok=True)
 
     async def _copy(self, blob: BlobHash) -> tuple[NodeId, ...]:
-        """One other node that has the bundle too; nobody, in a mesh of one."""
+        """One other node that has the bundle too; nobody, in a mesh of one. A witness is asked last, and may decline."""
         peer = self._node.peer
-        others = sorted(peer.alive() - {peer.me.node}, key=lambda n: (peer.standing(n) != "alive", n))
+        witnesses = {member.node for member in self._state().members.values() if member.witness}
+        there = peer.alive() - {peer.me.node}
+        others = sorted(there, key=lambda n: (n in witnesses, peer.standing(n) != "alive", n))
         for node in others[:3]:
             if await self._node.library.keep_at(node, blob, _COPY_S / 2):
                 return (node,)
-        if others:
+        if there - witnesses:
             raise RefusalError("refused", "no second node could store the job's files; look at `dmi-node members`")
         return ()
 

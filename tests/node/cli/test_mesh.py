@@ -21,6 +21,7 @@ MEMBER = {
     "roles": [{"job": "digits-1a2b", "role": "worker-0", "pid": 41}],
     "pid": 40,
     "version": "0.1.0",
+    "witness": False,
 }
 STATUS: dict[str, Any] = {
     "mesh": "cafe",

@@ -31,6 +31,14 @@ def test_join_writes_what_the_next_start_reads(tmp_path: Path) -> None:
     assert (found.join, found.name) == (TOKEN, 'a "quoted" host')
 
 
+def test_a_witness_is_configured_as_one(tmp_path: Path) -> None:
+    assert join(tmp_path, TOKEN, "--witness").exit_code == 0
+    assert read(tmp_path / "config.toml", {}, {}).witness
+    assert not read(tmp_path / "config.toml", {}, {"witness": False}).witness, "a flag wins over the file"
+    assert join(tmp_path, TOKEN).exit_code == 0
+    assert read(tmp_path / "config.toml", {}, {}).witness, "what else was configured is kept"
+
+
 def test_join_keeps_what_else_was_configured(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text('# ours\nname = "keep"\nlisten = "0.0.0.0:7600"\njoin = "dmi-old"\n')

@@ -77,5 +77,11 @@ def test_the_roles_of_several_jobs_are_told_apart() -> None:
     )
 
 
+def test_a_witness_says_so_where_others_have_roles() -> None:
+    member = {"name": "n0", "state": "alive", "address": "a:1", "voter": True, "pid": 7, "roles": []}
+    assert wording.member_row(member | {"witness": True})[-1] == "witness"
+    assert wording.member_row(member | {"witness": False})[-1] == ""
+
+
 def test_text_from_elsewhere_moves_no_cursor() -> None:
     assert wording.one_line("a\x1b[31mb\nc\rd\x07 ä") == "a [31mb c d  ä"
