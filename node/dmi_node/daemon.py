@@ -50,6 +50,7 @@ _STOP_S = 5.0
 CRASHED = 70
 DISK_FAILED = 74
 """A write failed: nothing can be promised any more."""
+_RETIRED = "retired"
 _DEFAULT_LISTEN = "0.0.0.0:7600"
 _ONCE = "to make it a witness, `dmi-node leave`, move its home away and join again with --witness"
 
@@ -62,6 +63,10 @@ class Identity(msgspec.Struct, frozen=True):
     advertise: str | None
     witness: bool
     introduced: tuple[Introduced, ...] = ()
+
+
+class RetiredError(Exception):
+    """This home's node is a member no more. The text says why, and what to do."""
 
 
 class Changes:
@@ -96,16 +101,24 @@ class Node:
         self._refusals = Refusals()
         self._answers: dict[RequestId, asyncio.Future[Answer]] = {}
         self._ended = asyncio.Event()
+        self._retired: reasons.Reason | None = None
         self.changed = Changes()
         self.blobs = Blobs(home.blobs)
         self.blobs.sweep()
 
     async def run(self, environment: Mapping[str, str]) -> None:
-        """Until somebody asks it to end, or a part of it fails."""
+        """Until somebody asks it to end, or a part of it fails. Raises ``RetiredError`` when it is a member no more."""
         notifier = Notifier(dict(environment))
         journal = Journal(self._home.state)
         try:
+            if (why := journal.fact(_RETIRED)) is not None:
+                raise RetiredError(why.decode())
             await self._live(notifier, journal)
+            if self._retired is not None:
+                why = reasons.sentence(self._retired).encode()
+                if isinstance(self._retired, reasons.WasExpelled):  # the other is a conclusion, and may be drawn again
+                    journal.keep(_RETIRED, why)
+                raise RetiredError(why.decode())
         finally:
             notifier.stopping()
             await self._tasks.close()
@@ -262,6 +275,11 @@ class Node:
             case do.Unlink(node):
                 self._mesh.unlink(node)
                 self._know({n: other for n, other in self._known.items() if n != node})
+            case do.Redial(node):
+                self._mesh.redial(node)
+            case do.Retire(reason):
+                self._retired = reason
+                self.end()
             case do.AllowInvitations(keys):
                 self._mesh.invite(keys)
             case do.Changed():

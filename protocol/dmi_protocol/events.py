@@ -32,6 +32,12 @@ class Disconnected(Struct, frozen=True):
     peer: NodeId
 
 
+class TurnedAway(Struct, frozen=True):
+    """``peer`` does not take our key: it does not know us yet, or does not any more."""
+
+    peer: NodeId
+
+
 class Asked(Struct, frozen=True):
     """Somebody on this host wants ``command`` committed. Answered once, by ``Answer``, whatever happens.
 
@@ -81,6 +87,7 @@ Event = (
     | Ticked
     | Connected
     | Disconnected
+    | TurnedAway
     | Asked
     | JoinAsked
     | RoleHappened

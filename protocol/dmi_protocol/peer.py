@@ -11,6 +11,7 @@ from dmi_protocol import news, reasons
 from dmi_protocol.cluster.apply import apply
 from dmi_protocol.cluster.circle import Circle
 from dmi_protocol.cluster.command import Admit, Command, LoseRole, Readdress, Remove
+from dmi_protocol.cluster.expulsion import Expulsion
 from dmi_protocol.cluster.proposals import Proposals
 from dmi_protocol.cluster.removals import Removals
 from dmi_protocol.cluster.search import Search, answer
@@ -97,6 +98,7 @@ class Peer:
         self._proposals = Proposals()
         self._removals = Removals()
         self._search = Search()
+        self._expulsion = Expulsion(me.node)
         self._hosting = Hosting(me.node, me.name, me.address.rpartition(":")[0], me.ports, self._reached)
         self._scheduler = Scheduler()
         self._is_new = True
@@ -118,8 +120,10 @@ class Peer:
             self._begin(now, effects)
         if self._circle.is_due(now):
             self._meet(now, effects)
+        self._expulsion.happened(now, event, self.state)
         self._take(now, event, effects)
         self._follow_up(now, effects)
+        effects += self._expulsion.look(now, self.state, self._circle.others, self.raft.voters)
         effects += self._search.look(now, is_lost=self._is_lost(), members=self._circle.members)
         if before != self.raft.leader or self._is_dirty:
             effects.append(Changed())
@@ -130,7 +134,9 @@ class Peer:
         """When a ``Ticked`` is wanted."""
         schedule = self._scheduler.deadline(self.state) if self.state is not None and self.raft.is_ready else None
         machines = self.raft.deadline(), self.swim.deadline(), self._proposals.deadline()
-        return earliest(*machines, self._circle.deadline(), self._search.deadline(), schedule)
+        return earliest(
+            *machines, self._circle.deadline(), self._search.deadline(), self._expulsion.deadline(), schedule
+        )
 
     def check(self) -> None:
         """Assert the invariants of every machine."""

@@ -180,6 +180,24 @@ class UnknownMember(Struct, frozen=True, tag="unknown-member"):
     name: str
 
 
+class IsYourself(Struct, frozen=True, tag="is-yourself"):
+    """A node is not expelled through itself."""
+
+    name: str
+    is_last: bool
+    """Is it the last member?"""
+
+
+class WasExpelled(Struct, frozen=True, tag="was-expelled"):
+    """This node is a member no more."""
+
+
+class WasTurnedAway(Struct, frozen=True, tag="was-turned-away"):
+    """Most of the others answer, and none of them takes this node's key."""
+
+    by: tuple[str, ...]
+
+
 class LimitReached(Struct, frozen=True, tag="limit-reached"):
     """A bound of ``limits.py``."""
 
@@ -224,6 +242,9 @@ Reason = (
     | InvitationExpired
     | NameTaken
     | UnknownMember
+    | IsYourself
+    | WasExpelled
+    | WasTurnedAway
     | LimitReached
     | Malformed
     | Stale
@@ -318,12 +339,27 @@ def _refused(reason: Reason) -> str:
             return f"the name {name!r} is already taken; choose another one with --name"
         case UnknownMember(name):
             return f"no member is named {name!r}; `dmi-node members` lists them"
+        case IsYourself() | WasExpelled() | WasTurnedAway():
+            return _of_membership(reason)
         case LimitReached(what, limit):
             return f"there can be at most {limit} {what}"
         case Malformed(what, value):
             return f"{value[:80]!r} is no {what}"
         case _:
             return "the placement has changed meanwhile"
+
+
+def _of_membership(reason: IsYourself | WasExpelled | WasTurnedAway) -> str:
+    again = "to bring it back, move its home away and join again with a new invitation"
+    match reason:
+        case IsYourself(name, is_last) if is_last:
+            return f"{name} is the last member: `dmi-node leave` ends it, and the mesh with it"
+        case IsYourself(name):
+            return f"{name} is the node that you ask: `dmi-node leave` takes it out of the mesh, or ask another node"
+        case WasExpelled():
+            return f"this node was expelled from the mesh; {again}"
+        case WasTurnedAway(by):
+            return f"{_list(by)} turned this node away: it was expelled, or has left, while it was away; {again}"
 
 
 def detail(reason: Reason) -> str | None:

@@ -10,7 +10,7 @@ from dmi_protocol.cluster.command import Admit, Cancel, JobSpec, Remove, Submit
 from dmi_protocol.identity import BlobHash, JobId, PublicKey, RequestId
 from dmi_protocol.jobs.hosting import role_name
 from dmi_protocol.messages.roles import Bound, Completed, Exited, PartWritten, Progressed
-from dmi_protocol.reasons import InvitationUsed, NoQuorum, RoleDied, TimedOut
+from dmi_protocol.reasons import InvitationUsed, NoQuorum, RoleDied, TimedOut, WasExpelled
 from tests.protocol.little import Little, me
 
 
@@ -202,6 +202,7 @@ def test_a_node_that_leaves_is_told_and_the_others_go_on(size: int, *, leads: bo
     gone = next(name for name in sorted(little.peers) if (name == little.leader()) == leads)
     little.ask(gone, Remove(RequestId("leave"), me(gone).node))
     assert little.answer("leave").refusal is None
+    assert not little.effects(gone, do.Retire), "it knows already"
     little.give(gone, on.Stopping())
     little.run(10)
     little.kill(gone)
@@ -225,6 +226,7 @@ def test_a_member_that_is_expelled_is_cut_off_and_the_others_go_on(*, leads: boo
     assert {name for name, effect in little.did if effect == do.Unlink(node)} == set(little.peers) - {gone}
     little.run(5_000)
     assert is_without(little, gone)
+    assert [(name, e) for name, e in little.did if isinstance(e, do.Retire)] == [(gone, do.Retire(WasExpelled()))]
 
 
 def test_the_only_voter_cannot_leave_while_nobody_can_follow_it() -> None:

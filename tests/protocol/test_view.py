@@ -97,7 +97,7 @@ def test_members_are_shown_by_name_with_their_processes() -> None:
     ]
     assert [m.witness for m in shown] == [False, False]
     found.members[B] = structs.replace(found.members[B], witness=True)
-    assert [m.witness for m in member_views(found, BOTH, lambda _: "alive", {}.get)] == [False, True]
+    assert [m.witness for m in member_views(found, BOTH, lambda _: "alive", lambda _: None)] == [False, True]
     assert [(role.role, role.pid, role.shards) for role in shown[1].roles] == [
         ("server-1", 1, (1,)),
         ("worker-1", 3, ()),

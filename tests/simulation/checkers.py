@@ -23,6 +23,7 @@ from dmi_protocol.identity import NodeId, PublicKey, RequestId
 from dmi_protocol.messages.consensus import Entry, Noop, Voted, Voters
 from dmi_protocol.messages.roles import RoleKey
 from dmi_protocol.peer import Peer
+from dmi_protocol.reasons import Reason
 from tests.simulation.node import Node
 from tests.simulation.trouble import demand
 
@@ -44,6 +45,7 @@ class Agreement:
         """The dumb twin: one replica that applies every committed entry, one after another."""
         self.commit = begun.applied
         self.fencing = Fencing()
+        self.expulsions = Expulsions()
 
     def votes(self, voter: NodeId, candidate: NodeId, vote: Voted) -> None:
         """A vote left a node: it votes once in a term, whatever befalls it (3.4)."""
@@ -105,6 +107,7 @@ class Agreement:
                 self.fencing.before(self.state, entry.command)
                 apply(self.state, entry.index, entry.command)
                 self.fencing.after(self.state, entry.command)
+                self.expulsions.after(self.state)
             self._digests[self.commit] = digest(self.state)
 
     def _is_kept(self, job: Job) -> None:
@@ -129,6 +132,23 @@ class Agreement:
         expected = self._digests.get(state.applied)
         if expected is not None:
             demand("states", digest(state) == expected, f"{node.name} differs from the others at {state.applied}")
+
+
+class Expulsions:
+    """Only who was removed ends for good."""
+
+    def __init__(self) -> None:
+        self._members: set[NodeId] = set()
+        self._removed: set[NodeId] = set()
+
+    def after(self, state: ClusterState) -> None:
+        """A command was applied."""
+        self._removed |= self._members - state.members.keys()
+        self._members = set(state.members)
+
+    def retires(self, node: NodeId, reason: Reason) -> None:
+        """A node takes itself to be a member no more."""
+        demand("expulsions", node in self._removed, f"{node} was never removed, and ends: {reason}")
 
 
 def digest(state: ClusterState) -> int:

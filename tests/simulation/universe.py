@@ -91,6 +91,9 @@ class Universe:
             known = [name for name in away if name in self.world.nodes]
             if known:
                 return f"{peer.me.name} does not see {known}"
+        outside = [node.name for node in self.world.up() if node.me.node not in state.members]
+        if outside:
+            return f"{outside} were expelled, and run on"
         going_on = self.workload.unfinished()
         if going_on:
             return f"{going_on} have not ended"

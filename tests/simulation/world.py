@@ -14,13 +14,15 @@ from dmi_protocol.effects import (
     Effect,
     FetchBlob,
     Link,
+    Redial,
+    Retire,
     Send,
     StartRole,
     StopRole,
     TellRole,
     Unlink,
 )
-from dmi_protocol.events import Asked, BlobArrived, BlobFailed, Connected, Disconnected, Event, Received
+from dmi_protocol.events import Asked, BlobArrived, BlobFailed, Connected, Disconnected, Event, Received, TurnedAway
 from dmi_protocol.identity import BlobHash, NodeId, PublicKey, RequestId, node_id
 from dmi_protocol.messages.consensus import Snapshot, Voted
 from dmi_protocol.messages.control import Introduced
@@ -128,11 +130,14 @@ class World:
         )
         if not is_wanted or not other.is_up:
             return
-        if self.network.is_open(node.name, other.name) and self.network.is_open(other.name, node.name):
+        if not self.network.is_open(node.name, other.name) or not self.network.is_open(other.name, node.name):
+            self._connect_soon(node, other)
+        elif node.me.node not in other.linked:
+            self._connect_soon(node, other)
+            node.give(TurnedAway(other.me.node))
+        else:
             self._connected.add((node.name, other.name))
             node.give(Connected(other.me.node))
-        else:
-            self._connect_soon(node, other)
 
     def break_link(self, node: Node, other: Node, within_ms: int) -> None:
         """The connection of ``node`` to ``other`` breaks, and it is noticed in a while."""
@@ -163,6 +168,13 @@ class World:
                 self._connect_soon(node, self.of[other], within_ms=10)
             case Unlink(other) if other in self.of:
                 self._connected.discard((node.name, self.of[other].name))
+            case Redial(other) if other in self.of:
+                self._connected.discard((node.name, self.of[other].name))
+                self._connect_soon(node, self.of[other])
+            case Retire(reason):
+                self.agreement.expulsions.retires(node.me.node, reason)
+                self.counters["retired"] += 1
+                self.clock.later(1, self._retire, node, node.life)
             case Answer():
                 self._answered(node, effect)
             case FetchBlob(blob, sources):
@@ -174,6 +186,10 @@ class World:
                 self._do_role(node, effect)
             case _:
                 pass
+
+    def _retire(self, node: Node, life: int) -> None:
+        if node.life == life:
+            self.crash(node)
 
     def _fetch(self, node: Node, life: int, blob: BlobHash, sources: Sequence[NodeId]) -> None:
         """A part of a checkpoint is had from those who have it; the files of a job are everywhere."""

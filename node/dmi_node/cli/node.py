@@ -20,14 +20,15 @@ from dmi_node.cli import output
 from dmi_node.cli.options import home, home_option, json_option
 from dmi_node.cli.output import end
 from dmi_node.config import ConfigError
-from dmi_node.daemon import serve
+from dmi_node.daemon import RetiredError, serve
 from dmi_node.home import HomeBusyError, owner_of
 from dmi_node.joining import Invitation, JoinError, MeshAwayError
 from dmi_node.storage.journal import IDENTITY, JournalError, has_fact
 from dmi_wire.keys import KeyFileError
 
 CANNOT_START = 78
-"""The configuration or the home is wrong, so starting again will not help (systemd: RestartPreventExitStatus)."""
+"""The configuration or the home is wrong, or the node was expelled, so starting again will not help (systemd:
+RestartPreventExitStatus)."""
 TRY_AGAIN = 75
 """The mesh that this node was invited to does not answer yet, so starting again may help; systemd does."""
 
@@ -47,7 +48,8 @@ def run(**flags: Any) -> None:
     """Run one node, in the foreground; what the systemd unit runs.
 
     A new home without a token founds a mesh. A home that is a member already needs no flag. Exit code 78: this node
-    cannot start as it is, so starting it again would not help; 75: the mesh to join does not answer yet, so it may.
+    cannot start as it is, or was expelled, so starting it again would not help; 75: the mesh to join does not answer yet,
+    so it may.
     """
     root = Path(home() or default_home())
     try:
@@ -56,9 +58,7 @@ def run(**flags: Any) -> None:
         uvloop.run(serve(root, found, os.environ))
     except MeshAwayError as error:
         end(str(error), TRY_AGAIN)
-    except (ConfigError, HomeBusyError, JoinError, KeyFileError) as error:
-        end(str(error), CANNOT_START)
-    except JournalError as error:
+    except (ConfigError, HomeBusyError, JoinError, KeyFileError, JournalError, RetiredError) as error:
         end(str(error), CANNOT_START)
     except OSError as error:
         end(f"this node cannot run: {error}", CANNOT_START)

@@ -262,12 +262,18 @@ class Verbs:
         return None
 
     async def expel(self, client: Client, args: dict[str, Any]) -> object:
-        name = str(args["node"])
-        found = [m.node for m in self._state().members.values() if name in {m.name, m.node}]
-        if not found:
-            raise RefusalError("unknown", reasons.sentence(reasons.UnknownMember(name)))
-        await self._ask(Remove(RequestId(secrets.token_hex(8)), found[0]))
-        return None
+        """By name or id; whoever it is hears so, and its key counts no more."""
+        name, members = str(args["node"]), self._state().members.values()
+        found = next((m for m in members if m.name == name), None) or next((m for m in members if m.node == name), None)
+        if found is None:
+            near = difflib.get_close_matches(name, [member.name for member in members], 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise RefusalError("unknown", reasons.sentence(reasons.UnknownMember(name[:80])) + hint)
+        if found.node == self._node.peer.me.node:
+            refusal = reasons.IsYourself(found.name, is_last=len(members) == 1)
+            raise RefusalError("refused", reasons.sentence(refusal))
+        await self._ask(Remove(RequestId(secrets.token_hex(8)), found.node))
+        return {"name": found.name, "id": found.node}
 
     async def stop(self, client: Client, args: dict[str, Any]) -> object:
         self._node.end()

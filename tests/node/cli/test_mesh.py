@@ -98,9 +98,10 @@ def test_an_invitation_alone_is_on_standard_output(tmp_path: Path) -> None:
 
 
 def test_expel_names_a_member(tmp_path: Path) -> None:
-    with FakeNode(tmp_path, expel=lambda _, __: "done") as node:
-        assert invoke(tmp_path, "expel", "n2").exit_code == 0
-        assert node.asked[-1] == ("expel", {"node": "n2"})
+    with FakeNode(tmp_path, expel=value({"name": "n2", "id": "ab" * 8})) as node:
+        assert invoke(tmp_path, "expel", "ab" * 8).output == "n2 is no member any more\n"
+        assert node.asked[-1] == ("expel", {"node": "ab" * 8})
+        assert json.loads(invoke(tmp_path, "expel", "n2", "--json").output) == {"expelled": "n2", "id": "ab" * 8}
 
 
 @pytest.mark.parametrize(("kind", "code"), [("unknown", 1), ("refused", 1), ("no-quorum", 1), ("usage", 2)])
