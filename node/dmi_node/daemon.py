@@ -26,7 +26,7 @@ from dmi_node.driver import Driver
 from dmi_node.home import Home
 from dmi_node.notify import Notifier
 from dmi_node.storage.blobs import Blobs
-from dmi_node.storage.journal import IDENTITY, Journal, JournalError
+from dmi_node.storage.journal import IDENTITY, Journal, JournalError, UnwritableError
 from dmi_node.supervision.supervisor import Supervisor
 from dmi_node.tasks import Tasks
 from dmi_node.transport.library import Library, NoSourceError
@@ -49,7 +49,7 @@ _log = logging.getLogger("dmi.node")
 _STOP_S = 5.0
 CRASHED = 70
 DISK_FAILED = 74
-"""A write failed: nothing can be promised any more."""
+"""The journal cannot be used any more, and not because the disk is full: nothing can be promised."""
 _RETIRED = "retired"
 _DEFAULT_LISTEN = "0.0.0.0:7600"
 _ONCE = "to make it a witness, `dmi-node leave`, move its home away and join again with --witness"
@@ -117,7 +117,8 @@ class Node:
             if self._retired is not None:
                 why = reasons.sentence(self._retired).encode()
                 if isinstance(self._retired, reasons.WasExpelled):  # the other is a conclusion, and may be drawn again
-                    journal.keep(_RETIRED, why)
+                    with contextlib.suppress(UnwritableError):
+                        journal.keep(_RETIRED, why)
                 raise RetiredError(why.decode())
         finally:
             notifier.stopping()

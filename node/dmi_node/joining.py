@@ -20,7 +20,7 @@ from dmi_wire.link import Link
 _PREFIX = "dmi-"
 _TRY_S = 3.0
 _ADDRESSES = 5
-_PASSING = reasons.NoQuorum | reasons.NoCoordinator | reasons.TimedOut
+_PASSING = reasons.NoQuorum | reasons.NoCoordinator | reasons.TimedOut | reasons.DiskFull
 """What a mesh says that cannot decide now; no quorum is lost for good."""
 
 

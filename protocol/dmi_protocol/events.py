@@ -78,6 +78,17 @@ class BlobFailed(Struct, frozen=True):
     detail: str
 
 
+class DiskFailed(Struct, frozen=True):
+    """What was to be made durable is not: the disk is full, or fails. The shell keeps it, with all that stood after it, and
+    tries again; until ``DiskReturned`` nothing may be promised. ``cause`` is a short text for people."""
+
+    cause: str
+
+
+class DiskReturned(Struct, frozen=True):
+    """All that was to be durable is."""
+
+
 class Stopping(Struct, frozen=True):
     """The daemon was asked to end: hand leadership over and tell the others."""
 
@@ -93,5 +104,7 @@ Event = (
     | RoleHappened
     | BlobArrived
     | BlobFailed
+    | DiskFailed
+    | DiskReturned
     | Stopping
 )

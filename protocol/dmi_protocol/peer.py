@@ -26,6 +26,8 @@ from dmi_protocol.events import (
     BlobArrived,
     BlobFailed,
     Disconnected,
+    DiskFailed,
+    DiskReturned,
     Event,
     JoinAsked,
     Received,
@@ -42,7 +44,7 @@ from dmi_protocol.messages.consensus import Entry, Noop, Snapshot, Voters
 from dmi_protocol.messages.control import ControlMessage, Coordinated, Introduced, Leaving, Propose, Seeking
 from dmi_protocol.messages.roles import Progressed
 from dmi_protocol.placement.voters import next_voters
-from dmi_protocol.view import View, job_view, member_views
+from dmi_protocol.view import View, job_view, member_views, no_quorum
 
 
 class Me(Struct, frozen=True):
@@ -104,7 +106,8 @@ class Peer:
         self._is_new = True
         self._is_dirty = True
         """The state or the membership has changed, so what follows from them is looked at again."""
-        self._ending: set[JobId] = set()
+        self._trouble = ""
+        """Why our disk takes nothing. Consensus stands still meanwhile: it would promise what is not durable."""
         self._was_ready = False
         self._abreast = 0
         self._in_log: tuple[int, set[RequestId]] = (0, set())
@@ -123,7 +126,8 @@ class Peer:
         self._expulsion.happened(now, event, self.state)
         self._take(now, event, effects)
         self._follow_up(now, effects)
-        effects += self._expulsion.look(now, self.state, self._circle.others, self.raft.voters)
+        known, voters = self._circle.others, self.raft.voters
+        effects += self._expulsion.look(now, self.state, known, voters, is_led=self.raft.has_quorum(now))
         effects += self._search.look(now, is_lost=self._is_lost(), members=self._circle.members)
         if before != self.raft.leader or self._is_dirty:
             effects.append(Changed())
@@ -133,10 +137,9 @@ class Peer:
     def deadline(self) -> Instant | None:
         """When a ``Ticked`` is wanted."""
         schedule = self._scheduler.deadline(self.state) if self.state is not None and self.raft.is_ready else None
-        machines = self.raft.deadline(), self.swim.deadline(), self._proposals.deadline()
-        return earliest(
-            *machines, self._circle.deadline(), self._search.deadline(), self._expulsion.deadline(), schedule
-        )
+        raft = None if self._trouble else self.raft.deadline()
+        machines = raft, self.swim.deadline(), self._proposals.deadline(), self._circle.deadline()
+        return earliest(*machines, self._search.deadline(), self._expulsion.deadline(), schedule)
 
     def check(self) -> None:
         """Assert the invariants of every machine."""
@@ -147,7 +150,10 @@ class Peer:
     def _begin(self, now: Instant, effects: list[Effect]) -> None:
         self._is_new = False
         self._meet(now, effects)
-        self.swim.publish(now, news.FACTS, news.pack_facts((self.me.pid, self.me.version)))
+        self._publish(now)
+
+    def _publish(self, now: Instant) -> None:
+        self.swim.publish(now, news.FACTS, news.pack_facts((self.me.pid, self.me.version, self._trouble)))
 
     def _take(self, now: Instant, event: Event, effects: list[Effect]) -> None:
         match event:
@@ -169,12 +175,24 @@ class Peer:
             case BlobFailed(blob, detail):
                 self._tell(now, self._hosting.missing(blob, detail))
                 self._is_dirty = True
+            case DiskFailed(cause) if not self._trouble:
+                cause = cause[: news.CAUSE_CHARACTERS]
+                self._disk_is(now, cause, reasons.DiskFull(self.me.name, cause), effects)
+            case DiskReturned() if self._trouble:
+                self._disk_is(now, "", reasons.DiskFree(self.me.name), effects)
             case Stopping():
                 effects += self._hosting.stop()
                 self._pass(now, event, effects)
                 effects += [Send(node, Leaving()) for node in sorted(self._circle.members)]
             case _:
                 self._pass(now, event, effects)
+
+    def _disk_is(self, now: Instant, trouble: str, reason: reasons.Reason, effects: list[Effect]) -> None:
+        """Consensus ends what it was about when the disk failed, and is a follower without a leader once it is back."""
+        self._trouble, self._is_dirty = trouble, True
+        self._agree(now, self.raft.step_aside(now), effects)
+        self._publish(now)
+        effects.append(Explain("mesh", reason))
 
     def _hear(self, now: Instant, sender: NodeId, message: ControlMessage, effects: list[Effect]) -> None:
         match message:
@@ -200,7 +218,8 @@ class Peer:
                 effects.append(output)
         if rumors != (len(self.swim.rumors), sum(rumor.version for rumor in self.swim.rumors.values())):
             self._is_dirty = True
-        self._agree(now, self.raft.step(now, event), effects)
+        if not self._trouble:
+            self._agree(now, self.raft.step(now, event), effects)
 
     # What was agreed
 
@@ -314,7 +333,7 @@ class Peer:
 
     def _coordinate(self, now: Instant, effects: list[Effect]) -> None:
         assert self.state is not None
-        alive = self.alive()
+        alive = self.alive() - news.in_trouble(self.swim.rumors, self.state.members)
         if self.raft.may_change_voters():
             members = frozenset(self.state.members) - self._removals.going(now)
             fit = alive & (self.raft.voters | self.raft.abreast)
@@ -330,7 +349,8 @@ class Peer:
             self._proposals.tell(now, command)
 
     def _compact(self, now: Instant, effects: list[Effect]) -> None:
-        if self.state is not None and self.raft.commit - self.raft.log.start >= self._settings.compact_entries:
+        is_long = self.raft.commit - self.raft.log.start >= self._settings.compact_entries
+        if self.state is not None and is_long and not self._trouble:
             self._agree(now, self.raft.compact(now, self.state.encode()), effects)
 
     # What can be asked
@@ -347,29 +367,17 @@ class Peer:
 
     def _is_lost(self) -> bool:
         """No coordinator is heard, or it does not hear us."""
-        return self.raft.leader is None or not self.swim.is_alive(self.raft.leader)
+        return not self._trouble and (self.raft.leader is None or not self.swim.is_alive(self.raft.leader))
 
     def _why_nothing(self, now: Instant) -> reasons.Reason | None:
         """Why nothing can be agreed on now."""
-        if self.raft.has_quorum(now):
-            return None
-        named = {m.node: m.name for m in self.state.members.values()} if self.state is not None else {}
-        voters = sorted(self.raft.voters, key=lambda node: named.get(node, node))
-        away = tuple(named.get(node, node) for node in voters if not self.swim.is_alive(node))
-        here = tuple(named.get(node, node) for node in voters if self.swim.is_alive(node))
-        if len(here) * 2 > len(voters):
-            return reasons.NoCoordinator()
-        return reasons.NoQuorum(here, away)
+        if self._trouble:
+            return reasons.DiskFull(self.me.name, self._trouble)
+        return None if self.raft.has_quorum(now) else no_quorum(self.state, self.raft.voters, self.swim.is_alive)
 
     def standing(self, node: NodeId) -> str:
         """``alive``, ``suspect``, ``dead`` or ``left``."""
-        return (
-            "alive"
-            if node == self.me.node
-            else self.swim.members[node].standing
-            if node in self.swim.members
-            else "dead"
-        )
+        return self.swim.standing(node)
 
     def view(self, now: Instant) -> View:
         """All that ``status`` shows."""

@@ -180,6 +180,19 @@ class UnknownMember(Struct, frozen=True, tag="unknown-member"):
     name: str
 
 
+class DiskFull(Struct, frozen=True, tag="disk-full"):
+    """A node can make nothing durable, so it promises nothing."""
+
+    node: str
+    cause: str
+
+
+class DiskFree(Struct, frozen=True, tag="disk-free"):
+    """It can again."""
+
+    node: str
+
+
 class IsYourself(Struct, frozen=True, tag="is-yourself"):
     """A node is not expelled through itself."""
 
@@ -242,6 +255,8 @@ Reason = (
     | InvitationExpired
     | NameTaken
     | UnknownMember
+    | DiskFull
+    | DiskFree
     | IsYourself
     | WasExpelled
     | WasTurnedAway
@@ -339,8 +354,8 @@ def _refused(reason: Reason) -> str:
             return f"the name {name!r} is already taken; choose another one with --name"
         case UnknownMember(name):
             return f"no member is named {name!r}; `dmi-node members` lists them"
-        case IsYourself() | WasExpelled() | WasTurnedAway():
-            return _of_membership(reason)
+        case DiskFull() | DiskFree() | IsYourself() | WasExpelled() | WasTurnedAway():
+            return _of_node(reason)
         case LimitReached(what, limit):
             return f"there can be at most {limit} {what}"
         case Malformed(what, value):
@@ -349,9 +364,14 @@ def _refused(reason: Reason) -> str:
             return "the placement has changed meanwhile"
 
 
-def _of_membership(reason: IsYourself | WasExpelled | WasTurnedAway) -> str:
+def _of_node(reason: DiskFull | DiskFree | IsYourself | WasExpelled | WasTurnedAway) -> str:
     again = "to bring it back, move its home away and join again with a new invitation"
     match reason:
+        case DiskFull(node, cause):
+            told = f"{node} cannot write to its disk ({cause})"
+            return f"{told}, so it votes on nothing and gets no roles until it can; free some space there"
+        case DiskFree(node):
+            return f"{node} can write to its disk again"
         case IsYourself(name, is_last) if is_last:
             return f"{name} is the last member: `dmi-node leave` ends it, and the mesh with it"
         case IsYourself(name):

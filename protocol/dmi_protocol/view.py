@@ -34,6 +34,8 @@ class MemberView(Struct, frozen=True):
     pid: int | None
     version: str | None
     witness: bool
+    trouble: str | None
+    """Why it votes on nothing and gets no roles, although it is alive."""
 
 
 class JobView(Struct, frozen=True):
@@ -117,6 +119,16 @@ def _recovering(job: Job, state: ClusterState, alive: Set[NodeId]) -> reasons.Re
     return reasons.Recovering(job.reason, step, len(job.seats), len(job.roles()))
 
 
+def no_quorum(state: ClusterState | None, voters: Set[NodeId], is_alive: Callable[[NodeId], bool]) -> reasons.Reason:
+    """Why nothing can be agreed on, where no coordinator is heard."""
+    named = {m.node: m.name for m in state.members.values()} if state is not None else {}
+    ordered = sorted(voters, key=lambda node: named.get(node, node))
+    here = tuple(named.get(node, node) for node in ordered if is_alive(node))
+    if len(here) * 2 > len(ordered):
+        return reasons.NoCoordinator()
+    return reasons.NoQuorum(here, tuple(named.get(node, node) for node in ordered if not is_alive(node)))
+
+
 def role_views(state: ClusterState) -> list[RoleView]:
     """Every seated role process of the jobs that go on."""
     found = []
@@ -152,6 +164,7 @@ def member_views(
                 pid=None if known is None else known[0],
                 version=None if known is None else known[1],
                 witness=member.witness,
+                trouble=reasons.sentence(reasons.DiskFull(member.name, known[2])) if known and known[2] else None,
             )
         )
     return tuple(found)

@@ -90,7 +90,7 @@ def test_progress_counts_while_the_job_goes_on() -> None:
 
 def test_members_are_shown_by_name_with_their_processes() -> None:
     found, job = state(RUNNING)
-    shown = member_views(found, {A}, {A: "alive", B: "dead"}.__getitem__, {A: (7, "1.0")}.get)
+    shown = member_views(found, {A}, {A: "alive", B: "dead"}.__getitem__, {A: (7, "1.0", "")}.get)
     assert [(m.name, m.state, m.voter, m.pid, m.version) for m in shown] == [
         ("n-a", "alive", True, 7, "1.0"),
         ("n-b", "dead", False, None, None),

@@ -140,6 +140,7 @@ class Expulsions:
     def __init__(self) -> None:
         self._members: set[NodeId] = set()
         self._removed: set[NodeId] = set()
+        self._retired: dict[NodeId, Reason] = {}
 
     def after(self, state: ClusterState) -> None:
         """A command was applied."""
@@ -148,7 +149,12 @@ class Expulsions:
 
     def retires(self, node: NodeId, reason: Reason) -> None:
         """A node takes itself to be a member no more."""
-        demand("expulsions", node in self._removed, f"{node} was never removed, and ends: {reason}")
+        self._retired[node] = reason
+
+    def at_end(self) -> None:
+        """While it happens a node may know of a removal a moment before the twin does."""
+        for node, reason in self._retired.items():
+            demand("expulsions", node in self._removed, f"{node} was never removed, and ends: {reason}")
 
 
 def digest(state: ClusterState) -> int:

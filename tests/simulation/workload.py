@@ -8,7 +8,7 @@ from dmi_protocol.events import JoinAsked
 from dmi_protocol.identity import JobId, PublicKey, RequestId
 from dmi_protocol.messages.control import Introduced, Join
 from dmi_protocol.peer import Me
-from dmi_protocol.reasons import NoCoordinator, NoQuorum, TimedOut
+from dmi_protocol.reasons import DiskFull, NoCoordinator, NoQuorum, TimedOut
 from tests.simulation.node import Node
 from tests.simulation.roles import Process
 from tests.simulation.world import BUNDLE, World, me
@@ -104,7 +104,7 @@ class Workload:
         """A stranger asks any node, and another one when that does not answer."""
         request = RequestId(f"join/{key}/{who.name}")
         known = self._world.told.get(request)
-        if known is not None and not isinstance(known.refusal, NoQuorum | NoCoordinator | TimedOut):
+        if known is not None and not isinstance(known.refusal, DiskFull | NoQuorum | NoCoordinator | TimedOut):
             return
         nodes = self._world.up()
         if nodes:

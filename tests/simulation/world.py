@@ -24,7 +24,7 @@ from dmi_protocol.effects import (
 )
 from dmi_protocol.events import Asked, BlobArrived, BlobFailed, Connected, Disconnected, Event, Received, TurnedAway
 from dmi_protocol.identity import BlobHash, NodeId, PublicKey, RequestId, node_id
-from dmi_protocol.messages.consensus import Snapshot, Voted
+from dmi_protocol.messages.consensus import ConsensusMessage, Snapshot, TimeoutNow, Voted
 from dmi_protocol.messages.control import Introduced
 from dmi_protocol.messages.membership import MembershipMessage
 from dmi_protocol.messages.mesh import Message, Wire
@@ -221,6 +221,9 @@ class World:
         target = self.of.get(to)
         if target is None or (node.name, target.name) not in self._connected:
             return
+        if node.in_trouble:
+            is_promise = isinstance(message, ConsensusMessage) and not isinstance(message, TimeoutNow)
+            demand("durable", not is_promise, f"{node.name} says {message} while its disk takes nothing")
         if isinstance(message, Voted):
             self.agreement.votes(node.me.node, to, message)
         self._sent += 1
@@ -276,6 +279,7 @@ class World:
         self.network.heal()
         for node in self.nodes.values():
             node.write_ms = 2
+            node.disk_is_full = False
             if not node.is_up:
                 self.start(node)
             elif node.is_paused:

@@ -35,6 +35,8 @@ def _show(seen: dict[str, Any], *, as_json: bool) -> None:
         return
     click.echo(wording.headline(seen))
     output.table(wording.MEMBER_COLUMNS, map(wording.member_row, seen["members"]))
+    for trouble in wording.troubles(seen):
+        click.echo(f"\n{trouble}")
     if seen["jobs"]:
         click.echo()
         output.jobs(seen["jobs"])

@@ -1,6 +1,7 @@
 """Verbs that are a node, or set one up."""
 
 import asyncio
+import errno
 import json
 import os
 import sys
@@ -23,14 +24,16 @@ from dmi_node.config import ConfigError
 from dmi_node.daemon import RetiredError, serve
 from dmi_node.home import HomeBusyError, owner_of
 from dmi_node.joining import Invitation, JoinError, MeshAwayError
-from dmi_node.storage.journal import IDENTITY, JournalError, has_fact
+from dmi_node.storage.journal import IDENTITY, JournalError, UnwritableError, has_fact
 from dmi_wire.keys import KeyFileError
 
 CANNOT_START = 78
 """The configuration or the home is wrong, or the node was expelled, so starting again will not help (systemd:
 RestartPreventExitStatus)."""
 TRY_AGAIN = 75
-"""The mesh that this node was invited to does not answer yet, so starting again may help; systemd does."""
+"""The mesh that this node was invited to does not answer yet, or the disk is full, so starting again may help; systemd
+does."""
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
 
 @click.command(epilog="Example: dmi-node run --listen 0.0.0.0:7600 --advertise 10.0.0.5:7600 --join TOKEN")
@@ -49,19 +52,19 @@ def run(**flags: Any) -> None:
 
     A new home without a token founds a mesh. A home that is a member already needs no flag. Exit code 78: this node
     cannot start as it is, or was expelled, so starting it again would not help; 75: the mesh to join does not answer yet,
-    so it may.
+    or the disk is full, so it may.
     """
     root = Path(home() or default_home())
     try:
         found = configuration.read(root / "config.toml", os.environ, flags)
         logs.configure(found.log_level)
         uvloop.run(serve(root, found, os.environ))
-    except MeshAwayError as error:
+    except (MeshAwayError, UnwritableError) as error:
         end(str(error), TRY_AGAIN)
     except (ConfigError, HomeBusyError, JoinError, KeyFileError, JournalError, RetiredError) as error:
         end(str(error), CANNOT_START)
     except OSError as error:
-        end(f"this node cannot run: {error}", CANNOT_START)
+        end(f"this node cannot run: {error}", TRY_AGAIN if error.errno in _DISK else CANNOT_START)
     except asyncio.CancelledError:
         sys.exit(0)
 

@@ -27,6 +27,7 @@ from dmi_protocol.view import JobView, View
 from dmi_wire.keys import KeyPair
 
 _WITHIN_MS = 10_000
+_UNDECIDED = reasons.NoQuorum | reasons.NoCoordinator | reasons.TimedOut | reasons.DiskFull
 _COPY_S = 10.0
 _LOG_S = 0.3
 _WATCH_S = 0.2
@@ -189,8 +190,8 @@ class Verbs:
     async def _ask(self, command: Command, within_ms: int = _WITHIN_MS) -> str:
         answer = await self._node.ask(command, within_ms)
         if answer.refusal is not None:
-            no_quorum = isinstance(answer.refusal, reasons.NoQuorum | reasons.NoCoordinator | reasons.TimedOut)
-            raise RefusalError("no-quorum" if no_quorum else "refused", reasons.sentence(answer.refusal))
+            kind = "no-quorum" if isinstance(answer.refusal, _UNDECIDED) else "refused"
+            raise RefusalError(kind, reasons.sentence(answer.refusal))
         return answer.value
 
     async def submit(self, client: Client, args: dict[str, Any]) -> object:

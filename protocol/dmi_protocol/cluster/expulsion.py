@@ -33,7 +33,7 @@ class Expulsion:
         self._connected: set[NodeId] = set()
         self._refused_by: set[NodeId] = set()
         self._refused_at: Instant | None = None
-        """Since when most of the others turn us away, and none lets us in."""
+        """Since when most of the others turn us away, and no coordinator is heard."""
         self._heard_at: Instant | None = None
 
     def happened(self, now: Instant, event: Event, state: ClusterState | None) -> None:
@@ -75,27 +75,36 @@ class Expulsion:
         return after(self._heard_at, PATIENCE_MS) if self._connected and self._heard_at is not None else None
 
     def look(
-        self, now: Instant, state: ClusterState | None, others: Mapping[NodeId, Introduced], voters: Set[NodeId]
+        self,
+        now: Instant,
+        state: ClusterState | None,
+        others: Mapping[NodeId, Introduced],
+        voters: Set[NodeId],
+        *,
+        is_led: bool,
     ) -> list[Effect]:
-        """What follows: ``Retire`` once, and meanwhile silent connections anew. ``voters`` are those of the log."""
+        """What follows: ``Retire`` once, and meanwhile silent connections anew. ``voters`` are those of the log; who is
+        ``is_led`` by a coordinator is a member."""
         if self._is_over:
             return []
         is_member = state is not None and self._me in state.members
         if self._was_member and not is_member:
             self._told = WasExpelled()
         self._was_member = self._was_member or is_member
-        reason = self._told or self._turned_away(now, others, voters - {self._me})
+        by = frozenset() if is_led else self._refused_by & others.keys()
+        reason = self._told or self._turned_away(now, by, others, voters - {self._me})
         if reason is not None and (self._leaves_until is None or now >= self._leaves_until):
             self._is_over = True
             return [Retire(reason)]
         return self._redial(now)
 
-    def _turned_away(self, now: Instant, others: Mapping[NodeId, Introduced], voters: Set[NodeId]) -> Reason | None:
+    def _turned_away(
+        self, now: Instant, by: Set[NodeId], others: Mapping[NodeId, Introduced], voters: Set[NodeId]
+    ) -> Reason | None:
         """A minority may not have heard of our admission yet. Most of the voters, or of all that we know, have, or would
         agree on it: of what a disk remembers the voters are the newest, and may be empty."""
-        by = self._refused_by & others.keys()
         is_most = 2 * len(by & voters) > len(voters) > 0 or 2 * len(by) > len(others)
-        if self._connected & others.keys() or not is_most:
+        if not is_most:
             self._refused_at = None
             return None
         self._refused_at = now if self._refused_at is None else self._refused_at

@@ -322,6 +322,12 @@ class Raft:
         heir = lead.most_complete() if lead is not None else None
         return [*lead.transfer(now, heir)] if lead is not None and heir is not None else []
 
+    def step_aside(self, now: Instant) -> list[Output]:
+        """Lead nothing and ask for nothing, and have the most complete of the others elected at once."""
+        heir = self._leadership.most_complete() if self._leadership is not None else None
+        self._follow(now, None)
+        return [Send(heir, TimeoutNow(self.term))] if heir is not None else []
+
     def _leading(self) -> Leadership:
         if self._leadership is None:
             raise LocalProtocolError("only the leader can do this")

@@ -22,6 +22,7 @@ MEMBER = {
     "pid": 40,
     "version": "0.1.0",
     "witness": False,
+    "trouble": None,
 }
 STATUS: dict[str, Any] = {
     "mesh": "cafe",
@@ -48,6 +49,13 @@ def test_status_shows_coordinator_members_and_jobs(tmp_path: Path) -> None:
     assert "n0    alive  127.0.1.1:7600  yes    40   worker-0" in shown.output
     assert "12 of 12" in shown.output
     assert "refused: 1 garbage, 3 stranger" in shown.output
+
+
+def test_a_member_in_trouble_is_a_line_of_its_own(tmp_path: Path) -> None:
+    said = "n0 cannot write to its disk (it is full)"
+    with FakeNode(tmp_path, status=value(STATUS | {"members": [MEMBER | {"trouble": said}]})):
+        shown = invoke(tmp_path, "status")
+    assert said in shown.output.splitlines()
 
 
 def test_without_a_quorum_status_says_why_and_ends_with_1(tmp_path: Path) -> None:

@@ -51,6 +51,13 @@ def test_which_losses_can_be_survived(states: tuple[str, ...], said: str) -> Non
     assert wording.survives(voters(*states)).startswith(said)
 
 
+def test_a_voter_in_trouble_is_as_good_as_lost() -> None:
+    three = voters("alive", "alive", "alive")
+    three["members"][0]["trouble"] = "its disk is full"
+    assert wording.survives(three) == "no voter can be lost now"
+    assert wording.troubles(three) == ["its disk is full"]
+
+
 @pytest.mark.parametrize(
     ("job", "said"),
     [

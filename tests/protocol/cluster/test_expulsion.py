@@ -4,7 +4,7 @@ from dmi_protocol.cluster.command import Remove
 from dmi_protocol.cluster.expulsion import PATIENCE_MS, Expulsion
 from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.effects import Effect, Redial, Retire
-from dmi_protocol.events import Asked, Connected, Disconnected, Event, Received, TurnedAway
+from dmi_protocol.events import Asked, Connected, Event, Received, TurnedAway
 from dmi_protocol.identity import NodeId, PublicKey, RequestId
 from dmi_protocol.instant import Instant, after
 from dmi_protocol.messages.control import Expelled, Introduced, Leaving
@@ -27,18 +27,22 @@ class Story:
         self.state: ClusterState | None = state(ME, *others)
         self.others = {node: Introduced(node, node[0], "h:1", PublicKey(node)) for node in others}
         self.voters = frozenset({ME})
+        self.is_led = False
 
     def happened(self, *events: Event) -> list[Effect]:
         for event in events:
             self.expulsion.happened(self.now, event, self.state)
-        return self.expulsion.look(self.now, self.state, self.others, self.voters)
+        return self.look()
+
+    def look(self) -> list[Effect]:
+        return self.expulsion.look(self.now, self.state, self.others, self.voters, is_led=self.is_led)
 
     def wait(self) -> list[Effect]:
         """Until the next deadline."""
         deadline = self.expulsion.deadline()
         assert deadline is not None
         self.now = max(self.now, deadline)
-        return self.expulsion.look(self.now, self.state, self.others, self.voters)
+        return self.look()
 
 
 def test_a_members_last_word_is_believed_when_it_is_news() -> None:
@@ -79,7 +83,7 @@ def test_who_leaves_by_its_own_wish_is_not_told() -> None:
     assert story.now == 1_000
 
 
-def test_who_is_turned_away_by_most_and_let_in_by_none_is_a_member_no_more() -> None:
+def test_who_is_turned_away_by_most_is_a_member_no_more() -> None:
     story = Story(A, B, C)
     assert story.happened(TurnedAway(A)) == []
     assert story.expulsion.deadline() is None, "one of three"
@@ -96,17 +100,37 @@ def test_the_voters_of_our_log_are_enough() -> None:
     assert story.wait() == [Retire(WasTurnedAway(("a",)))]
 
 
-def test_one_member_that_lets_us_in_is_enough() -> None:
+def test_who_hears_a_coordinator_is_a_member_whoever_turns_it_away() -> None:
     story = Story(A, B)
     story.happened(TurnedAway(A), TurnedAway(B))
     story.now = after(story.now, PATIENCE_MS - 1)
-    assert story.happened(Connected(B)) == []
-    story.now = after(story.now, PATIENCE_MS - 1)
-    assert story.happened(Received(B, Leaving()), Disconnected(B)) == []
+    story.is_led = True
+    assert story.look() == []
     assert story.expulsion.deadline() is None
-    story.happened(TurnedAway(B))
+    story.is_led = False
+    assert story.look() == []
     story.wait()
-    assert story.now == 3 * PATIENCE_MS - 2, "it counts from the moment when nobody did"
+    assert story.now == 2 * PATIENCE_MS - 1, "it counts from the moment when it heard none"
+
+
+def test_two_that_were_expelled_do_not_keep_each_other_in() -> None:
+    """Simulation: each is a member to the other."""
+    story = Story(A, B, C)
+    story.voters = frozenset({A, B})
+    story.happened(Connected(C), TurnedAway(A), TurnedAway(B))
+    for _ in range(12):
+        story.now = after(story.now, 1_000)
+        if found := story.happened(Received(C, Leaving())):
+            break
+    assert found == [Retire(WasTurnedAway(("a", "b")))]
+
+
+def test_who_lets_us_in_again_does_not_count() -> None:
+    story = Story(A, B, C)
+    story.happened(TurnedAway(A), TurnedAway(B), Connected(B))
+    assert story.look() == []
+    story.now = after(story.now, 2 * PATIENCE_MS)
+    assert not any(isinstance(effect, Retire) for effect in story.look())
 
 
 def test_strangers_do_not_count() -> None:
