@@ -208,6 +208,8 @@ class World:
         process = self.sockets.holders.get(effect.role)
         is_living = process is not None and process.is_alive
         if isinstance(effect, StartRole):
+            record = self.agreement.state.members.get(node.me.node)
+            demand("roles", record is None or not record.witness, f"{node.name} is a witness and starts {effect.role}")
             self.roles.starts(node.me.node, effect, is_living)
             spawn(self.sockets, node, effect.assignment)
         elif process is None or not is_living:
