@@ -26,7 +26,7 @@ from dmi_node.driver import Driver
 from dmi_node.home import Home
 from dmi_node.notify import Notifier
 from dmi_node.storage.blobs import Blobs
-from dmi_node.storage.journal import IDENTITY, Journal, JournalError
+from dmi_node.storage.journal import IDENTITY, Journal, JournalError, UnwritableError
 from dmi_node.supervision.supervisor import Supervisor
 from dmi_node.tasks import Tasks
 from dmi_node.transport.library import Library, NoSourceError
@@ -42,6 +42,7 @@ from dmi_protocol.events import Asked, BlobArrived, BlobFailed, Event, JoinAsked
 from dmi_protocol.identity import BlobHash, NodeId, RequestId, node_id
 from dmi_protocol.messages.control import Introduced, Join, Refused, Welcomed
 from dmi_protocol.peer import Me, Peer, PeerSettings, found
+from dmi_protocol.sentences import sentence
 from dmi_wire.keys import KeyPair
 from dmi_wire.listener import Heard
 
@@ -49,8 +50,10 @@ _log = logging.getLogger("dmi.node")
 _STOP_S = 5.0
 CRASHED = 70
 DISK_FAILED = 74
-"""A write failed: nothing can be promised any more."""
+"""The journal cannot be used any more, and not because the disk is full: nothing can be promised."""
+_RETIRED = "retired"
 _DEFAULT_LISTEN = "0.0.0.0:7600"
+_ONCE = "to make it a witness, `dmi-node leave`, move its home away and join again with --witness"
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -61,6 +64,10 @@ class Identity(msgspec.Struct, frozen=True):
     advertise: str | None
     witness: bool
     introduced: tuple[Introduced, ...] = ()
+
+
+class RetiredError(Exception):
+    """This home's node is a member no more. The text says why, and what to do."""
 
 
 class Changes:
@@ -95,16 +102,25 @@ class Node:
         self._refusals = Refusals()
         self._answers: dict[RequestId, asyncio.Future[Answer]] = {}
         self._ended = asyncio.Event()
+        self._retired: reasons.Reason | None = None
         self.changed = Changes()
         self.blobs = Blobs(home.blobs)
         self.blobs.sweep()
 
     async def run(self, environment: Mapping[str, str]) -> None:
-        """Until somebody asks it to end, or a part of it fails."""
+        """Until somebody asks it to end, or a part of it fails. Raises ``RetiredError`` when it is a member no more."""
         notifier = Notifier(dict(environment))
         journal = Journal(self._home.state)
         try:
+            if (why := journal.fact(_RETIRED)) is not None:
+                raise RetiredError(why.decode())
             await self._live(notifier, journal)
+            if self._retired is not None:
+                why = sentence(self._retired).encode()
+                if isinstance(self._retired, reasons.WasExpelled):  # the other is a conclusion, and may be drawn again
+                    with contextlib.suppress(UnwritableError):
+                        journal.keep(_RETIRED, why)
+                raise RetiredError(why.decode())
         finally:
             notifier.stopping()
             await self._tasks.close()
@@ -165,6 +181,8 @@ class Node:
         stored = journal.fact(IDENTITY)
         if stored is not None:
             identity = msgspec.msgpack.decode(stored, type=Identity)
+            if self._config.witness and not identity.witness:
+                _log.warning("%s is a member that plays roles, and stays one: %s", identity.name, _ONCE)
             self._listen(self._config.listen or identity.listen)
             return identity
         name = self._config.name or socket.gethostname().partition(".")[0]
@@ -215,7 +233,7 @@ class Node:
         request = RequestId(f"join/{heard.key}/{join.public_key}")
         answer = await self._wait(JoinAsked(request, heard.key, join, clock.unix()))
         if answer.refusal is not None:
-            self._refusals.add("invitation", heard.key, reasons.sentence(answer.refusal))
+            self._refusals.add("invitation", heard.key, sentence(answer.refusal))
             self._mesh.answer(heard, Refused(answer.refusal))
             return
         state = self.peer.state
@@ -259,12 +277,17 @@ class Node:
             case do.Unlink(node):
                 self._mesh.unlink(node)
                 self._know({n: other for n, other in self._known.items() if n != node})
+            case do.Redial(node):
+                self._mesh.redial(node)
+            case do.Retire(reason):
+                self._retired = reason
+                self.end()
             case do.AllowInvitations(keys):
                 self._mesh.invite(keys)
             case do.Changed():
                 self.changed.happened()
             case do.Explain(subject, reason):
-                _log.info("%s: %s", subject, reasons.sentence(reason))
+                _log.info("%s: %s", subject, sentence(reason))
             case _:
                 self._do_for_roles(effect)
 

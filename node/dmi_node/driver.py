@@ -1,18 +1,22 @@
-"""The one loop: events in, ``peer.step``, one durable write, and only then what had to wait for it."""
+"""The one loop: events in, ``peer.step``, one durable write, and only then what had to wait for it.
+
+While the disk takes nothing the loop goes on: what is not durable is held back with all that stood after it and is tried
+again, and the peer is told, so that it promises nothing meanwhile.
+"""
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from dmi_node import clock
-from dmi_node.storage.journal import Journal
+from dmi_node.storage.journal import Journal, UnwritableError
 from dmi_protocol import limits
-from dmi_protocol.effects import Effect, PersistEntries, PersistSnapshot, PersistVote
-from dmi_protocol.events import Event, Received, Ticked
+from dmi_protocol.effects import Effect
+from dmi_protocol.events import DiskFailed, DiskReturned, Event, Received, Ticked
+from dmi_protocol.held import RETRY_MS, WRITES, Held
+from dmi_protocol.instant import Instant, after, earliest
 from dmi_protocol.peer import Peer
-
-_WRITES = (PersistVote, PersistEntries, PersistSnapshot)
 
 
 class Driver:
@@ -26,6 +30,11 @@ class Driver:
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._disk = ThreadPoolExecutor(1, "journal")
+        self._cause: str | None = None
+        """Why the disk takes nothing; None while it does."""
+        self._retry_at: Instant | None = None
+        self._held = Held(peer.me.name)
+        self._facts: dict[str, bytes] = {}
         self.dropped = 0
         """Messages that came faster than they could be taken in."""
 
@@ -38,7 +47,7 @@ class Driver:
         self._wake.set()
 
     async def run(self) -> None:
-        """Turn until cancelled. A failed write ends it, because nothing can be promised any more."""
+        """Turn until cancelled. A journal that cannot be used any more ends it, because nothing can be promised."""
         self.give(Ticked())
         try:
             while True:
@@ -51,10 +60,14 @@ class Driver:
             self._disk.shutdown(wait=True)
 
     async def keep(self, name: str, value: bytes) -> None:
-        """Remember a fact, on the thread that owns the journal."""
-        await asyncio.get_running_loop().run_in_executor(self._disk, self._journal.keep, name, value)
+        """Remember a fact, on the thread that owns the journal; later, while the disk takes nothing."""
+        self._facts[name] = value
+        if self._cause is None:
+            await self._try([])
 
     async def _turn(self) -> None:
+        if self._retry_at is not None and clock.now() >= self._retry_at:
+            await self._retry()
         effects: list[Effect] = []
         deadline = self.peer.deadline()
         if not self._events and (deadline is None or clock.now() < deadline):
@@ -63,23 +76,58 @@ class Driver:
         if not self._events:
             self._events.append(Ticked())
         for _ in range(min(len(self._events), limits.EVENTS_PER_WRITE)):
-            effects += self.peer.step(clock.now(), self._events.popleft())
-        writes = [effect for effect in effects if isinstance(effect, _WRITES)]
-        if writes:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._disk, self._journal.write, writes)
-        for effect in effects:
-            if not isinstance(effect, _WRITES):
-                self._do(effect)
+            event = self._events.popleft()
+            self._held.happened(event)
+            effects += self.peer.step(clock.now(), event)
+        writes = [effect for effect in effects if isinstance(effect, WRITES)]
+        if self._cause is None and writes:
+            await self._try(writes)
+        if self._cause is not None:
+            effects = self._held.hold(self._cause, effects)
+        self._carry_out(effects)
         if self._events:
             self._wake.set()
         self._set_timer()
+
+    def _carry_out(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            if not isinstance(effect, WRITES):
+                self._do(effect)
+
+    # While the disk takes nothing
+
+    async def _try(self, writes: Sequence[Effect]) -> bool:
+        """Make ``writes`` durable, and the facts that wait. The first failure is the very next event of the peer."""
+        facts = dict(self._facts)
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._disk, self._write, writes, facts)
+        except UnwritableError as error:
+            if self._cause is None:
+                self._events.appendleft(DiskFailed(error.cause))
+                self._wake.set()
+            self._cause, self._retry_at = error.cause, after(clock.now(), RETRY_MS)
+            return False
+        self._facts = {name: value for name, value in self._facts.items() if facts.get(name) is not value}
+        return True
+
+    def _write(self, writes: Sequence[Effect], facts: Mapping[str, bytes]) -> None:
+        if writes:
+            self._journal.write(writes)
+        for name, value in facts.items():
+            self._journal.keep(name, value)
+
+    async def _retry(self) -> None:
+        if not await self._try(self._held.writes):
+            return
+        self._cause, self._retry_at = None, None
+        self._carry_out(self._held.release())
+        self._events.append(DiskReturned())
 
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        deadline = self.peer.deadline()
+        deadline = earliest(self.peer.deadline(), self._retry_at)
         if deadline is not None:
             delay = max(0, deadline - clock.now()) / 1000
             self._timer = asyncio.get_running_loop().call_later(delay, self._wake.set)

@@ -14,13 +14,14 @@ from dmi_protocol.codec import open_envelope, seal
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import PublicKey
 from dmi_protocol.messages.control import Join, Refused, Welcomed
+from dmi_protocol.sentences import sentence
 from dmi_wire.keys import KeyFileError, KeyPair
 from dmi_wire.link import Link
 
 _PREFIX = "dmi-"
 _TRY_S = 3.0
 _ADDRESSES = 5
-_PASSING = reasons.NoQuorum | reasons.NoCoordinator | reasons.TimedOut
+_PASSING = reasons.NoQuorum | reasons.NoCoordinator | reasons.TimedOut | reasons.DiskFull
 """What a mesh says that cannot decide now; no quorum is lost for good."""
 
 
@@ -81,9 +82,9 @@ async def redeem(token: str, join: Join) -> Welcomed:
             if isinstance(answer, Welcomed):
                 return answer
             if isinstance(answer, Refused) and not isinstance(answer.reason, _PASSING):
-                raise JoinError(f"{address} refuses: {reasons.sentence(answer.reason)}")
+                raise JoinError(f"{address} refuses: {sentence(answer.reason)}")
             if isinstance(answer, Refused):
-                undecided.append(f"{address} ({reasons.sentence(answer.reason)})")
+                undecided.append(f"{address} ({sentence(answer.reason)})")
                 await asyncio.sleep(_TRY_S)
             elif isinstance(answer, _TurnedAway):
                 turned_away.append(address)

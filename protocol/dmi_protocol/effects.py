@@ -70,6 +70,12 @@ class Unlink(Struct, frozen=True):
     node: NodeId
 
 
+class Redial(Struct, frozen=True):
+    """Break the connection to ``node`` and make it anew; ends in ``Connected`` or ``TurnedAway``, if it is there at all."""
+
+    node: NodeId
+
+
 class AllowInvitations(Struct, frozen=True):
     """These one-time keys, and no others, may say ``Join``."""
 
@@ -123,6 +129,12 @@ class Explain(Struct, frozen=True):
     reason: Reason
 
 
+class Retire(Struct, frozen=True):
+    """This node is a member no more: end it in good order, say why, and let nobody start it again."""
+
+    reason: Reason
+
+
 class Changed(Struct, frozen=True):
     """Something that ``status`` shows is new: wake who watches."""
 
@@ -135,6 +147,7 @@ Effect = (
     | Answer
     | Link
     | Unlink
+    | Redial
     | AllowInvitations
     | StartRole
     | TellRole
@@ -143,5 +156,6 @@ Effect = (
     | DropBlob
     | ForgetJob
     | Explain
+    | Retire
     | Changed
 )

@@ -32,6 +32,12 @@ class Disconnected(Struct, frozen=True):
     peer: NodeId
 
 
+class TurnedAway(Struct, frozen=True):
+    """``peer`` does not take our key: it does not know us yet, or does not any more."""
+
+    peer: NodeId
+
+
 class Asked(Struct, frozen=True):
     """Somebody on this host wants ``command`` committed. Answered once, by ``Answer``, whatever happens.
 
@@ -72,6 +78,17 @@ class BlobFailed(Struct, frozen=True):
     detail: str
 
 
+class DiskFailed(Struct, frozen=True):
+    """What was to be made durable is not: the disk is full, or fails. The shell keeps it, with all that stood after it, and
+    tries again; until ``DiskReturned`` nothing may be promised. ``cause`` is a short text for people."""
+
+    cause: str
+
+
+class DiskReturned(Struct, frozen=True):
+    """All that was to be durable is."""
+
+
 class Stopping(Struct, frozen=True):
     """The daemon was asked to end: hand leadership over and tell the others."""
 
@@ -81,10 +98,13 @@ Event = (
     | Ticked
     | Connected
     | Disconnected
+    | TurnedAway
     | Asked
     | JoinAsked
     | RoleHappened
     | BlobArrived
     | BlobFailed
+    | DiskFailed
+    | DiskReturned
     | Stopping
 )

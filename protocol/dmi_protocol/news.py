@@ -1,6 +1,6 @@
 """What members spread of themselves: what a daemon is, and where a job stands. Small rumors, and lost without harm."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgpack
 
@@ -10,8 +10,9 @@ from dmi_protocol.identity import JobId, NodeId
 from dmi_protocol.messages.membership import Rumor
 from dmi_protocol.messages.roles import Progressed
 
-NodeFacts = tuple[int, str]
-"""A daemon's pid and version, as it gossips them."""
+NodeFacts = tuple[int, str, str]
+"""A daemon's pid and version, and what is wrong with its disk, if anything is: as it gossips them."""
+CAUSE_CHARACTERS = 100
 
 Rumors = Mapping[tuple[NodeId, str], Rumor]
 FACTS = "node"
@@ -58,7 +59,12 @@ def pack_facts(facts: NodeFacts) -> bytes:
 def unpack_facts(value: bytes) -> NodeFacts | None:
     """What ``pack_facts`` packed; None for anything else."""
     try:
-        pid, version = convert(unpack(value), tuple[int, str])
+        pid, version, trouble = convert(unpack(value), tuple[int, str, str])
     except RemoteProtocolError:
         return None
-    return pid, version
+    return pid, version, trouble
+
+
+def in_trouble(rumors: Rumors, nodes: Iterable[NodeId]) -> frozenset[NodeId]:
+    """Who of ``nodes`` says that its disk takes nothing."""
+    return frozenset(node for node in nodes if (known := facts_of(rumors, node)) is not None and known[2])

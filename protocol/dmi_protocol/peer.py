@@ -11,6 +11,7 @@ from dmi_protocol import news, reasons
 from dmi_protocol.cluster.apply import apply
 from dmi_protocol.cluster.circle import Circle
 from dmi_protocol.cluster.command import Admit, Command, LoseRole, Readdress, Remove
+from dmi_protocol.cluster.expulsion import Expulsion
 from dmi_protocol.cluster.proposals import Proposals
 from dmi_protocol.cluster.removals import Removals
 from dmi_protocol.cluster.search import Search, answer
@@ -25,6 +26,8 @@ from dmi_protocol.events import (
     BlobArrived,
     BlobFailed,
     Disconnected,
+    DiskFailed,
+    DiskReturned,
     Event,
     JoinAsked,
     Received,
@@ -41,7 +44,8 @@ from dmi_protocol.messages.consensus import Entry, Noop, Snapshot, Voters
 from dmi_protocol.messages.control import ControlMessage, Coordinated, Introduced, Leaving, Propose, Seeking
 from dmi_protocol.messages.roles import Progressed
 from dmi_protocol.placement.voters import next_voters
-from dmi_protocol.view import View, job_view, member_views
+from dmi_protocol.sentences import sentence
+from dmi_protocol.view import View, job_view, member_views, no_quorum
 
 
 class Me(Struct, frozen=True):
@@ -97,12 +101,14 @@ class Peer:
         self._proposals = Proposals()
         self._removals = Removals()
         self._search = Search()
+        self._expulsion = Expulsion(me.node)
         self._hosting = Hosting(me.node, me.name, me.address.rpartition(":")[0], me.ports, self._reached)
         self._scheduler = Scheduler()
         self._is_new = True
         self._is_dirty = True
         """The state or the membership has changed, so what follows from them is looked at again."""
-        self._ending: set[JobId] = set()
+        self._trouble = ""
+        """Why our disk takes nothing. Consensus stands still meanwhile: it would promise what is not durable."""
         self._was_ready = False
         self._abreast = 0
         self._in_log: tuple[int, set[RequestId]] = (0, set())
@@ -118,9 +124,12 @@ class Peer:
             self._begin(now, effects)
         if self._circle.is_due(now):
             self._meet(now, effects)
+        self._expulsion.happened(now, event, self.state)
         self._take(now, event, effects)
         self._follow_up(now, effects)
-        effects += self._hosting.leases(self.raft.contact(now))
+        effects += self._hosting.leases(None if self._trouble else self.raft.contact(now))
+        known, voters = self._circle.others, self.raft.voters
+        effects += self._expulsion.look(now, self.state, known, voters, is_led=self.raft.has_quorum(now))
         effects += self._search.look(now, is_lost=self._is_lost(), members=self._circle.members)
         if before != self.raft.leader or self._is_dirty:
             effects.append(Changed())
@@ -130,10 +139,10 @@ class Peer:
     def deadline(self) -> Instant | None:
         """When a ``Ticked`` is wanted."""
         schedule = self._scheduler.deadline(self.state) if self.state is not None and self.raft.is_ready else None
-        machines = self.raft.deadline(), self.swim.deadline(), self._proposals.deadline()
-        is_alone = self.raft.is_leader and self.raft.voters == {self.me.node}
-        renewal = self._hosting.renewal() if is_alone else None
-        return earliest(*machines, self._circle.deadline(), self._search.deadline(), schedule, renewal)
+        raft = None if self._trouble else self.raft.deadline()
+        renewal = self._hosting.renewal() if self.raft.leads_alone else None
+        machines = raft, self.swim.deadline(), self._proposals.deadline(), self._circle.deadline()
+        return earliest(*machines, self._search.deadline(), self._expulsion.deadline(), schedule, renewal)
 
     def check(self) -> None:
         """Assert the invariants of every machine."""
@@ -144,7 +153,10 @@ class Peer:
     def _begin(self, now: Instant, effects: list[Effect]) -> None:
         self._is_new = False
         self._meet(now, effects)
-        self.swim.publish(now, news.FACTS, news.pack_facts((self.me.pid, self.me.version)))
+        self._publish(now)
+
+    def _publish(self, now: Instant) -> None:
+        self.swim.publish(now, news.FACTS, news.pack_facts((self.me.pid, self.me.version, self._trouble)))
 
     def _take(self, now: Instant, event: Event, effects: list[Effect]) -> None:
         match event:
@@ -166,12 +178,24 @@ class Peer:
             case BlobFailed(blob, detail):
                 self._tell(now, self._hosting.missing(blob, detail))
                 self._is_dirty = True
+            case DiskFailed(cause) if not self._trouble:
+                cause = cause[: news.CAUSE_CHARACTERS]
+                self._disk_is(now, cause, reasons.DiskFull(self.me.name, cause), effects)
+            case DiskReturned() if self._trouble:
+                self._disk_is(now, "", reasons.DiskFree(self.me.name), effects)
             case Stopping():
                 effects += self._hosting.stop()
                 self._pass(now, event, effects)
                 effects += [Send(node, Leaving()) for node in sorted(self._circle.members)]
             case _:
                 self._pass(now, event, effects)
+
+    def _disk_is(self, now: Instant, trouble: str, reason: reasons.Reason, effects: list[Effect]) -> None:
+        """Consensus ends what it was about when the disk failed, and is a follower without a leader once it is back."""
+        self._trouble, self._is_dirty = trouble, True
+        self._agree(now, self.raft.step_aside(now), effects)
+        self._publish(now)
+        effects.append(Explain("mesh", reason))
 
     def _hear(self, now: Instant, sender: NodeId, message: ControlMessage, effects: list[Effect]) -> None:
         match message:
@@ -197,7 +221,8 @@ class Peer:
                 effects.append(output)
         if rumors != (len(self.swim.rumors), sum(rumor.version for rumor in self.swim.rumors.values())):
             self._is_dirty = True
-        self._agree(now, self.raft.step(now, event), effects)
+        if not self._trouble:
+            self._agree(now, self.raft.step(now, event), effects)
 
     # What was agreed
 
@@ -303,19 +328,19 @@ class Peer:
                 self._tell(now, [Readdress(request, self.me.node, self.me.address)])
         schedule = self._scheduler.deadline(self.state) if self.raft.is_ready else None
         is_news = self._is_dirty or not self._was_ready or len(self.raft.abreast) != self._abreast
-        is_due = is_news or (schedule is not None and now >= schedule)
-        if self.raft.is_ready and is_due:
+        if self.raft.is_ready and (is_news or (schedule is not None and now >= schedule)):
             self._coordinate(now, effects)
         self._was_ready, self._abreast = self.raft.is_ready, len(self.raft.abreast)
         self._compact(now, effects)
 
     def _coordinate(self, now: Instant, effects: list[Effect]) -> None:
         assert self.state is not None
-        alive = self.alive()
+        alive = self.alive() - news.in_trouble(self.swim.rumors, self.state.members)
         if self.raft.may_change_voters():
             members = frozenset(self.state.members) - self._removals.going(now)
             fit = alive & (self.raft.voters | self.raft.abreast)
-            voters = next_voters(self.raft.voters, members, fit, self.me.node)
+            witnesses = frozenset(node for node, member in self.state.members.items() if member.witness)
+            voters = next_voters(self.raft.voters, members, fit, self.me.node, witnesses)
             if voters is not None:
                 self._agree(now, self.raft.change_voters(now, voters), effects)
             for removal in self._removals.ready(self._needed()):
@@ -326,7 +351,8 @@ class Peer:
             self._proposals.tell(now, command)
 
     def _compact(self, now: Instant, effects: list[Effect]) -> None:
-        if self.state is not None and self.raft.commit - self.raft.log.start >= self._settings.compact_entries:
+        is_long = self.raft.commit - self.raft.log.start >= self._settings.compact_entries
+        if self.state is not None and is_long and not self._trouble:
             self._agree(now, self.raft.compact(now, self.state.encode()), effects)
 
     # What can be asked
@@ -343,29 +369,17 @@ class Peer:
 
     def _is_lost(self) -> bool:
         """No coordinator is heard, or it does not hear us."""
-        return self.raft.leader is None or not self.swim.is_alive(self.raft.leader)
+        return not self._trouble and (self.raft.leader is None or not self.swim.is_alive(self.raft.leader))
 
     def _why_nothing(self, now: Instant) -> reasons.Reason | None:
         """Why nothing can be agreed on now."""
-        if self.raft.has_quorum(now):
-            return None
-        named = {m.node: m.name for m in self.state.members.values()} if self.state is not None else {}
-        voters = sorted(self.raft.voters, key=lambda node: named.get(node, node))
-        away = tuple(named.get(node, node) for node in voters if not self.swim.is_alive(node))
-        here = tuple(named.get(node, node) for node in voters if self.swim.is_alive(node))
-        if len(here) * 2 > len(voters):
-            return reasons.NoCoordinator()
-        return reasons.NoQuorum(here, away)
+        if self._trouble:
+            return reasons.DiskFull(self.me.name, self._trouble)
+        return None if self.raft.has_quorum(now) else no_quorum(self.state, self.raft.voters, self.swim.is_alive)
 
     def standing(self, node: NodeId) -> str:
         """``alive``, ``suspect``, ``dead`` or ``left``."""
-        return (
-            "alive"
-            if node == self.me.node
-            else self.swim.members[node].standing
-            if node in self.swim.members
-            else "dead"
-        )
+        return self.swim.standing(node)
 
     def view(self, now: Instant) -> View:
         """All that ``status`` shows."""
@@ -379,7 +393,7 @@ class Peer:
             coordinator=leader.name if leader is not None and why is None else None,
             term=self.raft.term,
             quorum=why is None,
-            quorum_reason=None if why is None else reasons.sentence(why),
+            quorum_reason=None if why is None else sentence(why),
             members=member_views(state, self.raft.voters, self.standing, partial(news.facts_of, self.swim.rumors)),
             jobs=tuple(
                 job_view(job, state, alive, news.progress_of(self.swim.rumors, job.id)) for job in state.jobs.values()

@@ -1,4 +1,4 @@
-"""Why: every reason is a value with fields, and its sentence is made here and nowhere else.
+"""Why: every reason is a value with fields. Its sentence is made in ``sentences.py`` and nowhere else.
 
 ``dmi-node why``, the log and every refusal show the same sentence.
 """
@@ -206,6 +206,37 @@ class UnknownMember(Struct, frozen=True, tag="unknown-member"):
     name: str
 
 
+class DiskFull(Struct, frozen=True, tag="disk-full"):
+    """A node can make nothing durable, so it promises nothing."""
+
+    node: str
+    cause: str
+
+
+class DiskFree(Struct, frozen=True, tag="disk-free"):
+    """It can again."""
+
+    node: str
+
+
+class IsYourself(Struct, frozen=True, tag="is-yourself"):
+    """A node is not expelled through itself."""
+
+    name: str
+    is_last: bool
+    """Is it the last member?"""
+
+
+class WasExpelled(Struct, frozen=True, tag="was-expelled"):
+    """This node is a member no more."""
+
+
+class WasTurnedAway(Struct, frozen=True, tag="was-turned-away"):
+    """Most of the others answer, and none of them takes this node's key."""
+
+    by: tuple[str, ...]
+
+
 class LimitReached(Struct, frozen=True, tag="limit-reached"):
     """A bound of ``limits.py``."""
 
@@ -253,128 +284,12 @@ Reason = (
     | InvitationExpired
     | NameTaken
     | UnknownMember
+    | DiskFull
+    | DiskFree
+    | IsYourself
+    | WasExpelled
+    | WasTurnedAway
     | LimitReached
     | Malformed
     | Stale
 )
-
-
-def sentence(reason: Reason) -> str:
-    """One line for people. What a role process said at length is in ``detail``."""
-    match reason:
-        case RoleFailed(role, node, kind, text):
-            return f"{role} on {node} failed ({kind}): {_last_line(text)}"
-        case RoleDied():
-            return _died(reason)
-        case RoleUnready(role, node, within_ms):
-            return f"{role} on {node} was not ready within {within_ms / 1000:g} s; see `dmi-node logs`"
-        case NodeLost(role, node):
-            return f"{node}, which played {role}, is gone"
-        case PairSilent(role, node, peer, peer_node, silent_ms):
-            return f"{role} on {node} and {peer} on {peer_node} could not talk for {silent_ms / 1000:g} s, and it was replaced"
-        case Recovering():
-            return _recovering(reason)
-        case TakingOver(loss):
-            return f"{sentence(loss)}; the others take over at this very step"
-        case Weakened():
-            return _weakened(reason)
-        case PartsAway(loss, step, nodes):
-            return (
-                f"{sentence(loss)}; the checkpoint of step {step} has parts that only {_list(nodes)} can give: waiting"
-            )
-        case CrashedOften(times, last):
-            return f"{sentence(last)}; it was crash {times} without getting any further, so the job is given up"
-        case _:
-            return _of_mesh(reason)
-
-
-def _died(reason: RoleDied) -> str:
-    if reason.stalled:
-        how = "stopped moving and was ended"
-    elif reason.signal:
-        how = f"was killed by signal {reason.signal}" + (" (out of memory?)" if reason.signal == 9 else "")
-    else:
-        how = f"ended with code {reason.code} without saying why"
-    return f"{reason.role} on {reason.node} {how}; see `dmi-node logs`"
-
-
-def _weakened(reason: Weakened) -> str:
-    bare = f", {reason.bare} shards have no backup yet" if reason.bare else ""
-    coming = f"; {reason.coming} processes are on their way" if reason.coming else "; more nodes would be used"
-    return f"{sentence(reason.loss)}; the job goes on with workers on {_list(reason.workers)}{bare}{coming}"
-
-
-def _recovering(reason: Recovering) -> str:
-    whence = "from its beginning" if not reason.step else f"from the checkpoint of step {reason.step}"
-    when = f": {reason.ready} of {reason.roles} role processes are ready" if reason.roles else ": waiting for nodes"
-    return f"{sentence(reason.loss)}; the job goes on {whence}{when}"
-
-
-def _of_mesh(reason: Reason) -> str:
-    match reason:
-        case PartLost(node, detail):
-            return f"{node} could not fetch a part of the checkpoint: {detail}"
-        case BundleLost(node, detail):
-            return f"{node} could not fetch the job's files: {detail}"
-        case NoQuorum(reachable, missing):
-            voters = len(reachable) + len(missing)
-            return (
-                f"no quorum: only {len(reachable)} of {voters} voters can be reached; {_list(missing)} must come back"
-            )
-        case NoCoordinator():
-            return "no coordinator yet: an election is under way"
-        case TimedOut(within_ms):
-            return f"not committed within {within_ms / 1000:g} s; asking again is safe"
-        case TooFewNodes(role, wanted, nodes):
-            return (
-                f"{wanted} {role}s were asked for and the mesh has {nodes} nodes; ask for fewer, or let more hosts join"
-            )
-        case Waiting(wanted, alive):
-            return f"waiting for {wanted} nodes, {alive} are alive"
-        case Starting(ready, roles):
-            return f"starting: {ready} of {roles} role processes are ready"
-        case Running(workers, servers):
-            return f"running: workers on {_list(workers)}, servers on {_list(servers)}"
-        case Succeeded(steps):
-            return f"succeeded after {steps} step{'' if steps == 1 else 's'}; `dmi-node export` writes the weights"
-        case _:
-            return _refused(reason)
-
-
-def _refused(reason: Reason) -> str:
-    match reason:
-        case Cancelled():
-            return "cancelled"
-        case NotYet(what):
-            return f"{what} is not built yet; leave it out"
-        case UnknownJob(job):
-            return f"no job is named {job!r}; `dmi-node jobs` lists them"
-        case JobEnded(job, state):
-            return f"{job} has already {state}"
-        case InvitationUsed():
-            return "the invitation is not known here: it was used already; ask for a new one with `dmi-node invite`"
-        case InvitationExpired():
-            return "the invitation has expired; ask for a new one with `dmi-node invite`"
-        case NameTaken(name):
-            return f"the name {name!r} is already taken; choose another one with --name"
-        case UnknownMember(name):
-            return f"no member is named {name!r}; `dmi-node members` lists them"
-        case LimitReached(what, limit):
-            return f"there can be at most {limit} {what}"
-        case Malformed(what, value):
-            return f"{value[:80]!r} is no {what}"
-        case _:
-            return "the placement has changed meanwhile"
-
-
-def detail(reason: Reason) -> str | None:
-    """All that a role process said, when that is more than a line."""
-    return reason.text if isinstance(reason, RoleFailed) and "\n" in reason.text.strip() else None
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no reason given"])[-1]
-
-
-def _list(names: tuple[str, ...]) -> str:
-    return ", ".join(names) if names else "nobody"

@@ -10,6 +10,7 @@ from dmi_protocol.identity import NodeId
 from dmi_protocol.messages.roles import Progressed
 from dmi_protocol.news import NodeFacts
 from dmi_protocol.placement.roles import wanted_nodes
+from dmi_protocol.sentences import detail, sentence
 
 
 class RoleView(Struct, frozen=True):
@@ -24,7 +25,7 @@ class RoleView(Struct, frozen=True):
 
 
 class MemberView(Struct, frozen=True):
-    """A member. ``pid`` and ``version`` are what it gossips; None until that has been heard."""
+    """A member. ``pid`` and ``version`` are what it gossips; None until that has been heard. A ``witness`` plays no role."""
 
     name: str
     id: str
@@ -34,6 +35,9 @@ class MemberView(Struct, frozen=True):
     roles: tuple[RoleView, ...]
     pid: int | None
     version: str | None
+    witness: bool
+    trouble: str | None
+    """Why it votes on nothing and gets no roles, although it is alive."""
 
 
 class JobView(Struct, frozen=True):
@@ -84,9 +88,9 @@ def job_view(job: Job, state: ClusterState, alive: Set[NodeId], progress: Progre
         steps=steps,
         samples_per_second=progress.samples_per_second if progress is not None and job.state == RUNNING else None,
         loss=progress.loss if progress is not None and goes_on else job.loss,
-        reason=reasons.sentence(reason) if job.reason is not None else None,
-        sentence=reasons.sentence(reason),
-        detail=reasons.detail(reason),
+        reason=sentence(reason) if job.reason is not None else None,
+        sentence=sentence(reason),
+        detail=detail(reason),
     )
 
 
@@ -130,6 +134,16 @@ def _recovering(job: Job, state: ClusterState, alive: Set[NodeId]) -> reasons.Re
     return reasons.Recovering(job.reason, step, len(job.seats), len(job.roles()))
 
 
+def no_quorum(state: ClusterState | None, voters: Set[NodeId], is_alive: Callable[[NodeId], bool]) -> reasons.Reason:
+    """Why nothing can be agreed on, where no coordinator is heard."""
+    named = {m.node: m.name for m in state.members.values()} if state is not None else {}
+    ordered = sorted(voters, key=lambda node: named.get(node, node))
+    here = tuple(named.get(node, node) for node in ordered if is_alive(node))
+    if len(here) * 2 > len(ordered):
+        return reasons.NoCoordinator()
+    return reasons.NoQuorum(here, tuple(named.get(node, node) for node in ordered if not is_alive(node)))
+
+
 def role_views(state: ClusterState) -> list[RoleView]:
     """Every seated role process of the jobs that go on."""
     found = []
@@ -169,6 +183,8 @@ def member_views(
                 roles=tuple(role for role in roles if role.node == member.name),
                 pid=None if known is None else known[0],
                 version=None if known is None else known[1],
+                witness=member.witness,
+                trouble=sentence(reasons.DiskFull(member.name, known[2])) if known and known[2] else None,
             )
         )
     return tuple(found)

@@ -60,8 +60,9 @@ class Link:
         self._address = f"tcp://{address}"
         self._socket.connect(self._address)
 
-    async def watch(self, connected: Notify, disconnected: Notify) -> None:
-        """Call ``connected`` when the handshake is done and ``disconnected`` when it is undone; until cancelled."""
+    async def watch(self, connected: Notify, disconnected: Notify, turned_away: Notify = lambda: None) -> None:
+        """Call ``connected`` when the handshake is done, ``disconnected`` when it is undone, and ``turned_away`` each time
+        that our key is not taken; until cancelled."""
         pause = _REFUSED_S
         while True:
             event, _ = await self._events.recv_multipart()
@@ -74,10 +75,15 @@ class Link:
                 disconnected()
             else:
                 self.turned_away += 1
+                turned_away()
                 await asyncio.sleep(pause)
                 pause = min(_REFUSED_MAX_S, 2 * pause)
-                self._socket.disconnect(self._address)
-                self._socket.connect(self._address)
+                self.redial()
+
+    def redial(self) -> None:
+        """Give the connection up, and make it anew."""
+        self._socket.disconnect(self._address)
+        self._socket.connect(self._address)
 
     async def _writable(self) -> None:
         """The handshake is told a moment before the socket can be written; what is sent in between would be dropped."""
@@ -103,8 +109,8 @@ class Link:
                 await asyncio.sleep(_LOOK_S)
         return None
 
-    def close(self) -> None:
-        """End the connection."""
+    def close(self, linger_ms: int = 0) -> None:
+        """End the connection; what was sent before may still leave for so long."""
         self._socket.disable_monitor()
         self._events.close()
-        self._socket.close()
+        self._socket.close(linger_ms)

@@ -134,9 +134,9 @@ class Mesh:
         """See ``dmi.mesh.Mesh.leave``."""
         await asyncio.to_thread(self._mesh.leave)
 
-    async def expel(self, node: str) -> None:
+    async def expel(self, node: str) -> dict[str, Any]:
         """See ``dmi.mesh.Mesh.expel``."""
-        await asyncio.to_thread(self._mesh.expel, node)
+        return await asyncio.to_thread(self._mesh.expel, node)
 
     async def stop(self) -> None:
         """See ``dmi.mesh.Mesh.stop``."""

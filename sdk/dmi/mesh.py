@@ -100,9 +100,10 @@ class Mesh:
         """The node that answers leaves the mesh, and ends."""
         self._connection.ask("leave")
 
-    def expel(self, node: str) -> None:
-        """A member's key counts no more, on open connections too."""
-        self._connection.ask("expel", node=node)
+    def expel(self, node: str) -> dict[str, Any]:
+        """A member (name or id) is one no more: its key counts nowhere, on open connections too. Gives ``{"name", "id"}``."""
+        found: dict[str, Any] = self._connection.ask("expel", node=node)
+        return found
 
     def stop(self) -> None:
         """The node that answers ends in good order; it stays a member."""

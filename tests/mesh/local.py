@@ -118,9 +118,13 @@ class LocalMesh:
                 stdout=log,
                 stderr=log,
             )
+        self.adopt(child)
+        return child.pid
+
+    def adopt(self, child: "subprocess.Popen[bytes]") -> None:
+        """A daemon that was started for this mesh: ``close`` ends it, too."""
         self._children.append(child)
         self.pids.add(child.pid)
-        return child.pid
 
     def processes(self) -> list[psutil.Process]:
         """The daemons and all that descends from them."""

@@ -4,18 +4,22 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
 from dmi_node import clock
 from dmi_node.driver import Driver
-from dmi_node.storage.journal import JournalError
+from dmi_node.storage.journal import JournalError, UnwritableError
 from dmi_protocol import limits
-from dmi_protocol.effects import Changed, DropBlob, Effect, PersistVote
-from dmi_protocol.events import BlobArrived, Connected, Event, Received, Ticked
-from dmi_protocol.identity import BlobHash, NodeId
+from dmi_protocol.effects import Answer, Changed, DropBlob, Effect, PersistVote, Send
+from dmi_protocol.events import BlobArrived, Connected, DiskFailed, DiskReturned, Event, Received, Ticked
+from dmi_protocol.identity import BlobHash, NodeId, PublicKey, RequestId
 from dmi_protocol.instant import Instant, after
+from dmi_protocol.messages.control import Seeking
 from dmi_protocol.messages.membership import Ping
+from dmi_protocol.peer import Me
+from dmi_protocol.reasons import DiskFull
 
 SECONDS = 10
 THERE = NodeId("1" * 16)
@@ -34,6 +38,7 @@ class FakePeer:
 
     def __init__(self, react: Callable[[Event], list[Effect]]) -> None:
         self.react = react
+        self.me = Me(THERE, "n1", "h:1", PublicKey("k"))
         self.wants: Instant | None = None
         self.stepped: list[Event] = []
 
@@ -65,6 +70,8 @@ class FakeJournal:
         self.order.append(tuple(writes))
 
     def keep(self, name: str, value: bytes) -> None:
+        if self.error is not None:
+            raise self.error
         self.order.append((name, value))
 
 
@@ -151,12 +158,57 @@ async def test_a_write_that_fails_ends_the_loop_and_nothing_leaves() -> None:
         return [vote(1), effect(1)] if number(event) == 1 else []
 
     async with driving(react) as loop:
-        loop.journal.error = JournalError("the disk is full")
+        loop.journal.error = JournalError("the file is damaged")
         loop.driver.give(BlobArrived(BlobHash("1")))
         assert loop.task is not None
         with pytest.raises(JournalError):
             await loop.task
         assert loop.order == []
+
+
+FULL = UnwritableError(Path("state.sqlite"), "no space")
+ASKED = RequestId("asked")
+
+
+async def test_while_the_disk_is_full_nothing_is_promised_and_then_all_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dmi_node.driver.RETRY_MS", 20)
+    said = Send(THERE, Seeking())
+
+    first: list[Effect] = [effect(10), vote(1), said, Answer(ASKED, "yes"), effect(11)]
+    second: list[Effect] = [effect(2), said]
+
+    def react(event: Event) -> list[Effect]:
+        if isinstance(event, DiskFailed | DiskReturned):
+            return [Changed()]
+        return first if number(event) == 1 else second if number(event) == 2 else []
+
+    async with driving(react) as loop:
+        loop.journal.error = FULL
+        loop.driver.give(BlobArrived(BlobHash("1")))
+        await loop.until_done()
+        assert loop.peer.stepped[-1] == DiskFailed("no space")
+        assert loop.order == [Answer(ASKED, "", DiskFull("n1", "no space"))], "no yes, and no word to anybody"
+        loop.driver.give(BlobArrived(BlobHash("2")))
+        while said not in loop.order:
+            await asyncio.sleep(0)
+        await loop.driver.keep("members", b"n0")
+        loop.order.clear()
+        loop.journal.error = None
+        await loop.until_done()
+        assert DiskReturned() in loop.peer.stepped
+        assert loop.order == [(vote(1),), ("members", b"n0"), effect(10), effect(11), effect(2)]
+        assert loop.peer.stepped.count(DiskFailed("no space")) == 1
+
+
+async def test_a_fact_that_cannot_be_kept_is_kept_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dmi_node.driver.RETRY_MS", 20)
+    async with driving(lambda event: [Changed()] if isinstance(event, DiskReturned) else []) as loop:
+        loop.journal.error = FULL
+        await loop.driver.keep("members", b"n0")
+        await loop.driver.keep("members", b"n1")
+        loop.journal.error = None
+        await loop.until_done()
+        assert loop.order == [("members", b"n1")]
 
 
 async def test_a_bug_of_a_machine_ends_the_loop() -> None:

@@ -18,6 +18,7 @@ from dmi_protocol import reasons
 from dmi_protocol.codec import seal
 from dmi_protocol.identity import PublicKey
 from dmi_protocol.messages.control import Join, Refused, Welcomed
+from dmi_protocol.sentences import sentence
 from dmi_wire.keys import KeyPair
 from dmi_wire.listener import Listener
 from dmi_wire.zap import Gatekeeper
@@ -150,7 +151,7 @@ async def test_a_mesh_that_cannot_decide_is_late_and_one_that_refuses_is_not(
     with pytest.raises(JoinError) as caught:
         await redeem(token_for(doors[0]), JOIN)
     assert type(caught.value) is error
-    assert reasons.sentence(reason) in str(caught.value)
+    assert sentence(reason) in str(caught.value)
 
 
 async def test_an_invitation_that_everybody_turns_away_is_used_and_one_silent_node_makes_it_open(

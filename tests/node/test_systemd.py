@@ -8,6 +8,7 @@ import pytest
 
 from dmi_node import config
 from dmi_node.cli.node import CANNOT_START, TRY_AGAIN
+from dmi_node.daemon import CRASHED, DISK_FAILED
 
 SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
@@ -38,6 +39,18 @@ def test_the_example_configuration_can_be_read() -> None:
     found = config.read(SYSTEMD / "dmi-node.toml", {}, {})
     assert found.listen == "0.0.0.0:7600"
     assert found.data_ports == (7610, 7699)
+
+
+def test_a_killed_daemon_is_started_again_however_often() -> None:
+    """A kill is a failure; systemd's own limit, five starts in ten seconds, would leave a host out for good."""
+    sections = (SYSTEMD / "dmi-node.service").read_text().partition("[Service]")
+    assert "StartLimitIntervalSec=0" in sections[0].splitlines(), "it belongs to [Unit]"
+    service = dict(line.split("=", 1) for line in sections[2].splitlines() if "=" in line and not line.startswith("#"))
+    assert (service["Restart"], service["RestartSec"]) == ("on-failure", "1")
+    assert not {CRASHED, DISK_FAILED, TRY_AGAIN} & {int(code) for code in service["RestartPreventExitStatus"].split()}
+    arguments = service["ExecStart"].split()
+    assert arguments[1:3] == ["run", "--home"], "a home that is a member needs no other flag to rejoin"
+    assert service["StateDirectory"] == Path(arguments[3]).name
 
 
 def test_only_what_would_not_help_is_not_started_again() -> None:

@@ -8,9 +8,12 @@ from dmi_protocol import effects as do
 from dmi_protocol import events as on
 from dmi_protocol.cluster.command import Admit, Cancel, JobSpec, Remove, Submit
 from dmi_protocol.identity import BlobHash, JobId, PublicKey, RequestId
+from dmi_protocol.instant import Instant
 from dmi_protocol.jobs.hosting import role_name
+from dmi_protocol.messages.consensus import ConsensusMessage, TimeoutNow
 from dmi_protocol.messages.roles import Bound, Completed, Exited, PartWritten, Progressed
-from dmi_protocol.reasons import InvitationUsed, NoQuorum, RoleDied, TimedOut
+from dmi_protocol.reasons import DiskFree, DiskFull, InvitationUsed, NoQuorum, RoleDied, TimedOut, WasExpelled
+from dmi_protocol.sentences import sentence
 from tests.protocol.little import Little, me
 
 
@@ -202,6 +205,7 @@ def test_a_node_that_leaves_is_told_and_the_others_go_on(size: int, *, leads: bo
     gone = next(name for name in sorted(little.peers) if (name == little.leader()) == leads)
     little.ask(gone, Remove(RequestId("leave"), me(gone).node))
     assert little.answer("leave").refusal is None
+    assert not little.effects(gone, do.Retire), "it knows already"
     little.give(gone, on.Stopping())
     little.run(10)
     little.kill(gone)
@@ -225,6 +229,7 @@ def test_a_member_that_is_expelled_is_cut_off_and_the_others_go_on(*, leads: boo
     assert {name for name, effect in little.did if effect == do.Unlink(node)} == set(little.peers) - {gone}
     little.run(5_000)
     assert is_without(little, gone)
+    assert [(name, e) for name, e in little.did if isinstance(e, do.Retire)] == [(gone, do.Retire(WasExpelled()))]
 
 
 def test_the_only_voter_cannot_leave_while_nobody_can_follow_it() -> None:
@@ -253,6 +258,69 @@ def test_a_newcomer_votes_once_it_has_the_log() -> None:
     assert len(little.peers[leader].raft.voters) == 3
     little.cut = set()
     assert little.until(lambda: len(little.peers[leader].raft.voters) == 5) < 2_000
+
+
+def promises(little: Little, name: str) -> list[do.Send]:
+    """What consensus at ``name`` says from now on."""
+    peer = little.peers[name]
+    said: list[do.Send] = []
+    step = peer.step
+
+    def listen(now: Instant, event: on.Event) -> list[do.Effect]:
+        effects = step(now, event)
+        said.extend(e for e in effects if isinstance(e, do.Send) and isinstance(e.message, ConsensusMessage))
+        return effects
+
+    peer.step = listen  # type: ignore[method-assign]
+    return said
+
+
+def test_a_coordinator_whose_disk_is_full_steps_aside_at_once_and_comes_back() -> None:
+    """The simulator has disks that are; here nothing was under way."""
+    little = mesh(3)
+    little.run(2_000)
+    old = little.leader()
+    said = promises(little, old)
+    little.give(old, on.DiskFailed("no space"))
+    assert little.until(partial(another_leads, little, old)) < 100, "it asked another one to lead"
+    little.run(10_000)
+    assert [type(send.message) for send in said] == [TimeoutNow]
+    view = little.peers[old].view(little.now)
+    assert (view.quorum, view.coordinator) == (False, None)
+    assert view.quorum_reason == sentence(DiskFull(old, "no space"))
+    other = little.peers[little.leader()].view(little.now)
+    assert other.quorum
+    assert {member.name: member.trouble for member in other.members if member.trouble} == {old: view.quorum_reason}
+    assert {member.state for member in other.members} == {"alive"}
+    little.ask(old, Cancel(RequestId("c"), JobId("x")), 1_000)
+    assert little.answer("c").refusal == DiskFull(old, "no space")
+
+    little.give(old, on.DiskReturned())
+    little.until(lambda: little.peers[old].view(little.now).quorum, 3_000)
+    little.run(2_000)
+    other = little.peers[little.leader()].view(little.now)
+    assert not any(member.trouble for member in other.members)
+    assert [e.reason for n, e in little.did if n == old and isinstance(e, do.Explain)] == [
+        DiskFull(old, "no space"),
+        DiskFree(old),
+    ]
+
+
+def test_a_voter_whose_disk_is_full_is_replaced_and_its_roles_are_played_elsewhere() -> None:
+    little = mesh(4)
+    little.run(2_000)
+    voters = {name for name in little.peers if me(name).node in little.peers[little.leader()].raft.voters}
+    full = next(name for name in sorted(voters) if name != little.leader())
+    job = submit(little, little.leader())
+    little.until(lambda: len(started(little)) == 8)
+    little.give(full, on.DiskFailed("no space"))
+    others = [name for name in little.peers if name != full]
+    little.until(lambda: all(little.state(name).jobs[job].generation == 2 for name in others))
+    assert me(full).node not in little.state(others[0]).jobs[job].workers
+    leader = little.peers[little.leader()]
+    little.until(lambda: me(full).node not in leader.raft.voters and len(leader.raft.voters) == 3)
+    little.give(full, on.DiskReturned())
+    little.until(lambda: little.state(full).applied == little.state(others[0]).applied, 5_000)
 
 
 def leads(little: Little, *names: str) -> bool:

@@ -7,7 +7,8 @@ import pytest
 
 from dmi_protocol.codec import decode_struct, encode_struct
 from dmi_protocol.identity import JobId
-from dmi_protocol.reasons import Loss, NoQuorum, Reason, RoleDied, RoleFailed, Succeeded, detail, sentence
+from dmi_protocol.reasons import Loss, NoQuorum, Reason, RoleDied, RoleFailed, Succeeded
+from dmi_protocol.sentences import detail, sentence
 
 VALUES: dict[Any, Any] = {
     str: "word",

@@ -1,5 +1,7 @@
 """What a node says of the mesh."""
 
+from msgspec import structs
+
 from dmi_protocol.cluster.command import JobSpec
 from dmi_protocol.cluster.state import (
     FAILED,
@@ -88,11 +90,14 @@ def test_progress_counts_while_the_job_goes_on() -> None:
 
 def test_members_are_shown_by_name_with_their_processes() -> None:
     found, job = state(RUNNING)
-    shown = member_views(found, {A}, {A: "alive", B: "dead"}.__getitem__, {A: (7, "1.0")}.get)
+    shown = member_views(found, {A}, {A: "alive", B: "dead"}.__getitem__, {A: (7, "1.0", "")}.get)
     assert [(m.name, m.state, m.voter, m.pid, m.version) for m in shown] == [
         ("n-a", "alive", True, 7, "1.0"),
         ("n-b", "dead", False, None, None),
     ]
+    assert [m.witness for m in shown] == [False, False]
+    found.members[B] = structs.replace(found.members[B], witness=True)
+    assert [m.witness for m in member_views(found, BOTH, lambda _: "alive", lambda _: None)] == [False, True]
     assert [(role.role, role.pid, role.shards) for role in shown[1].roles] == [
         ("server-1", 1, (1,)),
         ("worker-1", 3, ()),

@@ -24,6 +24,7 @@ from dmi_protocol.identity import NodeId, PublicKey, RequestId
 from dmi_protocol.messages.consensus import Entry, Noop, Voted, Voters
 from dmi_protocol.messages.roles import RoleKey
 from dmi_protocol.peer import Peer
+from dmi_protocol.reasons import Reason
 from tests.simulation.node import Node
 from tests.simulation.trouble import demand
 
@@ -45,6 +46,7 @@ class Agreement:
         """The dumb twin: one replica that applies every committed entry, one after another."""
         self.commit = begun.applied
         self.fencing = Fencing()
+        self.expulsions = Expulsions()
 
     def votes(self, voter: NodeId, candidate: NodeId, vote: Voted) -> None:
         """A vote left a node: it votes once in a term, whatever befalls it (3.4)."""
@@ -106,6 +108,7 @@ class Agreement:
                 self.fencing.before(self.state, entry.command)
                 apply(self.state, entry.index, entry.command)
                 self.fencing.after(self.state, entry.command)
+                self.expulsions.after(self.state)
             self._digests[self.commit] = digest(self.state)
 
     def _is_kept(self, job: Job) -> None:
@@ -130,6 +133,29 @@ class Agreement:
         expected = self._digests.get(state.applied)
         if expected is not None:
             demand("states", digest(state) == expected, f"{node.name} differs from the others at {state.applied}")
+
+
+class Expulsions:
+    """Only who was removed ends for good."""
+
+    def __init__(self) -> None:
+        self._members: set[NodeId] = set()
+        self._removed: set[NodeId] = set()
+        self._retired: dict[NodeId, Reason] = {}
+
+    def after(self, state: ClusterState) -> None:
+        """A command was applied."""
+        self._removed |= self._members - state.members.keys()
+        self._members = set(state.members)
+
+    def retires(self, node: NodeId, reason: Reason) -> None:
+        """A node takes itself to be a member no more."""
+        self._retired[node] = reason
+
+    def at_end(self) -> None:
+        """While it happens a node may know of a removal a moment before the twin does."""
+        for node, reason in self._retired.items():
+            demand("expulsions", node in self._removed, f"{node} was never removed, and ends: {reason}")
 
 
 def digest(state: ClusterState) -> int:

@@ -45,6 +45,7 @@ class Faults:
             "repeat": self._repeat,
             "slow-network": self._slow_network,
             "slow-disk": self._slow_disk,
+            "full-disk": self._full_disk,
             "pause": self._pause,
             "flap": self._flap,
             "role-dies": self._role_dies,
@@ -170,8 +171,14 @@ class Faults:
             return None
         node.give(Stopping())
         life = node.life
-        self._world.clock.later(60, lambda: self._world.crash(node) if node.life == life else None)
+        self._world.clock.later(60, self._ended, node, life)
         return lambda: self._back(node)
+
+    def _ended(self, node: Node, life: int) -> None:
+        if node.life == life:
+            self._world.crash(node)
+            if self._is_over:
+                self._world.start(node)
 
     def _pause(self) -> Undo | None:
         node = self._some()
@@ -189,6 +196,18 @@ class Faults:
 
         def undo() -> None:
             node.write_ms = 2
+
+        return undo
+
+    def _full_disk(self) -> Undo | None:
+        """Of the coordinator, or of anybody: it takes nothing for a while, whatever becomes of the daemon."""
+        node = self._leader() if self._world.random.random() < 0.5 else self._some()
+        if node is None:
+            return None
+        node.disk_is_full = True
+
+        def undo() -> None:
+            node.disk_is_full = False
 
         return undo
 

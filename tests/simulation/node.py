@@ -13,7 +13,8 @@ from msgspec import structs
 from dmi_protocol import limits
 from dmi_protocol.consensus.settings import Restored
 from dmi_protocol.effects import Effect, Link, Unlink
-from dmi_protocol.events import Event, Ticked
+from dmi_protocol.events import DiskFailed, DiskReturned, Event, Ticked
+from dmi_protocol.held import RETRY_MS, Held
 from dmi_protocol.identity import BlobHash, NodeId
 from dmi_protocol.messages.control import Introduced
 from dmi_protocol.peer import Me, Peer, PeerSettings
@@ -21,6 +22,7 @@ from tests.simulation.clock import Clock
 from tests.simulation.disk import WRITES, Disk
 from tests.simulation.trouble import demand
 
+_CAUSE = "no space"
 _RESTLESS = 200
 """So many turns without time passing are a livelock."""
 _CHECK_EVERY = 4
@@ -52,6 +54,9 @@ class Node:
         self.life = 0
         self.is_writing = False
         self.write_ms = 2
+        self.disk_is_full = False
+        self.in_trouble = False
+        """Has a write been refused that is not durable yet?"""
         self.is_paused = False
         self.known: dict[NodeId, Introduced] = {other.node: other for other in introduced}
         self.linked: set[NodeId] = set()
@@ -61,10 +66,13 @@ class Node:
         """Has it heard of other members since the checkers looked?"""
         self.torn = 0
         self.refutations = 0
+        self.refused = 0
+        """Writes that its disk did not take."""
         self._clock = clock
         self._shell = shell
         self._events: list[Event] = []
         self._pending: list[Effect] = []
+        self._held = Held(me.name)
         self._tick_at: int | None = None
         self._turns = (0, 0)
         self._unchecked = 0
@@ -97,8 +105,8 @@ class Node:
         if self.is_writing:
             self.torn += self.disk.tear(self.writes, self._clock.random)
         self.peer = None
-        self.is_writing = self.is_paused = False
-        self._events, self._pending = [], []
+        self.is_writing = self.is_paused = self.in_trouble = False
+        self._events, self._pending, self._held = [], [], Held(self.name)
         self._tick_at = None
 
     def give(self, event: Event) -> None:
@@ -132,13 +140,18 @@ class Node:
         del self._events[: limits.EVENTS_PER_WRITE]
         effects: list[Effect] = []
         for event in events:
+            self._held.happened(event)
             effects += peer.step(now, event)
         first = next((place for place, effect in enumerate(effects) if isinstance(effect, WRITES)), None)
         self._unchecked += 1
         if first is not None or self._unchecked >= _CHECK_EVERY:
             self._unchecked = 0
             peer.check()
-        if first is None:
+        if self.in_trouble:
+            demand("durable", first is None, f"{self.name} goes on writing while its disk takes nothing")
+            self._do(self._held.hold(_CAUSE, effects))
+            self._end_turn()
+        elif first is None:
             self._do(effects)
             self._end_turn()
         else:
@@ -153,11 +166,38 @@ class Node:
             return
         effects, self._pending = self._pending, []
         self.is_writing = False
+        if self.disk_is_full:
+            self._refuse([] if self.in_trouble else effects)
+            return
         for effect in effects:
             if isinstance(effect, WRITES):
                 self.disk.write(effect)
+        if self.in_trouble:
+            self.in_trouble = False
+            self._events.append(DiskReturned())
+            effects = self._held.release()
         self._do([effect for effect in effects if not isinstance(effect, WRITES)])
         self._end_turn()
+
+    def _refuse(self, effects: Sequence[Effect]) -> None:
+        """The disk takes nothing: as the daemon's driver does, keep it all, tell the peer, and try again."""
+        self.refused += 1
+        if not self.in_trouble:
+            self.in_trouble = True
+            self._events.insert(0, DiskFailed(_CAUSE))
+        self._do(self._held.hold(_CAUSE, effects))
+        self._clock.later(RETRY_MS, self._retry, self.life)
+        self._end_turn()
+
+    def _retry(self, life: int) -> None:
+        if life != self.life:
+            return
+        if self.is_writing or self.is_paused or self.disk_is_full:
+            self._clock.later(RETRY_MS, self._retry, life)
+            return
+        self._pending = self._held.writes
+        self.is_writing = True
+        self._clock.later(1 + int(self.write_ms * self._clock.random.random()), self._written, life)
 
     def _do(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
@@ -170,7 +210,8 @@ class Node:
             self._shell.do(self, effect)
 
     def _end_turn(self) -> None:
-        self._shell.turned(self)
+        if not self.in_trouble:
+            self._shell.turned(self)
         if self.is_paused:
             return
         if self._events:

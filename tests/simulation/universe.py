@@ -21,7 +21,16 @@ _BURNS_MS = 42_000
 _ENDS_MS = 60_000
 _PROGRESS_MS = 30_000
 _LOOK_MS = 250
-REQUIRED = ("elections", "truncations", "torn writes", "snapshots", "voter changes", "refutations")
+REQUIRED = (
+    "elections",
+    "truncations",
+    "torn writes",
+    "snapshots",
+    "voter changes",
+    "refutations",
+    "refused writes",
+    "retired",
+)
 
 
 class Report(Struct):
@@ -57,6 +66,7 @@ class Universe:
         self._demand_progress()
         clock.run(max(clock.now, _ENDS_MS))
         self.world.answers.at_end(clock.now)
+        self.world.agreement.expulsions.at_end()
         for job in self.world.agreement.state.jobs.values():
             is_fair = job.state != FAILED or isinstance(job.reason, CrashedOften | RoleUnready)
             demand("recovery", is_fair, f"{job.id} failed: {job.reason}")
@@ -91,6 +101,9 @@ class Universe:
             known = [name for name in away if name in self.world.nodes]
             if known:
                 return f"{peer.me.name} does not see {known}"
+        outside = [node.name for node in self.world.up() if node.me.node not in state.members]
+        if outside:
+            return f"{outside} were expelled, and run on"
         going_on = self.workload.unfinished()
         if going_on:
             return f"{going_on} have not ended"
@@ -109,6 +122,7 @@ class Universe:
         counters = Counter(self.world.counters)
         counters["truncations"] += sum(node.disk.truncations for node in nodes)
         counters["snapshots"] += sum(node.disk.snapshots for node in nodes)
+        counters["refused writes"] += sum(node.refused for node in nodes)
         counters["torn writes"] += sum(node.torn for node in nodes)
         living = sum(node.peer.swim.refutations for node in nodes if node.peer is not None)
         counters["refutations"] += living + sum(node.refutations for node in nodes)

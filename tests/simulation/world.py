@@ -14,15 +14,17 @@ from dmi_protocol.effects import (
     Effect,
     FetchBlob,
     Link,
+    Redial,
+    Retire,
     Send,
     StartRole,
     StopRole,
     TellRole,
     Unlink,
 )
-from dmi_protocol.events import Asked, BlobArrived, BlobFailed, Connected, Disconnected, Event, Received
+from dmi_protocol.events import Asked, BlobArrived, BlobFailed, Connected, Disconnected, Event, Received, TurnedAway
 from dmi_protocol.identity import BlobHash, NodeId, PublicKey, RequestId, node_id
-from dmi_protocol.messages.consensus import Snapshot, Voted
+from dmi_protocol.messages.consensus import ConsensusMessage, Snapshot, TimeoutNow, Voted
 from dmi_protocol.messages.control import Introduced
 from dmi_protocol.messages.membership import MembershipMessage
 from dmi_protocol.messages.mesh import Message, Wire
@@ -129,11 +131,14 @@ class World:
         )
         if not is_wanted or not other.is_up:
             return
-        if self.network.is_open(node.name, other.name) and self.network.is_open(other.name, node.name):
+        if not self.network.is_open(node.name, other.name) or not self.network.is_open(other.name, node.name):
+            self._connect_soon(node, other)
+        elif node.me.node not in other.linked:
+            self._connect_soon(node, other)
+            node.give(TurnedAway(other.me.node))
+        else:
             self._connected.add((node.name, other.name))
             node.give(Connected(other.me.node))
-        else:
-            self._connect_soon(node, other)
 
     def break_link(self, node: Node, other: Node, within_ms: int) -> None:
         """The connection of ``node`` to ``other`` breaks, and it is noticed in a while."""
@@ -164,6 +169,13 @@ class World:
                 self._connect_soon(node, self.of[other], within_ms=10)
             case Unlink(other) if other in self.of:
                 self._connected.discard((node.name, self.of[other].name))
+            case Redial(other) if other in self.of:
+                self._connected.discard((node.name, self.of[other].name))
+                self._connect_soon(node, self.of[other])
+            case Retire(reason):
+                self.agreement.expulsions.retires(node.me.node, reason)
+                self.counters["retired"] += 1
+                self.clock.later(1, self._retire, node, node.life)
             case Answer():
                 self._answered(node, effect)
             case FetchBlob(blob, sources):
@@ -175,6 +187,10 @@ class World:
                 self._do_role(node, effect)
             case _:
                 pass
+
+    def _retire(self, node: Node, life: int) -> None:
+        if node.life == life:
+            self.crash(node)
 
     def _fetch(self, node: Node, life: int, blob: BlobHash, sources: Sequence[NodeId]) -> None:
         """A part of a checkpoint is had from those who have it; the files of a job are everywhere."""
@@ -193,6 +209,8 @@ class World:
         process = self.sockets.holders.get(effect.role)
         is_living = process is not None and process.is_alive
         if isinstance(effect, StartRole):
+            record = self.agreement.state.members.get(node.me.node)
+            demand("roles", record is None or not record.witness, f"{node.name} is a witness and starts {effect.role}")
             self.roles.starts(node.me.node, effect, is_living)
             spawn(self.sockets, node, effect.assignment)
         elif process is None or not is_living:
@@ -206,6 +224,9 @@ class World:
         target = self.of.get(to)
         if target is None or (node.name, target.name) not in self._connected:
             return
+        if node.in_trouble:
+            is_promise = isinstance(message, ConsensusMessage) and not isinstance(message, TimeoutNow)
+            demand("durable", not is_promise, f"{node.name} says {message} while its disk takes nothing")
         if isinstance(message, Voted):
             self.agreement.votes(node.me.node, to, message)
         self._sent += 1
@@ -261,6 +282,7 @@ class World:
         self.network.heal()
         for node in self.nodes.values():
             node.write_ms = 2
+            node.disk_is_full = False
             if not node.is_up:
                 self.start(node)
             elif node.is_paused:

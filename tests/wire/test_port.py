@@ -31,6 +31,7 @@ class Port:
         self.allowed: set[PublicKey] = set()
         self.denied: asyncio.Queue[PublicKey] = asyncio.Queue()
         self.failed = asyncio.Event()
+        self.turned_away = asyncio.Event()
         self.context = zmq.asyncio.Context()
         self.gatekeeper = Gatekeeper(
             self.context, "test", lambda key: key in self.allowed, lambda key, _: self.denied.put_nowait(key)
@@ -46,7 +47,7 @@ class Port:
     def dial(self, keys: KeyPair, server: PublicKey | None = None) -> tuple[Link, asyncio.Event, asyncio.Event]:
         link = Link(self.context, keys, f"127.0.0.1:{self.number}", server or self.keys.public)
         up, down = asyncio.Event(), asyncio.Event()
-        self.tasks.append(asyncio.ensure_future(link.watch(up.set, down.set)))
+        self.tasks.append(asyncio.ensure_future(link.watch(up.set, down.set, self.turned_away.set)))
         self.links.append(link)
         return link, up, down
 

@@ -113,6 +113,8 @@ def of_mesh(seen: dict[str, Any]) -> Picture:
     if hidden := len(seen["jobs"]) - len(jobs):
         parts.append(line(f"and {hidden} that ended before: `dmi-node jobs`", "dim"))
     parts += [line(""), table(wording.MEMBER_COLUMNS, map(wording.member_row, seen["members"]))]
+    for trouble in wording.troubles(seen):
+        parts += [line(""), line(trouble, "yellow")]
     if seen["refused"]:
         parts += [line(""), line(wording.refused(seen))]
     return Group(*parts)

@@ -35,6 +35,8 @@ def _show(seen: dict[str, Any], *, as_json: bool) -> None:
         return
     click.echo(wording.headline(seen))
     output.table(wording.MEMBER_COLUMNS, map(wording.member_row, seen["members"]))
+    for trouble in wording.troubles(seen):
+        click.echo(f"\n{trouble}")
     if seen["jobs"]:
         click.echo()
         output.jobs(seen["jobs"])
@@ -119,12 +121,16 @@ def leave(mesh: Mesh, as_json: bool) -> None:
 @click.argument("node")
 @asks_mesh
 def expel(mesh: Mesh, node: str, as_json: bool) -> None:
-    """Take the membership of NODE (name or id) away. Its key counts no more, on open connections too."""
-    mesh.expel(node)
+    """Take the membership of NODE (name or id) away: its vote, its key, and what it does for jobs.
+
+    Its key counts no more, on open connections too. A daemon that runs there says so and ends, and systemd does not start
+    it again; jobs that it took part in go on without it. A node that you can ask yourself had better `leave`.
+    """
+    found = mesh.expel(node)
     if as_json:
-        output.as_json({"expelled": node})
+        output.as_json({"expelled": found["name"], "id": found["id"]})
     else:
-        click.echo(f"{node} is no member any more")
+        click.echo(f"{found['name']} is no member any more")
 
 
 @click.command(epilog="Example: dmi-node version --json")

@@ -1,9 +1,11 @@
 """Verbs that are a node, or set one up."""
 
 import asyncio
+import errno
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,19 @@ from dmi_node.cli import output
 from dmi_node.cli.options import home, home_option, json_option
 from dmi_node.cli.output import end
 from dmi_node.config import ConfigError
-from dmi_node.daemon import serve
+from dmi_node.daemon import RetiredError, serve
 from dmi_node.home import HomeBusyError, owner_of
 from dmi_node.joining import Invitation, JoinError, MeshAwayError
-from dmi_node.storage.journal import IDENTITY, JournalError, has_fact
+from dmi_node.storage.journal import IDENTITY, JournalError, UnwritableError, has_fact
 from dmi_wire.keys import KeyFileError
 
 CANNOT_START = 78
-"""The configuration or the home is wrong, so starting again will not help (systemd: RestartPreventExitStatus)."""
+"""The configuration or the home is wrong, or the node was expelled, so starting again will not help (systemd:
+RestartPreventExitStatus)."""
 TRY_AGAIN = 75
-"""The mesh that this node was invited to does not answer yet, so starting again may help; systemd does."""
+"""The mesh that this node was invited to does not answer yet, or the disk is full, so starting again may help; systemd
+does."""
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
 
 @click.command(epilog="Example: dmi-node run --listen 0.0.0.0:7600 --advertise 10.0.0.5:7600 --join TOKEN")
@@ -39,26 +44,27 @@ TRY_AGAIN = 75
     "--advertise", metavar="HOST:PORT", help="Where the others reach this node; what it listens on by default."
 )
 @click.option("--join", metavar="TOKEN", help="An invitation, for a home that is no member yet.")
-@click.option("--witness", is_flag=True, default=None, help="Vote, and play no role.")
+@click.option(
+    "--witness", is_flag=True, default=None, help="Vote, and play no role for any job; counts at the first start."
+)
 def run(**flags: Any) -> None:
     """Run one node, in the foreground; what the systemd unit runs.
 
     A new home without a token founds a mesh. A home that is a member already needs no flag. Exit code 78: this node
-    cannot start as it is, so starting it again would not help; 75: the mesh to join does not answer yet, so it may.
+    cannot start as it is, or was expelled, so starting it again would not help; 75: the mesh to join does not answer yet,
+    or the disk is full, so it may.
     """
     root = Path(home() or default_home())
     try:
         found = configuration.read(root / "config.toml", os.environ, flags)
         logs.configure(found.log_level)
         uvloop.run(serve(root, found, os.environ))
-    except MeshAwayError as error:
+    except (MeshAwayError, UnwritableError) as error:
         end(str(error), TRY_AGAIN)
-    except (ConfigError, HomeBusyError, JoinError, KeyFileError) as error:
-        end(str(error), CANNOT_START)
-    except JournalError as error:
+    except (ConfigError, HomeBusyError, JoinError, KeyFileError, JournalError, RetiredError) as error:
         end(str(error), CANNOT_START)
     except OSError as error:
-        end(f"this node cannot run: {error}", CANNOT_START)
+        end(f"this node cannot run: {error}", TRY_AGAIN if error.errno in _DISK else CANNOT_START)
     except asyncio.CancelledError:
         sys.exit(0)
 
@@ -68,7 +74,8 @@ def run(**flags: Any) -> None:
 @json_option
 @click.argument("token")
 @click.option("--name", help="What people call this node; its host's name by default.")
-def join(token: str, name: str | None, as_json: bool) -> None:
+@click.option("--witness", is_flag=True, help="Vote, and play no role for any job: a third vote for a mesh of two.")
+def join(token: str, name: str | None, witness: bool, as_json: bool) -> None:
     """Let this host join a mesh: writes the home's configuration, which the node reads when it starts.
 
     Says what to do next. Nothing that runs is touched: a home that is a member of another mesh stays one, and a node
@@ -82,19 +89,20 @@ def join(token: str, name: str | None, as_json: bool) -> None:
         end(str(error), output.USAGE)
     except JournalError as error:
         end(f"{error}; ask as the owner of {root}, or use another --home", output.UNHEALTHY)
-    said = _of_member(root, invitation) if is_member else _configure(root, token, name)
+    settings = {"join": token.strip()} | ({"name": name} if name else {}) | ({"witness": True} if witness else {})
+    said = _of_member(root, invitation) if is_member else _configure(root, settings)
     if as_json:
         output.as_json({"config": str(root / "config.toml"), "member": is_member, "running": owner_of(root)})
     else:
         click.echo(said)
 
 
-def _configure(root: Path, token: str, name: str | None) -> str:
+def _configure(root: Path, settings: Mapping[str, str | bool]) -> str:
     """Write the configuration; gives what to do next."""
     path = root / "config.toml"
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _set(path, {"join": token.strip()} | ({"name": name} if name else {}))
+        _set(path, settings)
     except OSError as error:
         end(f"{path} cannot be written ({error.strerror}): run this as the owner of {root}", output.UNHEALTHY)
     start = "systemctl restart dmi-node" if root == SERVICE_HOME else f"dmi-node run --home {root}"
@@ -126,7 +134,7 @@ def _of_member(root: Path, invitation: Invitation) -> str:
     return f"{seen['node']} at {root} is a member of this mesh already: there is nothing to do"
 
 
-def _set(path: Path, values: dict[str, str]) -> None:
+def _set(path: Path, values: Mapping[str, str | bool]) -> None:
     """Set top-level keys of a TOML file and keep its other lines. It holds a secret, so only the home's owner may read."""
     text = path.read_text() if path.exists() else ""
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]

@@ -22,6 +22,11 @@ def refused(status: dict[str, Any]) -> str:
     return "refused: " + ", ".join(f"{count} {reason}" for reason, count in sorted(status["refused"].items()))
 
 
+def troubles(status: dict[str, Any]) -> list[str]:
+    """A sentence for each member that is alive and not well."""
+    return [member["trouble"] for member in status["members"] if member.get("trouble")]
+
+
 def progress_of(job: dict[str, Any]) -> str:
     """``step 120 of 480``."""
     if job["step"] is None:
@@ -55,7 +60,7 @@ def member_row(member: dict[str, Any]) -> list[str]:
     by_job: dict[str, list[str]] = {}
     for role in member["roles"]:
         by_job.setdefault(role["job"], []).append(role["role"])
-    parts = [", ".join(sorted(roles)) for roles in by_job.values()]
+    parts = [", ".join(sorted(roles)) for roles in by_job.values()] or ["witness"] * bool(member.get("witness"))
     if len(parts) > 1:
         parts = [f"{job}: {part}" for job, part in zip(by_job, parts, strict=True)]
     voter = "yes" if member["voter"] else "no"
@@ -65,7 +70,7 @@ def member_row(member: dict[str, Any]) -> list[str]:
 def survives(status: dict[str, Any]) -> str:
     """Which losses can be survived now."""
     voters = [member for member in status["members"] if member["voter"]]
-    alive = sum(member["state"] == "alive" for member in voters)
+    alive = sum(member["state"] == "alive" and not member.get("trouble") for member in voters)
     spare = alive - (len(voters) // 2 + 1)
     if spare < 0:
         return "nothing can be decided until voters come back"

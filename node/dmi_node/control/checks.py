@@ -6,6 +6,7 @@ from dmi_protocol import limits, reasons
 from dmi_protocol.cluster.command import JobSpec
 from dmi_protocol.codec import convert
 from dmi_protocol.identity import BlobHash, RequestId
+from dmi_protocol.sentences import sentence
 
 _REQUEST_CHARACTERS = 128
 _SCRIPT_CHARACTERS = 4_096
@@ -61,10 +62,10 @@ def _check_numbers(found: JobSpec, nodes: int) -> None:
     if backups < 0:
         raise RefusalError("usage", f"--backups must be 0 or more, not {backups}")
     if backups >= nodes:
-        raise RefusalError("refused", reasons.sentence(reasons.TooFewNodes("copies of a shard", backups + 1, nodes)))
+        raise RefusalError("refused", sentence(reasons.TooFewNodes("copies of a shard", backups + 1, nodes)))
     for role, wanted in (("worker", found.workers), ("server", found.servers)):
         if wanted is not None and not 1 <= wanted <= nodes:
-            raise RefusalError("refused", reasons.sentence(reasons.TooFewNodes(role, wanted, nodes)))
+            raise RefusalError("refused", sentence(reasons.TooFewNodes(role, wanted, nodes)))
 
 
 def seconds(value: object) -> int:

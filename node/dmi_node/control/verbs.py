@@ -23,10 +23,12 @@ from dmi_protocol.cluster.state import ENDED, ClusterState, Job
 from dmi_protocol.effects import Answer
 from dmi_protocol.identity import BlobHash, JobId, NodeId, RequestId
 from dmi_protocol.peer import Peer
+from dmi_protocol.sentences import sentence
 from dmi_protocol.view import JobView, View
 from dmi_wire.keys import KeyPair
 
 _WITHIN_MS = 10_000
+_UNDECIDED = reasons.NoQuorum | reasons.NoCoordinator | reasons.TimedOut | reasons.DiskFull
 _COPY_S = 10.0
 _LOG_S = 0.3
 _WATCH_S = 0.2
@@ -182,15 +184,15 @@ class Verbs:
             return max(named, key=lambda job: job.submitted_at)
         near = difflib.get_close_matches(name, [*jobs, *(job.spec.name for job in jobs.values())], 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise RefusalError("unknown", reasons.sentence(reasons.UnknownJob(name)) + hint)
+        raise RefusalError("unknown", sentence(reasons.UnknownJob(name)) + hint)
 
     # Changes
 
     async def _ask(self, command: Command, within_ms: int = _WITHIN_MS) -> str:
         answer = await self._node.ask(command, within_ms)
         if answer.refusal is not None:
-            no_quorum = isinstance(answer.refusal, reasons.NoQuorum | reasons.NoCoordinator | reasons.TimedOut)
-            raise RefusalError("no-quorum" if no_quorum else "refused", reasons.sentence(answer.refusal))
+            kind = "no-quorum" if isinstance(answer.refusal, _UNDECIDED) else "refused"
+            raise RefusalError(kind, sentence(answer.refusal))
         return answer.value
 
     async def submit(self, client: Client, args: dict[str, Any]) -> object:
@@ -230,13 +232,15 @@ class Verbs:
             await asyncio.to_thread(Path(name).unlink, missing_ok=True)
 
     async def _copy(self, blob: BlobHash) -> tuple[NodeId, ...]:
-        """One other node that has the bundle too; nobody, in a mesh of one."""
+        """One other node that has the bundle too; nobody, in a mesh of one. A witness is asked last, and may decline."""
         peer = self._node.peer
-        others = sorted(peer.alive() - {peer.me.node}, key=lambda n: (peer.standing(n) != "alive", n))
+        witnesses = {member.node for member in self._state().members.values() if member.witness}
+        there = peer.alive() - {peer.me.node}
+        others = sorted(there, key=lambda n: (n in witnesses, peer.standing(n) != "alive", n))
         for node in others[:3]:
             if await self._node.library.keep_at(node, blob, _COPY_S / 2):
                 return (node,)
-        if others:
+        if there - witnesses:
             raise RefusalError("refused", "no second node could store the job's files; look at `dmi-node members`")
         return ()
 
@@ -260,12 +264,18 @@ class Verbs:
         return None
 
     async def expel(self, client: Client, args: dict[str, Any]) -> object:
-        name = str(args["node"])
-        found = [m.node for m in self._state().members.values() if name in {m.name, m.node}]
-        if not found:
-            raise RefusalError("unknown", reasons.sentence(reasons.UnknownMember(name)))
-        await self._ask(Remove(RequestId(secrets.token_hex(8)), found[0]))
-        return None
+        """By name or id; whoever it is hears so, and its key counts no more."""
+        name, members = str(args["node"]), self._state().members.values()
+        found = next((m for m in members if m.name == name), None) or next((m for m in members if m.node == name), None)
+        if found is None:
+            near = difflib.get_close_matches(name, [member.name for member in members], 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise RefusalError("unknown", sentence(reasons.UnknownMember(name[:80])) + hint)
+        if found.node == self._node.peer.me.node:
+            refusal = reasons.IsYourself(found.name, is_last=len(members) == 1)
+            raise RefusalError("refused", sentence(refusal))
+        await self._ask(Remove(RequestId(secrets.token_hex(8)), found.node))
+        return {"name": found.name, "id": found.node}
 
     async def stop(self, client: Client, args: dict[str, Any]) -> object:
         self._node.end()

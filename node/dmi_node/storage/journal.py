@@ -27,6 +27,24 @@ class JournalError(Exception):
     """The journal cannot be read or written. The text names the file and says what to do."""
 
 
+class UnwritableError(JournalError):
+    """The disk takes no writes now: it is full, or fails. Nothing was written, and trying again may help. ``cause`` says
+    what it was."""
+
+    def __init__(self, path: Path, cause: str) -> None:
+        super().__init__(f"{path} cannot be written: {cause}; free some space there")
+        self.cause = cause
+
+
+_PASSING = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY})
+"""Primary result codes of SQLite. After an error it writes all pages of a transaction anew, so trying again is sound even
+where a failed sync has left pages that the kernel takes to be clean."""
+
+
+def _is_passing(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _PASSING
+
+
 Write = PersistVote | PersistEntries | PersistSnapshot
 
 
@@ -47,6 +65,8 @@ class Journal:
             self._db.executescript(_TABLES)
             self._db.execute(f"PRAGMA user_version = {_SCHEMA}")
         except sqlite3.Error as error:
+            if _is_passing(error):
+                raise UnwritableError(path, str(error)) from error
             raise JournalError(f"{path} cannot be used: {error}; move the home away and join again") from error
 
     def restore(self) -> Restored:
@@ -64,14 +84,23 @@ class Journal:
         return Restored(vote[0], vote[1], snapshot, entries)
 
     def write(self, writes: Sequence[Effect]) -> None:
-        """Make all of ``writes`` durable, in order, or none of them. Raises ``JournalError``."""
+        """Make all of ``writes`` durable, in order, or none of them. Raises ``UnwritableError``, ``JournalError``."""
         try:
             self._db.execute("BEGIN")
             for write in writes:
                 self._write(write)
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
-            raise JournalError(f"{self._path} cannot be written: {error}") from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: sqlite3.Error) -> JournalError:
+        """Nothing of a transaction that was not committed is left."""
+        with contextlib.suppress(sqlite3.Error):
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+        if _is_passing(error):
+            return UnwritableError(self._path, str(error))
+        return JournalError(f"{self._path} cannot be written: {error}")
 
     def _write(self, write: Effect) -> None:
         match write:
@@ -96,11 +125,11 @@ class Journal:
         return None if row is None else bytes(row[0])
 
     def keep(self, name: str, value: bytes) -> None:
-        """Remember a fact. Raises ``JournalError``."""
+        """Remember a fact. Raises ``UnwritableError``, ``JournalError``."""
         try:
             self._db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, value))
         except sqlite3.Error as error:
-            raise JournalError(f"{self._path} cannot be written: {error}") from error
+            raise self._failed(error) from error
 
     def next_life(self) -> int:
         """1 at the first start of this node, 2 at the second. No clock tells so well what comes after what."""

@@ -1,6 +1,7 @@
 """All role processes of this host."""
 
 import asyncio
+import errno
 import shutil
 import signal
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from dmi_protocol.effects import StartRole, StopRole, TellRole
 from dmi_protocol.events import RoleHappened
 from dmi_protocol.identity import JobId
 from dmi_protocol.messages.roles import Exited, Failed, PartWritten, RoleEvent, RoleKey
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
 
 class Supervisor:
@@ -53,7 +56,8 @@ class Supervisor:
                 await self._pass_on(role, Exited(0, signal.SIGTERM))
         except (OSError, BadBundleError) as error:
             why = f"the job's files cannot be unpacked, or its process started: {error}"
-            await self._pass_on(role, Failed("cannot-start", why, starting=True))
+            is_disk = isinstance(error, OSError) and error.errno in _DISK  # another host may have space
+            await self._pass_on(role, Failed("disk" if is_disk else "cannot-start", why, starting=True))
             await self._pass_on(role, Exited(1, 0))
         finally:
             self._processes.pop(role, None)

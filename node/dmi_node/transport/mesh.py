@@ -13,7 +13,7 @@ from dmi_protocol import limits
 from dmi_protocol.codec import open_envelope, seal
 from dmi_protocol.effects import Link as LinkEffect
 from dmi_protocol.errors import RemoteProtocolError
-from dmi_protocol.events import Connected, Disconnected, Event, Received
+from dmi_protocol.events import Connected, Disconnected, Event, Received, TurnedAway
 from dmi_protocol.identity import NodeId, PublicKey, node_id
 from dmi_protocol.messages.blobs import BlobMessage
 from dmi_protocol.messages.control import Join
@@ -27,6 +27,7 @@ DOMAIN = "dmi-mesh"
 _log = logging.getLogger("dmi.mesh")
 _NEWCOMER_S = 1.0
 _JOIN_BYTES = 4096
+_LAST_WORD_MS = 500
 
 
 class _Member(Struct):
@@ -97,26 +98,33 @@ class Mesh:
         link = Link(self._context, self._keys, effect.address, effect.public_key)
         node = effect.node
         watching = link.watch(
-            lambda: self._link_is(effect.name, Connected(node)), lambda: self._link_is(effect.name, Disconnected(node))
+            lambda: self._link_is(effect.name, Connected(node)),
+            lambda: self._link_is(effect.name, Disconnected(node)),
+            lambda: self._link_is(effect.name, TurnedAway(node)),
         )
         task = self._tasks.start(watching, f"link to {effect.name}")
         self._members[node] = _Member(effect.name, effect.address, effect.public_key, link, task)
         self._nodes[effect.public_key] = node
 
-    def _link_is(self, name: str, event: Connected | Disconnected) -> None:
+    def _link_is(self, name: str, event: Connected | Disconnected | TurnedAway) -> None:
         _log.debug("link to %s: %s", name, type(event).__name__.lower())
         self._give(event)
 
     def unlink(self, node: NodeId) -> None:
-        """Close the connection, and let its key count no more."""
+        """Let its key count no more, and close the connection behind the last word that it was sent."""
         member = self._members.pop(node, None)
         if member is not None:
             self._nodes.pop(member.public_key, None)
-            self._close(member)
+            self._close(member, _LAST_WORD_MS)
 
-    def _close(self, member: _Member) -> None:
+    def _close(self, member: _Member, linger_ms: int = 0) -> None:
         member.watch.cancel()
-        member.link.close()
+        member.link.close(linger_ms)
+
+    def redial(self, node: NodeId) -> None:
+        """Make the connection to a member anew."""
+        if node in self._members:
+            self._members[node].link.redial()
 
     def invite(self, keys: Sequence[PublicKey]) -> None:
         """These keys may say ``Join``."""

@@ -1,14 +1,14 @@
 """Whom this node speaks with: the members of the state, those it was told of that its state does not know yet, and for a
 moment those that left by their own wish, so that they hear that they are out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dmi_protocol.address import is_address
 from dmi_protocol.cluster.state import ClusterState
-from dmi_protocol.effects import AllowInvitations, Effect, Link, Unlink
+from dmi_protocol.effects import AllowInvitations, Effect, Link, Send, Unlink
 from dmi_protocol.identity import NodeId, PublicKey, is_public_key, node_id
 from dmi_protocol.instant import Instant, after, earliest
-from dmi_protocol.messages.control import Introduced
+from dmi_protocol.messages.control import Expelled, Introduced
 
 FAREWELL_MS = 1_000
 """Whoever leaves is sent the log for so much longer. Whoever is expelled is not."""
@@ -39,6 +39,11 @@ class Circle:
     def linked(self) -> frozenset[NodeId]:
         """Who gets the log."""
         return frozenset(self._linked)
+
+    @property
+    def others(self) -> Mapping[NodeId, Introduced]:
+        """Those with their names."""
+        return self._linked
 
     @property
     def members(self) -> frozenset[NodeId]:
@@ -81,7 +86,9 @@ class Circle:
             if self._linked.get(node) != member
         ]
         wanted = members | parting
-        effects += [Unlink(node) for node in sorted(self._linked.keys() - wanted.keys())]
+        for gone in sorted(self._linked.keys() - wanted.keys()):
+            effects += [] if state is None else [Send(gone, Expelled(state.applied))]
+            effects.append(Unlink(gone))
         self._linked = wanted
         if state is not None and tuple(sorted(state.invitations)) != self._invitations:
             self._invitations = tuple(sorted(state.invitations))

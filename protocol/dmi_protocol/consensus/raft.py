@@ -90,6 +90,11 @@ class Raft:
             return self._leadership.has_quorum(now)
         return self.leader is not None and self._leader_is_alive(now)
 
+    @property
+    def leads_alone(self) -> bool:
+        """Are we a quorum by ourselves?"""
+        return self.is_leader and self.voters == {self._me}
+
     def contact(self, now: Instant) -> Instant | None:
         """When we last knew of a quorum that agrees on who leads; None when we never did."""
         if self._leadership is not None:
@@ -327,6 +332,12 @@ class Raft:
         lead = self._leadership
         heir = lead.most_complete() if lead is not None else None
         return [*lead.transfer(now, heir)] if lead is not None and heir is not None else []
+
+    def step_aside(self, now: Instant) -> list[Output]:
+        """Lead nothing and ask for nothing, and have the most complete of the others elected at once."""
+        heir = self._leadership.most_complete() if self._leadership is not None else None
+        self._follow(now, None)
+        return [Send(heir, TimeoutNow(self.term))] if heir is not None else []
 
     def _leading(self) -> Leadership:
         if self._leadership is None:

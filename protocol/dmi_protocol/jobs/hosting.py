@@ -6,7 +6,7 @@ Level-triggered: it compares what the state wants with what is here, as often as
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from dmi_protocol import limits
 from dmi_protocol.cluster.command import (
@@ -67,6 +67,8 @@ class _Local(Struct):
     """Until when it may show new versions."""
     is_stopping: bool = False
     is_gone: bool = False
+    written: set[BlobHash] = field(default_factory=set)
+    """Parts that it has written, and that the state does not say to be here yet."""
     has_spoken: bool = False
     """It has said how it ended: completed, or failed."""
     public_key: PublicKey | None = None
@@ -223,6 +225,9 @@ class Hosting:
         ]
         needed = {blob for local in self._local.values() if not local.is_gone for blob in local.parts}
         needed |= {copy.part.blob for copy in self._copies.values()}
+        for local in self._local.values():
+            local.written -= {part.blob for part in told if self._me in part.nodes}
+            needed |= local.written
         held = self._parts | needed | {part.blob for part in told if self._me in part.nodes}
         kept = held & (needed | {part.blob for part in told} | self._under_way.keys())
         self._parts = frozenset(kept)
@@ -297,6 +302,7 @@ class Hosting:
             case Progressed():
                 local.progress = event
             case PartWritten():
+                local.written.add(event.blob)
                 part = Part(event.shard, event.blob, event.size_bytes, self._me)
                 request = _request(role, f"part-{event.shard}-{event.step}-{'final' if event.final else 'kept'}")
                 return [KeepPart(request, role.job, role.generation, event.step, part, event.final)]

@@ -87,6 +87,12 @@ class Swim:
         """Is ``node`` believed to be alive or only suspected? We ourselves are."""
         return node == self._me or (node in self.members and self.members[node].is_there())
 
+    def standing(self, node: NodeId) -> Standing:
+        """How ``node`` is seen. We ourselves are alive; who is not watched is dead."""
+        if node == self._me:
+            return "alive"
+        return self.members[node].standing if node in self.members else "dead"
+
     def publish(self, now: Instant, key: str, value: bytes) -> None:
         """Spread a small value; it replaces what we spread under ``key`` before."""
         old = self.rumors.get((self._me, key))

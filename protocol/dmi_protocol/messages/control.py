@@ -60,5 +60,11 @@ class Coordinated(Struct, frozen=True, tag="coordinated"):
     applied: Count
 
 
-ControlMessage = Propose | Leaving | Seeking | Coordinated
+class Expelled(Struct, frozen=True, tag="expelled"):
+    """The last word to a node before its key counts no more: the state after the entry at ``applied`` does not have it."""
+
+    applied: Count
+
+
+ControlMessage = Propose | Leaving | Seeking | Coordinated | Expelled
 """Between members. ``Join`` and its answers are spoken under an invitation's key, and never reach a machine."""

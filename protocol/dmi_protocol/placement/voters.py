@@ -12,22 +12,29 @@ def voters_for(members: int) -> int:
 
 
 def next_voters(
-    voters: Set[NodeId], members: Set[NodeId], alive: Set[NodeId], leader: NodeId
+    voters: Set[NodeId],
+    members: Set[NodeId],
+    alive: Set[NodeId],
+    leader: NodeId,
+    witnesses: Set[NodeId] = frozenset(),
 ) -> frozenset[NodeId] | None:
     """The voters after the one change that is due now; None when none is.
 
     The number is brought to what the members allow, passing through even numbers only on the way. Whoever is dead, or
     is no member any more, is replaced by a live learner in two changes, the newcomer first, so the quorum never shrinks
-    to its advantage. Where there is no learner the dead one stays, and the former member goes.
+    to its advantage. Where there is no learner the dead one stays, and the former member goes. Of ``witnesses`` as many
+    vote as can, because that is all that they are there for.
     """
     voters = frozenset(voters)
     former = sorted(voters - members)
     dead = sorted((voters & members) - alive - {leader}, reverse=True)
-    learners = sorted((members & alive) - voters)
+    learners = sorted((members & alive) - voters, key=lambda node: (node not in witnesses, node))
     target = voters_for(len(members))
+    ordinary = sorted(voters - witnesses - {leader}, reverse=True)
     if len(voters) > target:
-        return _fewer(voters, [*former, *dead] or sorted(voters, reverse=True), alive, leader)
-    is_wanted = former or (dead if len(voters) == target else _can_grow(voters, learners))
+        return _fewer(voters, [*former, *dead] or ordinary or sorted(voters, reverse=True), alive, leader)
+    is_idle_witness = bool(learners) and learners[0] in witnesses and bool(ordinary)
+    is_wanted = former or ((dead or is_idle_witness) if len(voters) == target else _can_grow(voters, learners))
     if learners and is_wanted:
         return voters | {learners[0]}
     return _fewer(voters, former, alive, leader)

@@ -20,8 +20,8 @@ class Copies:
         self._definition = definition
         self._fields: tuple[tuple[str, str], ...] = ()
         self._in_sync: frozenset[int] = frozenset()
-        self._sent: dict[int, set[int]] = {}
-        """By server that is filled: the buckets that it was sent."""
+        self._sent: dict[int, dict[int, int]] = {}
+        """By server that is filled: the buckets that it was sent, and at which version."""
         self._has: dict[int, dict[int, int]] = {}
         """By server: the version of each bucket that it is known to have."""
 
@@ -34,7 +34,7 @@ class Copies:
         work: list[ShardEffect] = []
         for server in event.filling:
             if server not in self._sent:
-                self._sent[server] = {HEADER}
+                self._sent[server] = {HEADER: 0}
                 work.append(Fill(server, self._definition, fields))
                 work += self._copy(server, self._frozen, step)
             work += self._tell(server)
@@ -42,7 +42,7 @@ class Copies:
 
     def _copy(self, server: int, buckets: Iterable[int], version: int) -> list[ShardEffect]:
         new = sorted(set(buckets))
-        self._sent[server].update(new)
+        self._sent[server].update(dict.fromkeys(new, version))
         return [CopyBucket(server, bucket, version) for bucket in new]
 
     def followers(self, bucket: int) -> tuple[int, ...]:
@@ -57,7 +57,7 @@ class Copies:
 
     def _counted(self) -> frozenset[int]:
         """Those whose word is needed before a version is shown."""
-        full = {server for server, sent in self._sent.items() if sent == self._live | self._frozen | {HEADER}}
+        full = {server for server, sent in self._sent.items() if sent.keys() == self._live | self._frozen | {HEADER}}
         return self._in_sync | full
 
     def may_show(self, bucket: int, version: int) -> bool:
@@ -69,15 +69,17 @@ class Copies:
         if server not in self._in_sync and server not in self._sent:
             return []
         has = self._has[server]
-        is_news = bucket not in has
+        was_able = bool(self._tell(server))
         has[bucket] = max(version, has.get(bucket, -1))
-        return self._tell(server) if is_news else []
+        return [] if was_able else self._tell(server)
 
     def _tell(self, server: int) -> list[ShardEffect]:
-        """Said again in each generation, until it is agreed."""
-        everything = self._live | self._frozen | {HEADER}
-        is_full = server in self._sent and self._has[server].keys() == everything
-        return [TellCaughtUp(server)] if is_full else []
+        """A server that is filled can stand in for us once it has made a version itself: a worker that is behind may need
+        the one before it. It is told again in each generation, until it is agreed."""
+        sent, has = self._sent.get(server, {}), self._has[server]
+        is_full = sent.keys() == self._live | self._frozen | {HEADER} and has.keys() == sent.keys()
+        is_able = is_full and all(has[bucket] > sent[bucket] for bucket in self._live)
+        return [TellCaughtUp(server)] if is_able else []
 
     def again(
         self, applied: Iterable[int], step: int, roots: tuple[dict[int, Handle | None], bytes, Squares] | None
@@ -87,7 +89,7 @@ class Copies:
         made = frozenset(applied)
         lost: list[ShardEffect] = []
         for server, sent in self._sent.items():
-            for bucket in sorted(sent - self._has[server].keys()):
+            for bucket in sorted(sent.keys() - self._has[server].keys()):
                 version = step + 1 if bucket in made else step
                 is_header = bucket == HEADER
                 lost.append(
@@ -103,8 +105,8 @@ class Copies:
     def silent(self, applied: Iterable[int], step: int) -> tuple[int, ...]:
         """Who has not confirmed something that it was sent."""
         late = {s for bucket in applied for s in self.followers(bucket) if self._has[s].get(bucket, -1) <= step}
-        return tuple(sorted(late | {s for s, sent in self._sent.items() if sent - self._has[s].keys()}))
+        return tuple(sorted(late | {s for s, sent in self._sent.items() if sent.keys() - self._has[s].keys()}))
 
     def is_awaited(self) -> bool:
         """Is the word of a server still to come about something that it was sent?"""
-        return any(sent - self._has[server].keys() for server, sent in self._sent.items())
+        return any(sent.keys() - self._has[server].keys() for server, sent in self._sent.items())

@@ -21,6 +21,8 @@ MEMBER = {
     "roles": [{"job": "digits-1a2b", "role": "worker-0", "pid": 41}],
     "pid": 40,
     "version": "0.1.0",
+    "witness": False,
+    "trouble": None,
 }
 STATUS: dict[str, Any] = {
     "mesh": "cafe",
@@ -47,6 +49,13 @@ def test_status_shows_coordinator_members_and_jobs(tmp_path: Path) -> None:
     assert "n0    alive  127.0.1.1:7600  yes    40   worker-0" in shown.output
     assert "12 of 12" in shown.output
     assert "refused: 1 garbage, 3 stranger" in shown.output
+
+
+def test_a_member_in_trouble_is_a_line_of_its_own(tmp_path: Path) -> None:
+    said = "n0 cannot write to its disk (it is full)"
+    with FakeNode(tmp_path, status=value(STATUS | {"members": [MEMBER | {"trouble": said}]})):
+        shown = invoke(tmp_path, "status")
+    assert said in shown.output.splitlines()
 
 
 def test_without_a_quorum_status_says_why_and_ends_with_1(tmp_path: Path) -> None:
@@ -97,9 +106,10 @@ def test_an_invitation_alone_is_on_standard_output(tmp_path: Path) -> None:
 
 
 def test_expel_names_a_member(tmp_path: Path) -> None:
-    with FakeNode(tmp_path, expel=lambda _, __: "done") as node:
-        assert invoke(tmp_path, "expel", "n2").exit_code == 0
-        assert node.asked[-1] == ("expel", {"node": "n2"})
+    with FakeNode(tmp_path, expel=value({"name": "n2", "id": "ab" * 8})) as node:
+        assert invoke(tmp_path, "expel", "ab" * 8).output == "n2 is no member any more\n"
+        assert node.asked[-1] == ("expel", {"node": "ab" * 8})
+        assert json.loads(invoke(tmp_path, "expel", "n2", "--json").output) == {"expelled": "n2", "id": "ab" * 8}
 
 
 @pytest.mark.parametrize(("kind", "code"), [("unknown", 1), ("refused", 1), ("no-quorum", 1), ("usage", 2)])

@@ -1,5 +1,6 @@
 """``join`` writes a configuration; ``run`` that cannot start says so in its own way."""
 
+import errno
 import json
 import os
 import tomllib
@@ -10,9 +11,10 @@ from click.testing import CliRunner, Result
 
 from dmi_node.cli.main import cli
 from dmi_node.config import read
+from dmi_node.daemon import RetiredError
 from dmi_node.home import Home
 from dmi_node.joining import Invitation
-from dmi_node.storage.journal import IDENTITY, Journal
+from dmi_node.storage.journal import IDENTITY, Journal, JournalError, UnwritableError
 from dmi_wire.keys import KeyPair
 from tests.sdk.fake_node import FakeNode, value
 
@@ -29,6 +31,14 @@ def test_join_writes_what_the_next_start_reads(tmp_path: Path) -> None:
     assert json.loads(shown.output) == {"config": str(path), "member": False, "running": None}
     found = read(path, {}, {})
     assert (found.join, found.name) == (TOKEN, 'a "quoted" host')
+
+
+def test_a_witness_is_configured_as_one(tmp_path: Path) -> None:
+    assert join(tmp_path, TOKEN, "--witness").exit_code == 0
+    assert read(tmp_path / "config.toml", {}, {}).witness
+    assert not read(tmp_path / "config.toml", {}, {"witness": False}).witness, "a flag wins over the file"
+    assert join(tmp_path, TOKEN).exit_code == 0
+    assert read(tmp_path / "config.toml", {}, {}).witness, "what else was configured is kept"
 
 
 def test_join_keeps_what_else_was_configured(tmp_path: Path) -> None:
@@ -150,3 +160,25 @@ def test_a_node_that_cannot_start_says_so_with_its_own_code(tmp_path: Path, conf
     assert shown.exit_code == 78
     assert line in shown.stderr
     assert len(shown.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UnwritableError(Path("state.sqlite"), "no space"), 75),
+        (OSError(errno.ENOSPC, "no space"), 75),
+        (OSError(errno.EADDRINUSE, "taken"), 78),
+        (JournalError("it is damaged"), 78),
+        (RetiredError("it was expelled"), 78),
+    ],
+    ids=repr,
+)
+def test_whether_starting_again_may_help(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    async def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("dmi_node.cli.node.serve", fails)
+    shown = CliRunner().invoke(cli, ["run", "--home", str(tmp_path)])
+    assert (shown.exit_code, len(shown.stderr.splitlines())) == (code, 1)

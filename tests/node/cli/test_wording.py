@@ -51,6 +51,13 @@ def test_which_losses_can_be_survived(states: tuple[str, ...], said: str) -> Non
     assert wording.survives(voters(*states)).startswith(said)
 
 
+def test_a_voter_in_trouble_is_as_good_as_lost() -> None:
+    three = voters("alive", "alive", "alive")
+    three["members"][0]["trouble"] = "its disk is full"
+    assert wording.survives(three) == "no voter can be lost now"
+    assert wording.troubles(three) == ["its disk is full"]
+
+
 @pytest.mark.parametrize(
     ("job", "said"),
     [
@@ -75,6 +82,12 @@ def test_the_roles_of_several_jobs_are_told_apart() -> None:
     assert (
         row(("a-1", "worker-0"), ("b-2", "worker-1"), ("a-1", "server-0")) == "a-1: server-0, worker-0; b-2: worker-1"
     )
+
+
+def test_a_witness_says_so_where_others_have_roles() -> None:
+    member = {"name": "n0", "state": "alive", "address": "a:1", "voter": True, "pid": 7, "roles": []}
+    assert wording.member_row(member | {"witness": True})[-1] == "witness"
+    assert wording.member_row(member | {"witness": False})[-1] == ""
 
 
 def test_text_from_elsewhere_moves_no_cursor() -> None:

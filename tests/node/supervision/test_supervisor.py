@@ -1,6 +1,7 @@
 """From an effect of the peer to a process and back, with bundles whose role is a script of the test's."""
 
 import asyncio
+import errno
 import hashlib
 import io
 import signal
@@ -20,6 +21,7 @@ from dmi_node.tasks import Tasks
 from dmi_protocol.effects import StartRole, StopRole, TellRole
 from dmi_protocol.events import RoleHappened
 from dmi_protocol.identity import BlobHash, JobId, NodeId
+from dmi_protocol.jobs.hosting import RECOVERABLE
 from dmi_protocol.messages.roles import (
     Assignment,
     Completed,
@@ -36,6 +38,7 @@ SECONDS = 30
 ROLE = RoleKey(JobId("job-000000"), 1, "worker", 0)
 BEGIN = """
 import hashlib, os, pathlib, time
+from dmi_protocol.jobs.hosting import RECOVERABLE
 from dmi_protocol.messages.roles import Completed, PartWritten
 from dmi_wire.child import Child
 child = Child.inherit()
@@ -127,6 +130,19 @@ async def test_a_bundle_that_cannot_be_unpacked_is_final(tmp_path: Path, data: b
         assert isinstance(failed, Failed)
         assert (failed.kind, failed.starting) == ("cannot-start", True)
         assert exited == Exited(1, 0)
+
+
+async def test_a_full_disk_is_no_fault_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr("dmi_node.supervision.supervisor._prepare", full)
+    async with host(tmp_path) as here:
+        here.start(here.bundle("pass"))
+        failed, _ = await here.until_gone()
+        assert isinstance(failed, Failed)
+        assert failed.kind == "disk"
+        assert failed.kind in RECOVERABLE
 
 
 async def test_one_that_is_stopped_before_it_was_started_never_starts(tmp_path: Path) -> None:

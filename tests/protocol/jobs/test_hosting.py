@@ -175,6 +175,19 @@ def test_a_part_that_a_server_has_written_is_told_under_its_own_node() -> None:
     assert (fact.part, fact.final) == (Part(0, PARTS[0], 9, ME), True)
 
 
+def test_a_part_that_was_written_stays_until_the_state_speaks_of_it() -> None:
+    """Simulation: this host was to keep a copy of the very same bytes, for a placement that is over."""
+    state, _ = placed()
+    hosting = started()
+    hosting.happened(SERVER, PartWritten(4, 0, PARTS[0], "/part", 9, final=True))
+    hosting._parts = frozenset({PARTS[0]})
+    assert hosting.drop_parts(state) == []
+    state.jobs[JOB].final_parts[4] = (KeptPart(0, PARTS[0], 9, (ME,)),)
+    assert hosting.drop_parts(state) == []
+    state.jobs[JOB].final_parts.clear()
+    assert hosting.drop_parts(state) == [DropBlob(PARTS[0])]
+
+
 def test_a_completed_role_whose_process_is_of_an_earlier_life_is_safe_only_with_its_final_part() -> None:
     state, job = placed()
     seat(job, "before")

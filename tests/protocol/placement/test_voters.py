@@ -1,5 +1,6 @@
 """Who votes: an odd number, at most five, changed by one at a time and never into a corner."""
 
+from collections.abc import Set
 from itertools import pairwise
 
 from hypothesis import given
@@ -13,10 +14,16 @@ NODES = [NodeId(letter * 16) for letter in "abcdefgh"]
 A, B, C, D = NODES[:4]
 
 
-def settle(voters: set[NodeId], members: set[NodeId], alive: set[NodeId], leader: NodeId) -> list[frozenset[NodeId]]:
+def settle(
+    voters: set[NodeId],
+    members: set[NodeId],
+    alive: set[NodeId],
+    leader: NodeId,
+    witnesses: Set[NodeId] = frozenset(),
+) -> list[frozenset[NodeId]]:
     """Every set of voters on the way, while nothing else changes; the leader stays while it votes."""
     steps = [frozenset(voters)]
-    while (after := next_voters(steps[-1], members, alive, leader)) is not None:
+    while (after := next_voters(steps[-1], members, alive, leader, witnesses)) is not None:
         assert len(after ^ steps[-1]) == 1, "one at a time"
         steps.append(after)
         assert len(steps) < 20, "it never ends"
@@ -72,16 +79,46 @@ def test_of_two_former_members_the_dead_one_goes_first() -> None:
     assert settle({A, B, C}, {A}, {A, B}, A) == [{A, B, C}, {A, B}, {A}]
 
 
+def test_two_nodes_and_a_witness_have_three_voters() -> None:
+    assert settle({A}, {A, B, C}, {A, B, C}, A, {C})[-1] == {A, B, C}
+
+
+def test_a_witness_votes_where_not_all_can() -> None:
+    five, everybody = set(NODES[:5]), set(NODES[:6])
+    witness = NODES[5]
+    assert settle(five, everybody, everybody, A, {witness})[-1] == {*NODES[:4], witness}
+    assert settle(five, everybody, everybody - {witness}, A, {witness})[-1] == five, "it is away"
+    assert settle({A, B, C}, {A, B, C, D}, {A, B, C, D}, A, {D})[-1] == {A, B, D}
+    assert settle({A, B, D}, {A, B, D}, {A, B, D}, A, {D})[-1] == {A, B, D}
+
+
+def test_a_witness_is_the_last_to_lose_its_vote() -> None:
+    assert settle({A, B, C}, {A, C}, {A, C}, A, {C}) == [{A, B, C}, {A, C}, {A}], "and never before the leader"
+    assert settle({A, B, C}, {B, C}, {A, B, C}, C, {B})[-1] == {C}
+
+
+def test_more_witnesses_than_votes_are_at_rest() -> None:
+    everybody = set(NODES[:7])
+    steps = settle(set(NODES[:5]), everybody, everybody, A, everybody - {A})
+    assert steps == [set(NODES[:5])]
+
+
 nodes = st.sets(st.sampled_from(NODES))
 
 
-@given(voters=nodes.filter(lambda s: 1 <= len(s) <= limits.VOTERS), members=nodes, alive=nodes, data=st.data())
+@given(
+    voters=nodes.filter(lambda s: 1 <= len(s) <= limits.VOTERS),
+    members=nodes,
+    alive=nodes,
+    witnesses=nodes,
+    data=st.data(),
+)
 def test_any_mesh_with_a_quorum_keeps_it(
-    voters: set[NodeId], members: set[NodeId], alive: set[NodeId], data: st.DataObject
+    voters: set[NodeId], members: set[NodeId], alive: set[NodeId], witnesses: set[NodeId], data: st.DataObject
 ) -> None:
     leader = data.draw(st.sampled_from(sorted(voters)))
     there = alive | {leader}
-    steps = settle(voters, members, alive, leader)
+    steps = settle(voters, members, alive, leader, witnesses)
     for before, after in pairwise(steps):
         if 2 * len(before & there) > len(before):
             assert 2 * len(after & there) > len(after)
@@ -92,3 +129,5 @@ def test_any_mesh_with_a_quorum_keeps_it(
     if is_whole:
         assert len(last) == voters_for(len(members))
         assert last <= members
+        idle = (witnesses & members) - last
+        assert not idle or last - {leader} <= witnesses, "a witness votes before anybody else but the leader"

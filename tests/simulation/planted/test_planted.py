@@ -9,6 +9,7 @@ EXPECTED = {
     "incarnation-not-checked": {"incarnations"},
     "leaf-counted-twice": {"invariants", "leaves"},
     "older-term-by-counting": {"committed"},
+    "promise-on-a-full-disk": {"durable"},
     "stale-generation-accepted": {"generations"},
     "started-without-its-parts": {"parts"},
     "version-given-up-early": {"versions"},

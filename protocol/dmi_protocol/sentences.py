@@ -1,0 +1,181 @@
+"""Prose is made of reasons here, and nowhere else: ``status``, ``why`` and the log say the same."""
+
+from dmi_protocol.reasons import (
+    BundleLost,
+    Cancelled,
+    CrashedOften,
+    DiskFree,
+    DiskFull,
+    InvitationExpired,
+    InvitationUsed,
+    IsYourself,
+    JobEnded,
+    LimitReached,
+    Malformed,
+    NameTaken,
+    NoCoordinator,
+    NodeLost,
+    NoQuorum,
+    NotYet,
+    PairSilent,
+    PartLost,
+    PartsAway,
+    Reason,
+    Recovering,
+    RoleDied,
+    RoleFailed,
+    RoleUnready,
+    Running,
+    Starting,
+    Succeeded,
+    TakingOver,
+    TimedOut,
+    TooFewNodes,
+    UnknownJob,
+    UnknownMember,
+    Waiting,
+    WasExpelled,
+    WasTurnedAway,
+    Weakened,
+)
+
+
+def sentence(reason: Reason) -> str:
+    """One line for people. What a role process said at length is in ``detail``."""
+    match reason:
+        case RoleFailed(role, node, kind, text):
+            return f"{role} on {node} failed ({kind}): {_last_line(text)}"
+        case RoleDied():
+            return _died(reason)
+        case RoleUnready(role, node, within_ms):
+            return f"{role} on {node} was not ready within {within_ms / 1000:g} s; see `dmi-node logs`"
+        case NodeLost(role, node):
+            return f"{node}, which played {role}, is gone"
+        case PairSilent(role, node, peer, peer_node, silent_ms):
+            return f"{role} on {node} and {peer} on {peer_node} could not talk for {silent_ms / 1000:g} s, and it was replaced"
+        case Recovering():
+            return _recovering(reason)
+        case TakingOver(loss):
+            return f"{sentence(loss)}; the others take over at this very step"
+        case Weakened():
+            return _weakened(reason)
+        case PartsAway(loss, step, nodes):
+            return (
+                f"{sentence(loss)}; the checkpoint of step {step} has parts that only {_list(nodes)} can give: waiting"
+            )
+        case CrashedOften(times, last):
+            return f"{sentence(last)}; it was crash {times} without getting any further, so the job is given up"
+        case _:
+            return _of_mesh(reason)
+
+
+def _died(reason: RoleDied) -> str:
+    if reason.stalled:
+        how = "stopped moving and was ended"
+    elif reason.signal:
+        how = f"was killed by signal {reason.signal}" + (" (out of memory?)" if reason.signal == 9 else "")
+    else:
+        how = f"ended with code {reason.code} without saying why"
+    return f"{reason.role} on {reason.node} {how}; see `dmi-node logs`"
+
+
+def _weakened(reason: Weakened) -> str:
+    bare = f", {reason.bare} shards have no backup yet" if reason.bare else ""
+    coming = f"; {reason.coming} processes are on their way" if reason.coming else "; more nodes would be used"
+    return f"{sentence(reason.loss)}; the job goes on with workers on {_list(reason.workers)}{bare}{coming}"
+
+
+def _recovering(reason: Recovering) -> str:
+    whence = "from its beginning" if not reason.step else f"from the checkpoint of step {reason.step}"
+    when = f": {reason.ready} of {reason.roles} role processes are ready" if reason.roles else ": waiting for nodes"
+    return f"{sentence(reason.loss)}; the job goes on {whence}{when}"
+
+
+def _of_mesh(reason: Reason) -> str:
+    match reason:
+        case PartLost(node, detail):
+            return f"{node} could not fetch a part of the checkpoint: {detail}"
+        case BundleLost(node, detail):
+            return f"{node} could not fetch the job's files: {detail}"
+        case NoQuorum(reachable, missing):
+            voters = len(reachable) + len(missing)
+            return (
+                f"no quorum: only {len(reachable)} of {voters} voters can be reached; {_list(missing)} must come back"
+            )
+        case NoCoordinator():
+            return "no coordinator yet: an election is under way"
+        case TimedOut(within_ms):
+            return f"not committed within {within_ms / 1000:g} s; asking again is safe"
+        case TooFewNodes(role, wanted, nodes):
+            return (
+                f"{wanted} {role}s were asked for and the mesh has {nodes} nodes; ask for fewer, or let more hosts join"
+            )
+        case Waiting(wanted, alive):
+            return f"waiting for {wanted} nodes, {alive} are alive"
+        case Starting(ready, roles):
+            return f"starting: {ready} of {roles} role processes are ready"
+        case Running(workers, servers):
+            return f"running: workers on {_list(workers)}, servers on {_list(servers)}"
+        case Succeeded(steps):
+            return f"succeeded after {steps} step{'' if steps == 1 else 's'}; `dmi-node export` writes the weights"
+        case _:
+            return _refused(reason)
+
+
+def _refused(reason: Reason) -> str:
+    match reason:
+        case Cancelled():
+            return "cancelled"
+        case NotYet(what):
+            return f"{what} is not built yet; leave it out"
+        case UnknownJob(job):
+            return f"no job is named {job!r}; `dmi-node jobs` lists them"
+        case JobEnded(job, state):
+            return f"{job} has already {state}"
+        case InvitationUsed():
+            return "the invitation is not known here: it was used already; ask for a new one with `dmi-node invite`"
+        case InvitationExpired():
+            return "the invitation has expired; ask for a new one with `dmi-node invite`"
+        case NameTaken(name):
+            return f"the name {name!r} is already taken; choose another one with --name"
+        case UnknownMember(name):
+            return f"no member is named {name!r}; `dmi-node members` lists them"
+        case DiskFull() | DiskFree() | IsYourself() | WasExpelled() | WasTurnedAway():
+            return _of_node(reason)
+        case LimitReached(what, limit):
+            return f"there can be at most {limit} {what}"
+        case Malformed(what, value):
+            return f"{value[:80]!r} is no {what}"
+        case _:
+            return "the placement has changed meanwhile"
+
+
+def _of_node(reason: DiskFull | DiskFree | IsYourself | WasExpelled | WasTurnedAway) -> str:
+    again = "to bring it back, move its home away and join again with a new invitation"
+    match reason:
+        case DiskFull(node, cause):
+            told = f"{node} cannot write to its disk ({cause})"
+            return f"{told}, so it votes on nothing and gets no roles until it can; free some space there"
+        case DiskFree(node):
+            return f"{node} can write to its disk again"
+        case IsYourself(name, is_last) if is_last:
+            return f"{name} is the last member: `dmi-node leave` ends it, and the mesh with it"
+        case IsYourself(name):
+            return f"{name} is the node that you ask: `dmi-node leave` takes it out of the mesh, or ask another node"
+        case WasExpelled():
+            return f"this node was expelled from the mesh; {again}"
+        case WasTurnedAway(by):
+            return f"{_list(by)} turned this node away: it was expelled, or has left, while it was away; {again}"
+
+
+def detail(reason: Reason) -> str | None:
+    """All that a role process said, when that is more than a line."""
+    return reason.text if isinstance(reason, RoleFailed) and "\n" in reason.text.strip() else None
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no reason given"])[-1]
+
+
+def _list(names: tuple[str, ...]) -> str:
+    return ", ".join(names) if names else "nobody"
