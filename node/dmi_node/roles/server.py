@@ -53,7 +53,7 @@ class Server:
         self._assignment = assignment
         self._endpoint, self._context, self._keys = endpoint, context, keys
         self._index = assignment.key.index
-        self._parts = tuple(read_part(Path(path)) for path in assignment.parts)
+        self._parts: tuple[Part, ...] = tuple(read_part(Path(path)) for path in assignment.parts)
         self._copies: dict[int, Copy] = {}
         self._lines: dict[int, Line] = {}
         self._workers: dict[int, Seat] = {}
@@ -131,9 +131,10 @@ class Server:
                 self._lines[seat.key.index] = Line(self._context, self._keys, name, seat.address, seat.public_key)
         for shard, replicas in enumerate(roster.cast.shards):
             if replicas.primary == self._index:
-                self._copy(shard).lead(self._rostered(shard), x.Leased(self._leased.until))
+                self._copy(shard, self._parts).lead(self._rostered(shard), x.Leased(self._leased.until))
             elif self._index not in (*replicas.backups, *replicas.filling):
                 self._copies.pop(shard, None)
+        self._parts = ()
         early, self._early = self._early, []
         for delivery in early:
             self._take_or_refuse(delivery)
@@ -143,10 +144,10 @@ class Server:
         guests = self.roster.guests
         return x.Rostered(self.roster.generation, cast.workers, cast.lead, guests, replicas.backups, replicas.filling)
 
-    def _copy(self, shard: int) -> Copy:
+    def _copy(self, shard: int, parts: tuple[Part, ...] = ()) -> Copy:
+        """What we have of a shard; ``parts`` are those of the checkpoint that its first primary begins from."""
         if shard not in self._copies:
             is_beside = any(map(self.is_local, self._workers))
-            parts: tuple[Part, ...] = self._parts if self.roster.generation == self.roster.life else ()
             tensors = Tensors(shard, len(self.roster.cast.shards), shares_memory=is_beside, parts=parts)
             self._copies[shard] = Copy(self, shard, tensors, _now)
         return self._copies[shard]
@@ -285,7 +286,6 @@ def serve(child: Child, assignment: Assignment) -> None:
     """Bind, wait for the first roster, serve; returns when all final parts are durable and every worker knows."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     keys = KeyPair.make()
-    warm_up()
     endpoint = Endpoint(context, keys, assignment.host, assignment.ports)
     child.tell(Bound(endpoint.address, keys.public, os.getpid()))
     Server(child, assignment, endpoint, context, keys).run(child.roster(limits.ROLE_START_MS))
@@ -298,6 +298,7 @@ def main() -> None:
     """The process."""
     child = Child.inherit()
     assignment = child.assignment()
+    warm_up()  # before we are watched: it can stand still for long on a busy host
     child.start()
     keep_freed_memory()
     try:

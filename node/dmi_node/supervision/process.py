@@ -69,6 +69,8 @@ class RoleProcess:
         self._output: asyncio.BaseTransport | None = None
         self._moved_at: Instant | None = None
         self._is_busy = False
+        self._heard = 0
+        """How much it has said."""
         """We pass on what it said, so it is not to blame for our silence."""
         self._stalled = False
         self._stop_after_ms: int | None = None
@@ -98,9 +100,12 @@ class RoleProcess:
         await self._happened(Exited(max(code, 0), max(-code, 0), self._stalled))
 
     async def _hear_out(self, ear: "asyncio.Task[None]", log: "asyncio.Task[None]") -> None:
-        """Its last words. A large part of a checkpoint may take long to be taken in; a silent channel is not waited for."""
+        """Its last words. A large part of a checkpoint may take long to be taken in, and more may be said after it; a silent
+        channel is not waited for."""
         await asyncio.wait([ear, log], timeout=_READ_OUT_S)
-        while self._is_busy:
+        heard = -1
+        while not ear.done() and (self._is_busy or self._heard != heard):
+            heard = self._heard
             await asyncio.wait([ear], timeout=_READ_OUT_S)
         if ear.done():
             ear.result()
@@ -187,6 +192,7 @@ class RoleProcess:
 
     async def _pass_on(self, event: RoleEvent) -> None:
         self._is_busy = True
+        self._heard += 1
         try:
             await self._happened(event)
         finally:

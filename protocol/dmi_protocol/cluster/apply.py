@@ -1,9 +1,11 @@
 """What each command does to the state: total (any command, in any state) and deterministic. Those of jobs are in
 ``on_jobs.py``."""
 
+from msgspec.structs import replace
+
 from dmi_protocol import limits
 from dmi_protocol.address import is_address
-from dmi_protocol.cluster.command import Admit, Command, Invite, Readdress, Remove
+from dmi_protocol.cluster.command import Admit, Command, Drain, Invite, Readdress, Remove
 from dmi_protocol.cluster.on_jobs import do_for_job
 from dmi_protocol.cluster.state import ClusterState, MemberRecord, Outcome
 from dmi_protocol.identity import is_public_key, node_id
@@ -42,6 +44,8 @@ def _do(state: ClusterState, index: int, command: Command) -> Outcome:
             return _remove(state, command)
         case Readdress():
             return _readdress(state, command)
+        case Drain():
+            return _drain(state, command)
         case _:
             return do_for_job(state, index, command)
 
@@ -94,5 +98,13 @@ def _readdress(state: ClusterState, command: Readdress) -> Outcome:
         return Outcome(refusal=UnknownMember(command.node))
     if not is_address(command.address):
         return Outcome(refusal=Malformed("address HOST:PORT", command.address))
-    state.members[old.node] = MemberRecord(old.node, old.name, command.address, old.public_key, old.witness)
+    state.members[old.node] = replace(old, address=command.address)
+    return _DONE
+
+
+def _drain(state: ClusterState, command: Drain) -> Outcome:
+    old = state.members.get(command.node)
+    if old is None:
+        return Outcome(refusal=UnknownMember(command.node))
+    state.members[old.node] = replace(old, draining=command.on)
     return _DONE

@@ -65,6 +65,14 @@ class Readdress(Struct, frozen=True, tag="readdress"):
     address: str
 
 
+class Drain(Struct, frozen=True, tag="drain"):
+    """A member gives all its roles away, and gets no new ones until it is told otherwise."""
+
+    request: RequestId
+    node: NodeId
+    on: bool
+
+
 class Submit(Struct, frozen=True, tag="submit"):
     """A new job. Its id is a function of ``request``."""
 
@@ -114,13 +122,14 @@ class Recruit(Struct, frozen=True, tag="recruit"):
 class Shift(Struct, frozen=True, tag="shift"):
     """A new generation of processes that go on: somebody was lost, has come, or does something else now.
 
-    ``is_full`` says that nothing is amiss any more."""
+    ``is_full`` says that nothing is amiss any more. The ``dismissed`` have nothing to do any more, and end."""
 
     request: RequestId
     job: JobId
     generation: int
     cast: Cast
     is_full: bool
+    dismissed: tuple[RoleKey, ...] = ()
 
 
 class ReadyRole(Struct, frozen=True, tag="ready-role"):
@@ -210,7 +219,7 @@ class Finish(Struct, frozen=True, tag="finish"):
     step: int | None = None
 
 
-MemberCommand = Invite | Admit | Remove | Readdress
+MemberCommand = Invite | Admit | Remove | Readdress | Drain
 RoleCommand = SeatRole | ReadyRole | SyncReplica | ReportPair | LoseRole | CompleteRole
 JobCommand = Submit | Cancel | Place | Recruit | Shift | RoleCommand | Rekeep | KeepPart | Finish
 Command = MemberCommand | JobCommand

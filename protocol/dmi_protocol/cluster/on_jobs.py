@@ -173,6 +173,10 @@ def _shift(state: ClusterState, command: Shift) -> Outcome:
         caught_up = {server for synced, server in job.synced if synced == shard}
         if not set(new.in_sync) <= {*old.in_sync, *caught_up}:
             return _STALE
+    if {(role.role, role.index) for role in command.dismissed} & _members(command.cast):
+        return _STALE
+    job.posts = tuple(post for post in job.posts if post.role not in command.dismissed)
+    job.seats = tuple(record for record in job.seats if record.seat.key not in command.dismissed)
     job.generation, job.cast, job.synced, job.pairs = command.generation, command.cast, (), ()
     job.state, job.reason = RUNNING, None if command.is_full else job.reason
     return _DONE

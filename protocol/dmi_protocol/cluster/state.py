@@ -26,6 +26,8 @@ class MemberRecord(Struct, frozen=True):
     address: str
     public_key: PublicKey
     witness: bool
+    draining: bool = False
+    """It gets no new roles, and those that it has move away."""
 
 
 class SeatRecord(Struct, frozen=True):

@@ -14,7 +14,7 @@ from dmi_protocol.identity import JobId, NodeId, RequestId
 from dmi_protocol.instant import Instant, after, earliest
 from dmi_protocol.jobs.hosting import role_name
 from dmi_protocol.messages.roles import RoleKey
-from dmi_protocol.placement.casting import first_cast, is_full, recast, recruits
+from dmi_protocol.placement.casting import dismissed, first_cast, is_full, recast, recruits
 from dmi_protocol.placement.roles import choose, keepers_of
 from dmi_protocol.reasons import NodeLost, PairSilent, Reason, RoleUnready, Succeeded
 
@@ -33,7 +33,8 @@ class Scheduler:
 
     def propose(self, now: Instant, state: ClusterState, alive: Set[NodeId]) -> list[Command]:
         """All that is due now."""
-        nodes = sorted(n for n, member in state.members.items() if n in alive and not member.witness)
+        there = sorted(n for n, member in state.members.items() if n in alive and not member.witness)
+        nodes = [node for node in there if not state.members[node].draining]
         load = _load(state)
         commands: list[Command] = []
         going_on = [job for job in state.jobs.values() if job.state not in ENDED]
@@ -44,7 +45,8 @@ class Scheduler:
                 assert job.checkpoint is not None
                 commands += [_finish(job, SUCCEEDED, Succeeded(job.checkpoint.step), job.checkpoint.step)]
             else:
-                commands += _watch(job, nodes, state) or _keep_up(job, nodes, load) or self._unready(now, job, state)
+                lost = _watch(job, there, state)
+                commands += lost or _keep_up(job, nodes, there, load) or self._unready(now, job, state)
         return commands
 
     def _unready(self, now: Instant, job: Job, state: ClusterState) -> list[Command]:
@@ -121,21 +123,24 @@ def _is_new(role: RoleKey, job: Job) -> bool:
     return role.role == "worker" and role.generation != job.life and role not in job.ready
 
 
-def _keep_up(job: Job, nodes: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
-    """Survivors go on in a new generation; then whoever is missing is called."""
-    return _recast(job, nodes) or _recruit(job, nodes, load) or _rekeep(job, nodes)
+def _keep_up(job: Job, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
+    """Survivors go on in a new generation; then whoever is missing is called. Nodes that are ``there`` and not among
+    ``nodes`` are leaving."""
+    leaving = set(there) - set(nodes)
+    return _recast(job, nodes, leaving) or _recruit(job, nodes, load) or _rekeep(job, nodes or there)
 
 
-def _recast(job: Job, nodes: list[NodeId]) -> list[Command]:
-    if not job.runs or job.all_completed:
+def _recast(job: Job, nodes: list[NodeId], leaving: Set[NodeId]) -> list[Command]:
+    if not job.runs or job.all_completed or (job.completed and job.state == RUNNING):
         return []
-    cast = recast(job)
+    cast = recast(job, leaving)
+    gone = dismissed(job, cast, leaving)
     full = is_full(job, cast, nodes)
-    if cast == job.cast and job.state == RUNNING and (job.reason is None or not full):
+    if cast == job.cast and not gone and job.state == RUNNING and (job.reason is None or not full):
         return []
     generation = job.generation + 1
-    digest = hashlib.sha256(pack(cast)).hexdigest()[:16]
-    return [Shift(RequestId(f"{job.id}/{generation}/shift-{digest}-{full}"), job.id, generation, cast, full)]
+    digest = hashlib.sha256(pack((cast, gone))).hexdigest()[:16]
+    return [Shift(RequestId(f"{job.id}/{generation}/shift-{digest}-{full}"), job.id, generation, cast, full, gone)]
 
 
 def _recruit(job: Job, nodes: list[NodeId], load: dict[NodeId, int]) -> list[Command]:

@@ -21,54 +21,79 @@ def first_cast(chosen: Chosen) -> Cast:
     return Cast(workers, (1.0,) * len(workers), 0, shards)
 
 
-def recast(job: Job) -> Cast:
+def recast(job: Job, leaving: Collection[NodeId] = ()) -> Cast:
     """What the processes of ``job`` that are there should do. Every shard has a copy in sync among them.
 
     A lost primary's first backup takes its place; all other copies are then filled anew. Shards that lack backups get
-    them on the servers that have the fewest copies, each on another node than the other copies.
+    them on the servers that have the fewest copies, each on another node than the other copies. What is on nodes that are
+    ``leaving`` moves to the others: workers get no more leaves, copies are made elsewhere before they are given up.
     """
     assert job.cast is not None
     seated = {record.seat.key for record in job.seats}
     node_of = {p.role.index: p.node for p in job.posts if p.role.role == "server" and p.role in seated}
-    shards = [_survive(job, shard, replicas, node_of) for shard, replicas in enumerate(job.cast.shards)]
-    copies = dict.fromkeys(sorted(node_of), 0)
-    for replicas in shards:
-        for server in (*replicas.in_sync, *replicas.filling):
-            copies[server] += 1
-    full = tuple(_fill(replicas, wanted_backups(job.spec), node_of, copies) for replicas in shards)
-    workers = sorted((p.role for p in job.posts if p.role.role == "worker" and p.role in seated), key=_index)
-    speeds = tuple(1.0 if role.generation == job.life or role in job.ready else 0.0 for role in workers)
-    able = [role.index for role, speed in zip(workers, speeds, strict=True) if speed and role not in job.completed]
-    lead = job.cast.lead if job.cast.lead in able else min(able)
-    return Cast(tuple(role.index for role in workers), speeds, lead, full)
+    stay = {server: node for server, node in node_of.items() if node not in leaving}
+    shards = [_survive(job, shard, replicas, node_of, stay) for shard, replicas in enumerate(job.cast.shards)]
+    copies = dict.fromkeys(sorted(stay), 0)
+    for server in (
+        server for replicas in shards for server in (*replicas.in_sync, *replicas.filling) if server in stay
+    ):
+        copies[server] += 1
+    full = tuple(_fill(replicas, wanted_backups(job.spec), stay, copies) for replicas in shards)
+    there = [p for p in job.posts if p.role.role == "worker" and p.role in seated and p.role not in job.completed]
+    posts = sorted((p for p in there if not _is_dismissed(p, job, leaving)), key=lambda post: post.role.index)
+    fit = [p.role for p in posts if p.role.generation == job.life or p.role in job.ready]
+    able = [p.role for p in posts if p.role in fit and p.node not in leaving] or fit
+    indices = [role.index for role in able]
+    lead = job.cast.lead if job.cast.lead in indices else min(indices)
+    return Cast(tuple(p.role.index for p in posts), tuple(float(p.role in able) for p in posts), lead, full)
 
 
-def _index(role: RoleKey) -> int:
-    return role.index
+def dismissed(job: Job, cast: Cast, leaving: Collection[NodeId]) -> tuple[RoleKey, ...]:
+    """The processes on nodes that are ``leaving`` that have nothing to do any more, in ``cast`` or before it."""
+    assert job.cast is not None
+    needed = {server for c in (job.cast, cast) for r in c.shards for server in (*r.in_sync, *r.filling)}
+    servers = [p for p in job.posts if p.role.role == "server" and p.node in leaving and p.role.index not in needed]
+    workers = [p for p in job.posts if _is_dismissed(p, job, leaving) and p.role.index not in cast.workers]
+    return tuple(post.role for post in (*servers, *workers))
 
 
-def _survive(job: Job, shard: int, replicas: Replicas, node_of: Mapping[int, NodeId]) -> Replicas:
-    """The copies of one shard that are still there."""
+def _is_dismissed(post: Post, job: Job, leaving: Collection[NodeId]) -> bool:
+    """A worker that has no leaves any more, on a node that is leaving."""
+    assert job.cast is not None
+    shares = dict(zip(job.cast.workers, job.cast.speeds, strict=True))
+    return post.role.role == "worker" and post.node in leaving and not shares.get(post.role.index, 0.0)
+
+
+def _survive(
+    job: Job, shard: int, replicas: Replicas, node_of: Mapping[int, NodeId], stay: Collection[int]
+) -> Replicas:
+    """The copies of one shard that are still there, and who leads them: somebody who stays, if one is in sync."""
     backups = [server for server in replicas.backups if server in node_of]
     filling = [server for server in replicas.filling if server in node_of]
-    if replicas.primary not in node_of:
-        return Replicas(backups[0], (), tuple(sorted({*backups[1:], *filling})))
     caught_up = [server for server in filling if (shard, server) in job.synced]
+    if replicas.primary not in node_of or (replicas.primary not in stay and set(backups) & set(stay)):
+        heir = next((server for server in backups if server in stay), (backups or [replicas.primary])[0])
+        rest = {*backups, *filling} - {heir}
+        return Replicas(heir, (), tuple(sorted(rest & set(stay))))
     still = tuple(server for server in filling if server not in caught_up)
     return Replicas(replicas.primary, tuple(sorted({*backups, *caught_up})), still)
 
 
-def _fill(replicas: Replicas, wanted: int, node_of: Mapping[int, NodeId], copies: dict[int, int]) -> Replicas:
+def _fill(replicas: Replicas, wanted: int, stay: Mapping[int, NodeId], copies: dict[int, int]) -> Replicas:
+    """Enough copies on those who ``stay``; then the others' are given up."""
     filling = list(replicas.filling)
-    while len(replicas.backups) + len(filling) < wanted:
-        used = {node_of[server] for server in (*replicas.in_sync, *filling)}
-        able = [server for server in copies if node_of[server] not in used]
+    need = wanted if replicas.primary in stay else max(wanted, 1)
+    while sum(server in stay for server in (*replicas.backups, *filling)) < need:
+        used = {stay[server] for server in (*replicas.in_sync, *filling) if server in stay}
+        able = [server for server in copies if stay[server] not in used]
         if not able:
             break
         chosen = min(able, key=lambda server: (copies[server], server))
         copies[chosen] += 1
         filling.append(chosen)
-    return Replicas(replicas.primary, replicas.backups, tuple(sorted(filling)))
+    kept = tuple(server for server in replicas.backups if server in stay)
+    backups = kept if len(kept) >= wanted and replicas.primary in stay else replicas.backups
+    return Replicas(replicas.primary, backups, tuple(sorted(filling)))
 
 
 def is_full(job: Job, cast: Cast, nodes: Sequence[NodeId]) -> bool:

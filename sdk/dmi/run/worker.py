@@ -13,6 +13,7 @@ from dmi.run.mesh_exchange import MeshExchange
 from dmi.run.script import Ending, run_script
 from dmi_protocol import limits
 from dmi_protocol.messages.roles import Assignment, Bound, Completed
+from dmi_tensor.optimizers import warm_up
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
 from dmi_wire.memory import keep_freed_memory
@@ -48,6 +49,7 @@ def main() -> None:
     """The process."""
     child = Child.inherit()
     assignment = child.assignment()
+    warm_up()  # before we are watched: it can stand still for long on a busy host
     child.start()
     keep_freed_memory()
     ending = work(child, assignment)
