@@ -13,6 +13,9 @@ class SwimSettings(Struct, frozen=True):
     suspicion_min_ms: int = 1000
     suspicion_max_ms: int = 4000
     """A suspect is dead after the maximum, or sooner as others confirm, never before the minimum."""
+    cut_ping_ms: int = 200
+    cut_suspicion_ms: int = 400
+    """The same for a member whose connection has broken and does not come back: a host that is slow keeps its connections."""
     indirect: int = 3
     """How many others are asked to try; also how many confirmations bring a suspicion to its minimum."""
     health_max: int = 8
@@ -28,4 +31,6 @@ class SwimSettings(Struct, frozen=True):
     def check(self) -> None:
         """Assert the relations between the times."""
         assert self.ping_ms * 2 < self.period_ms
+        assert self.cut_ping_ms <= self.ping_ms
+        assert 0 < self.cut_suspicion_ms <= self.suspicion_min_ms
         assert 0 < self.suspicion_min_ms <= self.suspicion_max_ms

@@ -59,6 +59,8 @@ class Swim:
         self._updates: Gossip[Update] = Gossip(settings)
         self._news: Gossip[Rumor] = Gossip(settings)
         self._ring: list[NodeId] = []
+        self._cut: set[NodeId] = set()
+        """Members whose connections have broken, and who were not heard since."""
         self._strange: set[NodeId] = set()
         """Who may have missed what we spread while we were not connected: it is told again, until it acknowledges."""
         self._probes: dict[int, _Probe] = {}
@@ -72,6 +74,7 @@ class Swim:
         for gone in self.members.keys() - wanted:
             del self.members[gone]
             self._strange.discard(gone)
+            self._cut.discard(gone)
             self._updates.drop(gone)
             self._news.drop(gone)
             self.rumors = {about: rumor for about, rumor in self.rumors.items() if about[0] != gone}
@@ -109,10 +112,12 @@ class Swim:
     def deadline(self) -> Instant | None:
         """See ``Machine.deadline``."""
         probes = [probe.indirect_at or probe.fails_at for probe in self._probes.values()]
-        suspicions = [self._verdict_at(member) for member in self.members.values() if member.standing == "suspect"]
+        suspicions = [self._verdict_at(n, member) for n, member in self.members.items() if member.standing == "suspect"]
         return earliest(self._probe_at, self._news_at if self.members else None, *probes, *suspicions)
 
-    def _verdict_at(self, member: Member) -> Instant:
+    def _verdict_at(self, node: NodeId, member: Member) -> Instant:
+        if node in self._cut:
+            return after(member.since, self._settings.cut_suspicion_ms)
         return after(member.since, suspicion_ms(len(member.accusers) - 1, len(self.members) + 1, self._settings))
 
     def step(self, now: Instant, event: Event) -> list[Output]:
@@ -121,9 +126,11 @@ class Swim:
             case Received(sender, message) if isinstance(message, MembershipMessage) and sender in self.members:
                 return [*self._received(now, sender, message), *self._tick(now)]
             case Connected(peer) if peer in self.members:
+                self._cut.discard(peer)
                 self._strange.add(peer)
                 return [*self._ping(now, peer, hurried=True), *self._tick(now)]
             case Disconnected(peer) if peer in self.members and self.members[peer].standing == "alive":
+                self._cut.add(peer)
                 return [*self._ping(now, peer, hurried=True), *self._tick(now)]
             case Stopping():
                 return self._leave()
@@ -150,7 +157,7 @@ class Swim:
                 del self._probes[sequence]
                 output += self._failed(now, probe)
         for node, member in self.members.items():
-            if member.standing == "suspect" and now >= self._verdict_at(member):
+            if member.standing == "suspect" and now >= self._verdict_at(node, member):
                 output += self._believe(now, Update(node, "dead", member.incarnation, self._me))
         if self._news_at is not None and now >= self._news_at and self.members:
             output += self._spread(now)
@@ -173,8 +180,9 @@ class Swim:
             return []
         self._sequence += 1
         is_dead = not self.members[target].is_there()
-        patience = self._settings.ping_ms * (2 if hurried or asker else 3)
-        indirect = None if is_dead or asker else after(now, self._settings.ping_ms)
+        ping_ms = self._settings.cut_ping_ms if target in self._cut else self._settings.ping_ms
+        patience = ping_ms * (2 if hurried or asker else 3)
+        indirect = None if is_dead or asker else after(now, ping_ms)
         introduces = target in self._strange
         self._probes[self._sequence] = _Probe(target, indirect, after(now, patience), asker, introduces)
         updates, rumors = self._gossip_for(target)
@@ -213,6 +221,7 @@ class Swim:
 
     def _received(self, now: Instant, sender: NodeId, message: MembershipMessage) -> list[Output]:
         output: list[Output] = []
+        self._cut.discard(sender)
         if not isinstance(message, say.Nack):
             for update in message.updates:
                 output += self._believe(now, update)

@@ -313,7 +313,7 @@ class MeshExchange:
     def _take(self, heard: Heard) -> None:
         """A server's message, at any time."""
         match heard.message:
-            case say.Show(_, shard, version, bucket):
+            case say.Show(_, shard, version, bucket) if self._machine is not None:
                 if self._owner[bucket] != shard:
                     self._give_up("peer-broken", f"{self._servers.name(heard.shard)} shows a bucket that it has not")
                 self._shown[version, bucket] = heard
