@@ -67,7 +67,7 @@ def test_a_syntax_error_is_found_at_submit(five: LocalMesh, tmp_path: Path) -> N
     ("options", "hint", "code"),
     [
         (("--workers", "9"), "the mesh has 5 nodes", 1),
-        (("--backups", "1"), "not built yet", 1),
+        (("--backups", "9"), "9 backups were asked for", 1),
         (("--leaves", "3"), "power of two", 2),
     ],
 )

@@ -62,7 +62,7 @@ def _check_numbers(found: JobSpec, nodes: int) -> None:
     if backups < 0:
         raise RefusalError("usage", f"--backups must be 0 or more, not {backups}")
     if backups >= nodes:
-        raise RefusalError("refused", sentence(reasons.TooFewNodes("copies of a shard", backups + 1, nodes)))
+        raise RefusalError("refused", sentence(reasons.TooFewNodes("backup", backups, nodes)))
     for role, wanted in (("worker", found.workers), ("server", found.servers)):
         if wanted is not None and not 1 <= wanted <= nodes:
             raise RefusalError("refused", sentence(reasons.TooFewNodes(role, wanted, nodes)))

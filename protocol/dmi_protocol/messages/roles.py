@@ -14,7 +14,7 @@ Role = Literal["server", "worker"]
 
 
 class RoleKey(Struct, frozen=True, order=True):
-    """Which process this is. ``generation`` is the one that it was born in; it may live on in later ones.
+    """Which process this is. ``generation`` is the one that it was made for; it may live on in later ones.
 
     No two processes that meet have one ``index`` of a role: who comes after a lost one has another.
     """

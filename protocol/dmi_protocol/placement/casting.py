@@ -105,7 +105,7 @@ def is_full(job: Job, cast: Cast, nodes: Sequence[NodeId]) -> bool:
 
 def recruits(job: Job, nodes: Sequence[NodeId], load: Mapping[NodeId, int]) -> tuple[Post, ...]:
     """The processes that a job lacks and that ``nodes`` could run: workers up to what was asked for, servers while a shard
-    has fewer copies than it should."""
+    has fewer copies than it should. They are born for a later generation than those that began the job's life."""
     nodes = [node for node in nodes if job.misses.get(node, 0) < limits.MISSES]
     posts = [post for post in job.posts if post.node in nodes]
     ordered = sorted(nodes, key=lambda node: (load.get(node, 0), node))
@@ -114,7 +114,9 @@ def recruits(job: Job, nodes: Sequence[NodeId], load: Mapping[NodeId, int]) -> t
     servers = _free("server", posts, ordered)[: max(0, copies - _count("server", posts))]
     wanted = [("server", node) for node in servers] + [("worker", node) for node in workers]
     return tuple(
-        Post(RoleKey(job.id, job.generation, "server" if role == "server" else "worker", job.next_index + nth), node)
+        Post(
+            RoleKey(job.id, job.generation + 1, "server" if role == "server" else "worker", job.next_index + nth), node
+        )
         for nth, (role, node) in enumerate(wanted)
     )
 

@@ -147,7 +147,7 @@ class MeshExchange:
         beside = {b: self._beside[self._owner[b]] for b in range(layout.live) if self._owner[b] in self._beside}
         self._shares = Shares(layout, beside)
         for shard in self._servers.shards:
-            self._greet(shard)
+            self._greet(shard, self._beside.get(shard))
         self._asked = self._bring_initial
         self._send_all(self._bring_initial)
         step = self._await_welcomes()
@@ -159,8 +159,8 @@ class MeshExchange:
         self._progress.begin()
         return step
 
-    def _greet(self, shard: int) -> None:
-        beside = self._beside.get(shard)
+    def _greet(self, shard: int, beside: Neighbour | None = None) -> None:
+        """Memory is offered once, before it has lost its name."""
         name, size = (None, 0) if beside is None else (beside.segment.name, beside.segment.size)
         definition = encode_struct(self._definition)
         hello = say.Hello(self._roster.generation, shard, self.worker, self._fingerprint, definition, name, size)
