@@ -134,6 +134,10 @@ class Mesh:
         """See ``dmi.mesh.Mesh.leave``."""
         await asyncio.to_thread(self._mesh.leave)
 
+    async def drain(self, node: str, *, on: bool = True) -> dict[str, Any]:
+        """See ``dmi.mesh.Mesh.drain``."""
+        return await asyncio.to_thread(self._mesh.drain, node, on=on)
+
     async def expel(self, node: str) -> dict[str, Any]:
         """See ``dmi.mesh.Mesh.expel``."""
         return await asyncio.to_thread(self._mesh.expel, node)

@@ -100,6 +100,14 @@ class Mesh:
         """The node that answers leaves the mesh, and ends."""
         self._connection.ask("leave")
 
+    def drain(self, node: str, *, on: bool = True) -> dict[str, Any]:
+        """A member (name or id) gives all its roles away and gets no new ones; with ``on`` false it may have some again.
+
+        Returns at once, with ``{"name", "id", "roles"}``: call it again until no roles are left there.
+        """
+        found: dict[str, Any] = self._connection.ask("drain", node=node, on=on)
+        return found
+
     def expel(self, node: str) -> dict[str, Any]:
         """A member (name or id) is one no more: its key counts nowhere, on open connections too. Gives ``{"name", "id"}``."""
         found: dict[str, Any] = self._connection.ask("expel", node=node)

@@ -14,6 +14,9 @@ from dmi.mesh import Mesh
 from dmi_node.cli import live, output, wording
 from dmi_node.cli.options import asks_mesh, home, home_option, json_option, telling
 
+_LOOK_S = 0.2
+"""How often a node that drains is looked at."""
+
 
 @click.command(epilog="Example: dmi-node status --watch")
 @click.option("--watch", is_flag=True, help="Stay, and show every change.")
@@ -109,12 +112,53 @@ def invite(mesh: Mesh, hours: float, as_json: bool) -> None:
 
 
 @click.command(epilog="Example: dmi-node leave")
+@click.option(
+    "--within", type=click.IntRange(min=0), default=60, show_default=True, help="How many seconds to drain it first."
+)
 @asks_mesh
-def leave(mesh: Mesh, as_json: bool) -> None:
-    """This node leaves the mesh for good, and ends. To end it only for now, stop its service."""
+def leave(mesh: Mesh, within: int, as_json: bool) -> None:
+    """This node gives its roles away, leaves the mesh for good, and ends. To end it only for now, stop its service."""
+    here = mesh.status()
+    if len(here["members"]) > 1:
+        _drained(mesh, here["node"], undo=False, within=within)
     mesh.leave()
     if as_json:
         output.as_json({"left": True})
+
+
+@click.command(epilog="Example: dmi-node drain n3")
+@click.argument("node")
+@click.option("--undo", is_flag=True, help="The node may have roles again.")
+@click.option("--within", type=click.IntRange(min=0), default=600, show_default=True, help="How many seconds to wait.")
+@asks_mesh
+def drain(mesh: Mesh, node: str, undo: bool, within: int, as_json: bool) -> None:
+    """Move everything off NODE (name or id), and give it nothing new: before its host is shut down, say.
+
+    Trainings go on meanwhile: copies of shards are made elsewhere before those on NODE are given up. It stays a member.
+    """
+    found = _drained(mesh, node, undo=undo, within=within)
+    if as_json:
+        output.as_json({"node": found["name"], "id": found["id"], "draining": not undo, "roles": found["roles"]})
+    elif undo:
+        click.echo(f"{found['name']} may have roles again")
+    elif found["roles"]:
+        click.echo(
+            f"{found['name']} still has {found['roles']} roles, and gets no new ones; is there another node for them?"
+        )
+    else:
+        click.echo(f"{found['name']} has no roles any more")
+    if found["roles"] and not undo:
+        raise SystemExit(1)
+
+
+def _drained(mesh: Mesh, node: str, *, undo: bool, within: int) -> dict[str, Any]:
+    """Wait until nothing is left there."""
+    end = time.monotonic() + within
+    while True:
+        found = mesh.drain(node, on=not undo)
+        if undo or not found["roles"] or time.monotonic() >= end:
+            return found
+        time.sleep(_LOOK_S)
 
 
 @click.command(epilog="Example: dmi-node expel n3")

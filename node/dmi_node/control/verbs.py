@@ -18,8 +18,8 @@ from dmi_node.joining import Invitation
 from dmi_node.storage.blobs import Blobs, WrongHashError
 from dmi_node.transport.library import Library, NoSourceError
 from dmi_protocol import reasons
-from dmi_protocol.cluster.command import Cancel, Command, Invite, Remove, Submit
-from dmi_protocol.cluster.state import ENDED, ClusterState, Job
+from dmi_protocol.cluster.command import Cancel, Command, Drain, Invite, Remove, Submit
+from dmi_protocol.cluster.state import ClusterState, ENDED, Job, MemberRecord
 from dmi_protocol.effects import Answer
 from dmi_protocol.identity import BlobHash, JobId, NodeId, RequestId
 from dmi_protocol.peer import Peer
@@ -93,6 +93,7 @@ class Verbs:
             "export": self.export,
             "invite": self.invite,
             "leave": self.leave,
+            "drain": self.drain,
             "expel": self.expel,
             "stop": self.stop,
             "version": self.version,
@@ -263,14 +264,30 @@ class Verbs:
         self._node.end()
         return None
 
-    async def expel(self, client: Client, args: dict[str, Any]) -> object:
-        """By name or id; whoever it is hears so, and its key counts no more."""
-        name, members = str(args["node"]), self._state().members.values()
+    def _member(self, name: str) -> MemberRecord:
+        """A member by name or id."""
+        members = self._state().members.values()
         found = next((m for m in members if m.name == name), None) or next((m for m in members if m.node == name), None)
         if found is None:
             near = difflib.get_close_matches(name, [member.name for member in members], 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise RefusalError("unknown", sentence(reasons.UnknownMember(name[:80])) + hint)
+        return found
+
+    async def drain(self, client: Client, args: dict[str, Any]) -> object:
+        """A member gives its roles away, or may have some again; gives how many it still has."""
+        found, on = self._member(str(args["node"])), bool(args["on"])
+        if found.draining != on:
+            await self._ask(Drain(RequestId(secrets.token_hex(8)), found.node, on))
+        left = [
+            role for job in self._state().jobs.values() if job.goes_on for role, n in job.roles() if n == found.node
+        ]
+        return {"name": found.name, "id": found.node, "roles": len(left)}
+
+    async def expel(self, client: Client, args: dict[str, Any]) -> object:
+        """By name or id; whoever it is hears so, and its key counts no more."""
+        members = self._state().members.values()
+        found = self._member(str(args["node"]))
         if found.node == self._node.peer.me.node:
             refusal = reasons.IsYourself(found.name, is_last=len(members) == 1)
             raise RefusalError("refused", sentence(refusal))
