@@ -19,7 +19,7 @@ from dmi_node.storage.blobs import Blobs, WrongHashError
 from dmi_node.transport.library import Library, NoSourceError
 from dmi_protocol import reasons
 from dmi_protocol.cluster.command import Cancel, Command, Drain, Invite, Remove, Submit
-from dmi_protocol.cluster.state import ClusterState, ENDED, Job, MemberRecord
+from dmi_protocol.cluster.state import ENDED, ClusterState, Job, MemberRecord
 from dmi_protocol.effects import Answer
 from dmi_protocol.identity import BlobHash, JobId, NodeId, RequestId
 from dmi_protocol.peer import Peer

@@ -6,12 +6,18 @@ from tests.simulation.planted.copies import MOST_CHANGED_LINES, changed_lines, h
 
 EXPECTED = {
     "checkpoint-on-one-disk": {"parts"},
+    "copy-without-the-version-before": {"versions"},
+    "filling-copy-promoted": {"survival", "crash"},
+    "guest-holds-no-version": {"versions", "progress"},
     "incarnation-not-checked": {"incarnations"},
     "leaf-counted-twice": {"invariants", "leaves"},
     "older-term-by-counting": {"committed"},
     "promise-on-a-full-disk": {"durable"},
+    "shown-before-it-is-copied": {"survival", "primaries", "versions", "progress"},
+    "shown-without-a-lease": {"leases"},
     "stale-generation-accepted": {"generations"},
     "started-without-its-parts": {"parts"},
+    "sums-not-pushed-again": {"progress"},
     "version-given-up-early": {"versions"},
     "vote-before-persisted": {"votes", "leaders"},
 }
