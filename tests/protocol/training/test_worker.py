@@ -18,21 +18,21 @@ def computed(worker: Worker, leaf: int, handle: int | None, bucket: int = 0) -> 
 def test_an_unaligned_share_is_pushed_as_its_aligned_subtrees() -> None:
     worker = Worker(x.Assigned(1, (1, 2, 3)), 1)
     assert worker.step(NOW, x.StepBegan(0)) == [x.Compute(0, 1), x.Compute(0, 2), x.Compute(0, 3)]
-    assert computed(worker, 1, 11) == [x.Push(1, 0, 0, Subtree(1, 1), Handle(11))]
+    assert computed(worker, 1, 11) == [x.Push(0, 0, Subtree(1, 1), Handle(11))]
     assert computed(worker, 3, 13) == []
-    assert computed(worker, 2, 12) == [Sum(Handle(12), Handle(13)), x.Push(1, 0, 0, Subtree(2, 2), Handle(12))]
+    assert computed(worker, 2, 12) == [Sum(Handle(12), Handle(13)), x.Push(0, 0, Subtree(2, 2), Handle(12))]
 
 
 def test_an_absent_leaf_is_pushed_as_absent() -> None:
     worker = Worker(x.Assigned(1, (0,)), 1)
     worker.step(NOW, x.StepBegan(0))
-    assert computed(worker, 0, None) == [x.Push(1, 0, 0, Subtree(0, 1), None)]
+    assert computed(worker, 0, None) == [x.Push(0, 0, Subtree(0, 1), None)]
 
 
 def test_a_worker_without_leaves_only_waits() -> None:
     worker = Worker(x.Assigned(1, ()), 1)
     assert worker.step(NOW, x.StepBegan(0)) == []
-    assert worker.step(NOW, x.Shown(1, 1, 0)) == [x.Install(1)]
+    assert worker.step(NOW, x.Shown(1, 0)) == [x.Install(1)]
 
 
 def test_sums_are_kept_until_every_bucket_is_shown() -> None:
@@ -40,14 +40,14 @@ def test_sums_are_kept_until_every_bucket_is_shown() -> None:
     worker.step(NOW, x.StepBegan(0))
     computed(worker, 0, 1, bucket=0)
     computed(worker, 0, 2, bucket=1)
-    assert worker.step(NOW, x.Shown(1, 1, 1)) == []
+    assert worker.step(NOW, x.Shown(1, 1)) == []
     assert worker.missing() == (0,)
-    assert worker.step(NOW, x.Shown(1, 1, 0)) == [Release(Handle(1)), Release(Handle(2)), x.Install(1)]
+    assert worker.step(NOW, x.Shown(1, 0)) == [Release(Handle(1)), Release(Handle(2)), x.Install(1)]
     assert worker.current is None
 
 
-@pytest.mark.parametrize("shown", [x.Shown(0, 1, 0), x.Shown(1, 0, 0), x.Shown(1, 3, 0), x.Shown(2, 1, 0)])
-def test_an_answer_of_another_generation_or_version_completes_nothing(shown: x.Shown) -> None:
+@pytest.mark.parametrize("shown", [x.Shown(0, 0), x.Shown(3, 0)])
+def test_an_answer_of_another_version_completes_nothing(shown: x.Shown) -> None:
     worker = Worker(x.Assigned(1, (0,)), 1)
     worker.step(NOW, x.StepBegan(0))
     assert worker.step(NOW, shown) == []
@@ -57,10 +57,10 @@ def test_an_answer_of_another_generation_or_version_completes_nothing(shown: x.S
 def test_a_fast_server_may_show_the_version_after_next() -> None:
     worker = Worker(x.Assigned(1, ()), 2)
     worker.step(NOW, x.StepBegan(0))
-    assert worker.step(NOW, x.Shown(1, 1, 0)) == []
-    assert worker.step(NOW, x.Shown(1, 2, 0)) == []
-    assert worker.step(NOW, x.Shown(1, 1, 1)) == [x.Install(1)]
-    assert worker.step(NOW, x.Shown(1, 2, 1)) == [], "between steps nothing is installed"
+    assert worker.step(NOW, x.Shown(1, 0)) == []
+    assert worker.step(NOW, x.Shown(2, 0)) == []
+    assert worker.step(NOW, x.Shown(1, 1)) == [x.Install(1)]
+    assert worker.step(NOW, x.Shown(2, 1)) == [], "between steps nothing is installed"
     assert worker.step(NOW, x.StepBegan(1)) == [x.Install(2)]
 
 
@@ -68,10 +68,21 @@ def test_what_is_given_later_is_computed_in_the_same_step_and_pushed_for_itself(
     worker = Worker(x.Assigned(1, (0,)), 1)
     worker.step(NOW, x.StepBegan(0))
     computed(worker, 0, 1)
-    again = [x.Push(2, 0, 0, Subtree(0, 1), Handle(1)), x.Pull(2, 1, (0,))]
-    assert worker.step(NOW, x.Assigned(2, (0, 1))) == [*again, x.Compute(0, 1)]
-    assert computed(worker, 1, 2) == [x.Push(2, 0, 0, Subtree(1, 1), Handle(2))]
+    again = [x.Push(0, 0, Subtree(0, 1), Handle(1)), x.Pull(1, (0,))]
+    assert worker.step(NOW, x.Assigned(2, (0, 1), moved=(0,))) == [*again, x.Compute(0, 1)]
+    assert computed(worker, 1, 2) == [x.Push(0, 0, Subtree(1, 1), Handle(2))]
     assert worker.step(NOW, x.Assigned(1, (0, 1, 2))) == [], "an older generation says nothing new"
+
+
+def test_only_what_has_moved_is_pushed_again() -> None:
+    worker = Worker(x.Assigned(1, (0,)), 2)
+    worker.step(NOW, x.StepBegan(0))
+    computed(worker, 0, 1, bucket=0)
+    computed(worker, 0, 2, bucket=1)
+    again = [x.Push(0, 1, Subtree(0, 1), Handle(2)), x.Pull(1, (1,))]
+    assert worker.step(NOW, x.Assigned(2, (0,), moved=(1,))) == again
+    worker.step(NOW, x.Shown(1, 1))
+    assert worker.step(NOW, x.Assigned(3, (0,), moved=(1,))) == [], "it was shown already"
 
 
 def test_a_leaf_of_another_step_or_of_somebody_else_is_dropped() -> None:

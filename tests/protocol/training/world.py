@@ -94,9 +94,9 @@ class World:
         """All greet; the lead brings the initial weights."""
         for shard in range(len(self.shards)):
             for worker in range(len(self.workers)):
-                self.tell(shard, x.Greeted(worker, 1, (("torch", "2"),), b"model"))
+                self.tell(shard, x.Greeted(worker, (("torch", "2"),), b"model"))
             for bucket in self.owned[shard]:
-                self.tell(shard, x.Initialized(0, 1, bucket))
+                self.tell(shard, x.Initialized(0, bucket))
 
     def run(self) -> None:
         """Deliver until nothing is on its way."""
@@ -118,7 +118,7 @@ class World:
         event = parcel.event
         if isinstance(event, x.Contributed):
             handle = self.of_shard[parcel.to].put(parcel.tensor)
-            event = x.Contributed(event.worker, event.generation, event.step, event.bucket, event.subtree, handle)
+            event = x.Contributed(event.worker, event.step, event.bucket, event.subtree, handle)
         assert not isinstance(event, x.WorkerEvent)
         self.tell(parcel.to, event)
 
@@ -153,10 +153,10 @@ class World:
                 self.tell(shard, x.Measured(effect.step, effect.bucket, float(effect.bucket + 1)))
             case x.TellNorms():
                 for other in set(range(len(self.shards))) - {shard}:
-                    self.send("shard", other, x.NormsHeard(shard, 1, effect.step, effect.squares))
+                    self.send("shard", other, x.NormsHeard(shard, effect.step, effect.squares))
             case x.Show():
                 for worker in effect.workers:
-                    self.send("worker", worker, x.Shown(1, effect.version, effect.bucket))
+                    self.send("worker", worker, x.Shown(effect.version, effect.bucket))
             case x.WritePart():
                 self.last.append(effect)
                 self.tell(shard, x.PartDurable(effect.step, effect.final))
@@ -173,9 +173,9 @@ class World:
         step = self.versions[worker]
         for shard in range(len(self.shards)):
             if step == self.steps:
-                self.tell(shard, x.FinishAsked(worker, 1, step, b"extra"))
+                self.tell(shard, x.FinishAsked(worker, step, b"extra"))
             else:
-                self.tell(shard, x.Began(worker, 1, step, (1,) * self.leaves, b"lr"))
+                self.tell(shard, x.Began(worker, step, (1,) * self.leaves, b"lr"))
         if step < self.steps:
             self.hear(worker, x.StepBegan(step))
 
@@ -191,14 +191,14 @@ class World:
                     self.compute(worker, effect)
                 case x.Push():
                     tensor = self.of_worker[worker].get(effect.handle)
-                    told = x.Contributed(worker, effect.generation, effect.step, effect.bucket, effect.subtree, None)
+                    told = x.Contributed(worker, effect.step, effect.bucket, effect.subtree, None)
                     self.send("shard", self.owner(effect.bucket), told, tensor)
                 case x.Install():
                     self.versions[worker] = effect.version
                     self.begin(worker)
                 case x.Pull():
                     for bucket in effect.buckets:
-                        pulled = x.Pulled(worker, effect.generation, effect.version, (bucket,))
+                        pulled = x.Pulled(worker, effect.version, (bucket,))
                         self.send("shard", self.owner(bucket), pulled)
 
     def compute(self, worker: int, effect: x.Compute) -> None:
