@@ -24,6 +24,7 @@ from dmi_protocol.view import (
     role_views,
     why,
 )
+from tests.protocol.casts import put
 
 A, B = NodeId("a" * 16), NodeId("b" * 16)
 BOTH = frozenset({A, B})
@@ -37,7 +38,7 @@ def state(job_state: str) -> tuple[ClusterState, Job]:
     job = Job(JobId("job-1"), JobSpec("job", "t.py", workers=2), BlobHash("b" * 64), (A,), 1, job_state)
     found.jobs[job.id] = job
     if job_state != "queued":
-        job.generation, job.workers, job.servers = 1, (A, B), (A, B)
+        put(job, (A, B), (A, B))
     if job_state == RUNNING:
         job.seats = tuple(seat(role, node, pid) for pid, (role, node) in enumerate(job.roles()))
     return found, job
@@ -71,7 +72,7 @@ def test_a_job_that_recovers_says_what_was_lost_and_what_it_goes_on_from() -> No
     assert shown.reason == shown.sentence
     job.checkpoint = Checkpoint(40, (KeptPart(0, BlobHash("1" * 64), 1, (B,)),))
     assert why(job, found, frozenset({A})) == PartsAway(loss, 40, ("n-b",))
-    job.generation, job.workers, job.servers = 2, (A,), (A,)
+    put(job, (A,), (A,), 2)
     assert why(job, found, frozenset({A})) == Recovering(loss, 40, 0, 2)
     assert (
         "from the checkpoint of step 40: 0 of 2 role processes are ready" in job_view(job, found, BOTH, None).sentence

@@ -39,6 +39,7 @@ from dmi_protocol.reasons import (
     Stale,
     UnknownMember,
 )
+from tests.protocol.casts import placing, workers
 
 A, B = NodeId("a" * 16), NodeId("b" * 16)
 
@@ -52,7 +53,7 @@ def submitted() -> tuple[ClusterState, JobId]:
 
 
 def place(job: JobId, generation: int, *nodes: NodeId) -> Place:
-    return Place(RequestId(f"{job}/{generation}/place"), job, generation, nodes, nodes)
+    return placing(job, generation, nodes, nodes)
 
 
 def lose(job: JobId, generation: int, role: Role, index: int, step: int | None = None) -> LoseRole:
@@ -69,7 +70,7 @@ def test_a_placement_on_a_node_that_was_just_removed_counts_so_that_it_can_be_ma
     assert (state.jobs[job].state, state.jobs[job].generation) == (STARTING, 1)
     apply(state, 4, lose(job, 1, "worker", 1))
     apply(state, 5, place(job, 2, A))
-    assert (state.jobs[job].generation, state.jobs[job].workers) == (2, (A,))
+    assert (state.jobs[job].generation, workers(state.jobs[job].posts)) == (2, (A,))
 
 
 def test_what_a_stale_generation_says_changes_nothing() -> None:
@@ -203,7 +204,7 @@ def test_a_checkpoint_is_whole_when_every_shard_has_its_part() -> None:
 
 
 def with_keepers(job: JobId) -> Place:
-    return Place(RequestId("kept"), job, 1, (A, B), (A, B), (B, A))
+    return placing(job, 1, (A, B), (A, B), (B, A), request="kept")
 
 
 def test_with_keepers_a_checkpoint_is_whole_when_every_part_is_on_two_disks() -> None:

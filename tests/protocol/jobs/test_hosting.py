@@ -16,6 +16,7 @@ from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
 from dmi_protocol.jobs.hosting import Hosting
 from dmi_protocol.messages.roles import Bound, Exited, Failed, PartWritten, RoleKey, Seat
 from dmi_protocol.reasons import BundleLost, NodeLost, PartLost, RoleDied, RoleFailed
+from tests.protocol.casts import put
 
 ME = NodeId("a" * 16)
 JOB = JobId("job-1")
@@ -31,7 +32,8 @@ def placed() -> tuple[ClusterState, Job]:
     """A job with a server here and a worker elsewhere."""
     state = ClusterState("mesh")
     state.members[ME] = MemberRecord(ME, "n0", "h:1", PublicKey("k"), witness=False)
-    job = Job(JOB, JobSpec("job", "t.py"), BUNDLE, (ME,), 1, STARTING, 1, (NodeId("c" * 16),), (ME,))
+    job = Job(JOB, JobSpec("job", "t.py"), BUNDLE, (ME,), 1, STARTING)
+    put(job, (NodeId("c" * 16),), (ME,))
     state.jobs[JOB] = job
     return state, job
 
@@ -87,7 +89,7 @@ def restored(servers: int) -> tuple[ClusterState, Job]:
     """A job that goes on from a checkpoint of three shards, with a server here and others elsewhere."""
     state, job = placed()
     state.members[OTHER] = MemberRecord(OTHER, "n1", "h:1", PublicKey("o"), witness=False)
-    job.servers = (ME, OTHER, OTHER)[:servers]
+    put(job, (OTHER,), (ME, OTHER, OTHER)[:servers])
     job.checkpoint = Checkpoint(4, tuple(KeptPart(shard, blob, 1, (OTHER, ME)) for shard, blob in enumerate(PARTS)))
     job.restore = 4
     return state, job
@@ -128,8 +130,8 @@ def test_the_files_of_a_job_that_has_run_are_waited_for() -> None:
 
 def test_a_keeper_fetches_a_part_tells_it_and_drops_it_when_it_is_old() -> None:
     state, job = placed()
-    job.servers, job.keepers = (OTHER,), (ME,)
-    job.workers = (OTHER,)
+    put(job, (OTHER,), (OTHER,))
+    job.keepers = (ME,)
     job.parts[4] = (KeptPart(0, PARTS[0], 9, (OTHER,)),)
     state.members[OTHER] = MemberRecord(OTHER, "n1", "h:1", PublicKey("o"), witness=False)
     hosting = hosting_here()
@@ -204,7 +206,7 @@ def test_a_completed_role_whose_process_is_of_an_earlier_life_is_safe_only_with_
 def test_the_last_checkpoint_and_the_final_one_may_be_the_same_bytes() -> None:
     """The copy of the second was never told, because the first was under way: the job did not end."""
     state, job = placed()
-    job.workers = job.servers = (OTHER,)
+    put(job, (OTHER,), (OTHER,))
     job.keepers = (ME,)
     job.parts[4] = (KeptPart(0, PARTS[0], 9, (OTHER,)),)
     hosting = hosting_here()

@@ -12,6 +12,7 @@ from dmi_protocol.instant import Instant
 from dmi_protocol.messages.consensus import Install
 from dmi_protocol.messages.control import Introduced
 from dmi_protocol.peer import Peer, PeerSettings, found
+from tests.protocol.casts import put
 from tests.protocol.little import me
 
 
@@ -23,7 +24,8 @@ def test_roles_are_started_though_no_entry_was_ever_seen() -> None:
     state = ClusterState.decode(snapshot.state)
     nodes = (here.node,)
     bundle = BlobHash("b" * 64)
-    state.jobs[JobId("j")] = Job(JobId("j"), JobSpec("j", "t.py"), bundle, nodes, 1, STARTING, 1, nodes, nodes)
+    state.jobs[JobId("j")] = job = Job(JobId("j"), JobSpec("j", "t.py"), bundle, nodes, 1, STARTING)
+    put(job, nodes, nodes)
     data = state.encode()
     known = [Introduced(leader.node, leader.name, leader.address, leader.public_key)]
     peer = Peer(here, PeerSettings(), Random(1), Restored(), known)

@@ -18,6 +18,7 @@ from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.instant import Instant
 from dmi_protocol.jobs.scheduler import Scheduler
 from dmi_protocol.reasons import NodeLost, RoleUnready, Succeeded
+from tests.protocol.casts import servers, workers
 
 A, B, C = NODES = tuple(NodeId(letter * 16) for letter in "abc")
 ALL = frozenset(NODES)
@@ -61,7 +62,7 @@ def test_jobs_are_placed_in_the_order_of_their_submission_and_the_load_is_spread
     assert isinstance(first, Place)
     assert isinstance(second, Place)
     assert [first.job, second.job] == table.jobs
-    assert (first.workers, second.workers) == ((A,), (B,))
+    assert (workers(first.posts), workers(second.posts)) == ((A,), (B,))
     assert table.propose() == []
 
 
@@ -74,7 +75,7 @@ def test_a_job_waits_for_nodes() -> None:
 def test_a_witness_plays_no_role() -> None:
     (place,) = Table(spec(), witness=B).propose()
     assert isinstance(place, Place)
-    assert place.workers == place.servers == (A, C)
+    assert workers(place.posts) == servers(place.posts) == (A, C)
 
 
 def test_a_node_lost_while_the_job_starts_costs_a_generation() -> None:
@@ -82,7 +83,7 @@ def test_a_node_lost_while_the_job_starts_costs_a_generation() -> None:
     table.propose()
     (again,) = table.propose(alive=frozenset({B, C}))
     assert isinstance(again, Place)
-    assert (again.generation, set(again.workers)) == (2, {B, C})
+    assert (again.generation, set(workers(again.posts))) == (2, {B, C})
 
 
 def test_a_node_lost_while_the_job_starts_is_waited_for_when_there_is_no_other() -> None:
@@ -92,7 +93,7 @@ def test_a_node_lost_while_the_job_starts_is_waited_for_when_there_is_no_other()
     assert table.state.jobs[table.jobs[0]].state == "queued"
     (again,) = table.propose()
     assert isinstance(again, Place)
-    assert (again.generation, again.workers) == (2, NODES)
+    assert (again.generation, workers(again.posts)) == (2, NODES)
 
 
 def test_a_role_that_does_not_get_ready_fails_the_job() -> None:
@@ -115,7 +116,7 @@ def test_a_job_that_ran_makes_do_with_the_nodes_that_are_left() -> None:
     assert table.propose() == []
     (again,) = table.propose(alive=frozenset({A, C}))
     assert isinstance(again, Place)
-    assert (again.generation, again.workers, again.servers, again.keepers) == (2, (A, C), (A, C), (C, A))
+    assert (again.generation, workers(again.posts), servers(again.posts), again.keepers) == (2, (A, C), (A, C), (C, A))
     assert again.restore is None
     job = table.state.jobs[table.jobs[0]]
     assert (job.state, job.reason) == (RECOVERING, NodeLost("server-1", "b"))
@@ -124,7 +125,7 @@ def test_a_job_that_ran_makes_do_with_the_nodes_that_are_left() -> None:
 def keep(table: Table, job: JobId, step: int, *, final: bool = False) -> None:
     """A whole checkpoint of the placement in force."""
     placed = table.state.jobs[job]
-    for shard, nodes in enumerate(zip(placed.servers, placed.keepers, strict=True)):
+    for shard, nodes in enumerate(zip(placed.primaries(), placed.keepers, strict=True)):
         for node in nodes:
             part = Part(shard, BlobHash("1" * 64), 1, node)
             request = RequestId(f"{placed.generation}/{step}/{shard}/{node}")
@@ -143,14 +144,14 @@ def test_nobody_goes_on_before_somebody_has_each_part_of_the_checkpoint() -> Non
     assert found.parts_away({C}) == (A, B)
     (again,) = table.propose(alive=frozenset({A, C}))
     assert isinstance(again, Place)
-    assert (again.restore, again.workers) == (4, (A, C))
+    assert (again.restore, workers(again.posts)) == (4, (A, C))
 
 
 def test_a_keeper_that_is_away_is_replaced() -> None:
     table = Table(spec(1))
     table.propose()
     job = table.state.jobs[table.jobs[0]]
-    assert (job.servers, job.keepers) == ((A,), (B,))
+    assert (servers(job.posts)[:1], job.keepers) == ((A,), (B,))
     for alive, keepers in (({A, C}, (C,)), (ALL, (C,)), ({A}, ()), ({A, B}, (B,))):
         assert table.propose(alive=frozenset(alive)) == []
         assert job.keepers == keepers, "one that is there stays; nobody is better than a dead one"
@@ -188,4 +189,4 @@ def test_a_node_lost_after_its_roles_are_done_is_a_loss_only_before_the_final_pa
             assert (command.state, command.reason, command.step) == (SUCCEEDED, Succeeded(12), 12)
         else:
             assert isinstance(command, Place)
-            assert command.workers == (B,)
+            assert workers(command.posts) == (B,)
