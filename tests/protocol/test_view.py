@@ -100,7 +100,7 @@ def test_members_are_shown_by_name_with_their_processes() -> None:
     found.members[B] = structs.replace(found.members[B], witness=True)
     assert [m.witness for m in member_views(found, BOTH, lambda _: "alive", lambda _: None)] == [False, True]
     assert [(role.role, role.pid, role.shards) for role in shown[1].roles] == [
-        ("server-1", 1, (1,)),
+        ("server-1", 1, ((1, True),)),
         ("worker-1", 3, ()),
     ]
     job.state = FAILED

@@ -31,4 +31,4 @@ def test_the_least_loaded_come_first_and_the_order_of_the_nodes_does_not_matter(
     chosen = choose(spec, [A, B, C], {A: 2, C: 1})
     assert chosen == choose(spec, [C, B, A], {C: 1, A: 2})
     assert chosen is not None
-    assert (chosen.workers, chosen.servers) == ((B, C), (B,))
+    assert (chosen.workers, chosen.servers, chosen.shards) == ((B, C), (B, C), 1), "the second has a backup"
