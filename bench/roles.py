@@ -13,16 +13,20 @@ from types import TracebackType
 
 from dmi_protocol.codec import decode_struct, encode_struct
 from dmi_protocol.identity import BlobHash, JobId, NodeId
+from dmi_protocol.instant import Instant
 from dmi_protocol.messages.roles import (
     Assignment,
     Bound,
+    Cast,
     Completed,
     Exited,
     Failed,
     FromRole,
+    Lease,
     Moving,
     PartWritten,
     Progressed,
+    Replicas,
     RoleKey,
     Roster,
     Seat,
@@ -34,6 +38,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "worker": ("-m", "dmi.run.worker"),
 }
 PORTS = (20_000, 29_999)
+_FOR_EVER = Instant(1 << 60)
 
 
 class RoleProcess:
@@ -146,9 +151,12 @@ class Troupe:
         seats = [self._bound(child, deadline) for child in self.children]
         servers = tuple(seat for seat in seats if seat.key.role == "server")
         workers = tuple(seat for seat in seats if seat.key.role == "worker")
-        roster = Roster(1, servers, workers, tuple(range(len(servers))), (1.0,) * len(workers), 0)
+        shards = tuple(Replicas(server) for server in range(len(servers)))
+        cast = Cast(tuple(range(len(workers))), (1.0,) * len(workers), 0, shards)
+        roster = Roster(1, 1, servers, workers, cast)
         for child in self.children:
             child.tell(roster)
+            child.tell(Lease(_FOR_EVER))
         return roster
 
     def _bound(self, child: RoleProcess, deadline: float) -> Seat:

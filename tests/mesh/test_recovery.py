@@ -39,7 +39,7 @@ def is_under_way(node: Mesh, identity: str) -> bool:
     """Beyond some checkpoints, and with a backup of every shard."""
     copies = [shard for role in roles(node, identity) for shard in role["shards"]]
     backed = {shard["shard"] for shard in copies if not shard["primary"]}
-    return (seen(node, identity).get("step") or 0) >= 30 and len(backed) == 3
+    return int(seen(node, identity).get("step") or 0) >= 30 and len(backed) == 3
 
 
 def roles(node: Mesh, identity: str) -> list[dict[str, Any]]:
@@ -60,7 +60,7 @@ def has_joined(node: Mesh, identity: str, name: str) -> bool:
 
 
 def ends_with(mesh: LocalMesh, identity: str, expected: str, path: Path) -> dict[str, Any]:
-    ended = dmi.connect(mesh.node(0)).job(identity).wait()
+    ended: dict[str, Any] = dmi.connect(mesh.node(0)).job(identity).wait()
     assert (ended["state"], ended["step"]) == ("succeeded", STEPS)
     command("export", identity, path, home=mesh.node(1))
     assert sha256(path) == expected

@@ -10,7 +10,18 @@ import pytest
 
 from dmi_protocol.codec import decode_struct, encode_struct
 from dmi_protocol.identity import BlobHash, JobId, NodeId
-from dmi_protocol.messages.roles import Assignment, Completed, Failed, FromRole, Moving, RoleKey, Roster, Stop, ToRole
+from dmi_protocol.messages.roles import (
+    Assignment,
+    Cast,
+    Completed,
+    Failed,
+    FromRole,
+    Moving,
+    RoleKey,
+    Roster,
+    Stop,
+    ToRole,
+)
 
 PATIENCE_S = 20.0
 ASSIGNMENT = Assignment(
@@ -90,7 +101,7 @@ def daemon() -> Iterator[Daemon]:
 def test_a_child_beats_and_hears_its_roster(daemon: Daemon) -> None:
     assert daemon.hear() == Moving()
     assert daemon.hear() == Moving()
-    daemon.tell(Roster(1, (), (), (), (), 0))
+    daemon.tell(Roster(1, 1, (), (), Cast((), (), 0, ())))
     assert daemon.news() == Completed()
 
 

@@ -11,10 +11,11 @@ from typing import NoReturn
 import pytest
 import zmq
 
-from bench.roles import Exited, Failed, Troupe
+from bench.roles import Exited, Troupe
 from dmi_node.roles.server import Server
 from dmi_protocol import limits
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
+from dmi_protocol.instant import Instant
 from dmi_protocol.messages.parameters import (
     Beat,
     Contribution,
@@ -28,7 +29,17 @@ from dmi_protocol.messages.parameters import (
     ParameterMessage,
     Pull,
 )
-from dmi_protocol.messages.roles import Assignment, RoleKey, Roster, Seat
+from dmi_protocol.messages.roles import (
+    Assignment,
+    Cast,
+    FromRole,
+    Lease,
+    Replicas,
+    RoleKey,
+    Roster,
+    Seat,
+    Unheard,
+)
 from dmi_wire.bulk import Context, Endpoint, Line
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
@@ -77,8 +88,10 @@ def test_a_stranger_is_refused_and_training_goes_on(troupe: Troupe) -> None:
     context: Context = zmq.Context()
     keys = KeyPair.make()
     line = Line(context, keys, b"worker-0", roster.servers[0].address, PublicKey(roster.servers[0].public_key))
-    monitor = line.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
-    line.send(Finish(1, 3, b""))
+    monitor = line.socket.get_monitor_socket(
+        zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_DISCONNECTED
+    )
+    line.send(Finish(1, 0, 3, b""))
     assert monitor.poll(int(PATIENCE_S * 1000)), "the handshake did not fail"
     assert line.receive() is None
     line.socket.disable_monitor()
@@ -110,14 +123,23 @@ class GaveUpError(Exception):
 
 
 class Listening(Child):
-    """A child that does not end its process."""
+    """A child that does not end its process, and stops where a pair is reported."""
 
     def __init__(self) -> None:
-        self.failed: Failed | None = None
+        self.fd = os.eventfd(0)
+        self.lease = Lease(Instant(1 << 60))
+        self.reported: Unheard | None = None
+
+    def newest(self) -> None:
+        return None
+
+    def tell(self, message: FromRole) -> None:
+        assert isinstance(message, Unheard)
+        self.reported = message
+        raise GaveUpError
 
     def fail(self, kind: str, text: str, *, starting: bool) -> NoReturn:
-        self.failed = Failed(kind, text, starting)
-        raise GaveUpError
+        raise AssertionError(f"{kind}: {text}")
 
 
 class Alone:
@@ -132,7 +154,7 @@ class Alone:
         self.endpoint = Endpoint(self.context, mine, "127.0.0.1", (30_000, 30_999))
         self.endpoint.admit({seat.public_key: b"worker-%d" % seat.key.index for seat in workers})
         seat = Seat(RoleKey(job, 1, "server", 0), node, "n0", self.endpoint.address, PublicKey(mine.public))
-        roster = Roster(1, (seat,), workers, (0,), (1.0, 1.0), 0)
+        self.roster = Roster(1, 1, (seat,), workers, Cast((0, 1), (1.0, 1.0), 0, (Replicas(0),)))
         assignment = Assignment(
             key=seat.key,
             node=node,
@@ -151,19 +173,19 @@ class Alone:
         )
         self.line = Line(self.context, keys[0], b"worker-0", self.endpoint.address, PublicKey(mine.public))
         self.child = Listening()
-        self.server = Server(self.child, assignment, roster, self.endpoint, {})
+        self.server = Server(self.child, assignment, self.endpoint, self.context, mine)
 
-    def run(self) -> Failed:
+    def run(self) -> Unheard:
         """Let the server live until it has lost patience with worker 1."""
         with pytest.raises(GaveUpError):
-            self.server.run()
-        assert self.child.failed is not None
-        return self.child.failed
+            self.server.run(self.roster)
+        assert self.child.reported is not None
+        return self.child.reported
 
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Alone]:
-    monkeypatch.setattr(limits, "PEER_SILENT_MS", 1_500)
+    monkeypatch.setattr(limits, "PAIR_SILENT_MS", 1_500)
     made = Alone(tmp_path)
     yield made
     made.line.close()
@@ -173,21 +195,20 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Alone]:
 
 def test_a_worker_that_is_silent_is_named(alone: Alone) -> None:
     alone.line.send(Beat(1))
-    failed = alone.run()
-    assert failed.kind == "peer-silent"
-    assert "worker-" in failed.text
-    assert "step 0" in failed.text
+    reported = alone.run()
+    assert (reported.generation, reported.role) == (1, "worker")
+    assert reported.silent_ms > 1_500
     assert alone.line.receive(1_000) == (Beat(1), ()), "beats are answered"
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        Contribution(1, 0, 0, 0, 1, (), b"detail"),
-        Pull(1, 0, (0,)),
-        Initial(1, 0, ()),
-        Hello(1, 1, Fingerprint(()), b""),
-        Hello(1, 0, Fingerprint(()), b"no definition"),
+        Contribution(1, 0, 0, 0, 0, 1, (), b"detail"),
+        Pull(1, 0, 0, (0,)),
+        Initial(1, 0, 0, ()),
+        Hello(1, 0, 1, Fingerprint(()), b""),
+        Hello(1, 0, 0, Fingerprint(()), b"no definition"),
         Norms(1, 0, 0, ()),
         Finished(1, 0),
     ],

@@ -35,7 +35,7 @@ def tensors() -> Tensors:
 
 def contribution(tensor: torch.Tensor, weight: float = 0.5, region: Region | None = None) -> Contribution:
     detail = Share(tensor, [weight], {}).detail
-    return Contribution(1, 0, 0, 0, 1, (spec_of(tensor),), detail, region)
+    return Contribution(1, 0, 0, 0, 0, 1, (spec_of(tensor),), detail, region)
 
 
 def test_a_neighbours_sums_are_read_and_never_written(tensors: Tensors) -> None:
@@ -97,11 +97,11 @@ def test_what_is_shown_to_a_neighbour_lies_in_our_segment(tensors: Tensors) -> N
     [
         contribution(torch.ones(LENGTH + 1)),
         contribution(torch.ones(LENGTH, dtype=torch.float64)),
-        Contribution(1, 0, 7, 0, 1, (), b"x"),
-        Contribution(1, 0, -1, 0, 1, (), b"x"),
-        Contribution(1, 0, 0, 0, 1, (), b"\x92\x91\xcb\x00\x00\x00\x00\x00\x00\x00\x00\x80"),
+        Contribution(1, 0, 0, 7, 0, 1, (), b"x"),
+        Contribution(1, 0, 0, -1, 0, 1, (), b"x"),
+        Contribution(1, 0, 0, 0, 0, 1, (), b"\x92\x91\xcb\x00\x00\x00\x00\x00\x00\x00\x00\x80"),
         contribution(torch.ones(LENGTH), region=Region("1-1", 0)),
-        Contribution(1, 0, 0, 0, 1, (TensorSpec("float32", (1 << 40,), 1 << 42),), b"x"),
+        Contribution(1, 0, 0, 0, 0, 1, (TensorSpec("float32", (1 << 40,), 1 << 42),), b"x"),
     ],
 )
 def test_contributions_that_do_not_fit_are_the_peers_fault(tensors: Tensors, message: Contribution) -> None:
@@ -118,7 +118,7 @@ def test_initial_values_that_do_not_fit_are_the_peers_fault(tensors: Tensors, bu
 
 
 def test_an_explicit_absent_has_no_handle(tensors: Tensors) -> None:
-    assert tensors.put(0, Contribution(1, 0, 0, 0, 1, ()), []) is None
+    assert tensors.put(0, Contribution(1, 0, 0, 0, 0, 1, ()), []) is None
 
 
 @pytest.mark.parametrize(
@@ -138,4 +138,4 @@ def test_a_model_that_cannot_be_is_the_peers_fault(definition: Definition) -> No
 
 def test_nothing_is_taken_before_the_model_is_described() -> None:
     with pytest.raises(RemoteProtocolError):
-        Tensors(0, 1, shares_memory=False).put(0, Contribution(1, 0, 0, 0, 1, ()), [])
+        Tensors(0, 1, shares_memory=False).put(0, Contribution(1, 0, 0, 0, 0, 1, ()), [])

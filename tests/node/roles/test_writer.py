@@ -45,9 +45,9 @@ class SlowDisk:
 def test_parts_are_written_beside_the_loop_and_told_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk, writer = SlowDisk(), Writer()
     monkeypatch.setattr(module, "write_part", disk.write)
-    writer.write(tmp_path / "a", part(1), final=False)
+    writer.write(tmp_path / "a", part(1), 0, final=False)
     assert disk.is_writing.wait(SECONDS)
-    writer.write(tmp_path / "b", part(2), final=True)
+    writer.write(tmp_path / "b", part(2), 0, final=True)
     assert list(writer.done()) == []
     disk.may_write.set()
     first, second = all_of(writer, 2)
@@ -61,20 +61,20 @@ def test_no_more_than_two_parts_are_in_memory(tmp_path: Path, monkeypatch: pytes
     disk, writer = SlowDisk(), Writer()
     monkeypatch.setattr(module, "write_part", disk.write)
     monkeypatch.setattr(module, "_DISK_S", 0.05)
-    writer.write(tmp_path / "a", part(1), final=False)
-    writer.write(tmp_path / "b", part(2), final=False)
+    writer.write(tmp_path / "a", part(1), 0, final=False)
+    writer.write(tmp_path / "b", part(2), 0, final=False)
     with pytest.raises(TimeoutError, match="the disk has written no part"):
-        writer.write(tmp_path / "c", part(3), final=False)
+        writer.write(tmp_path / "c", part(3), 0, final=False)
     disk.may_write.set()
     assert [written.step for written in all_of(writer, 2)] == [1, 2]
-    writer.write(tmp_path / "c", part(3), final=False)
+    writer.write(tmp_path / "c", part(3), 0, final=False)
     assert [written.step for written in all_of(writer, 1)] == [3]
     writer.close()
 
 
 def test_a_disk_that_cannot_write_is_an_error_of_the_loop(tmp_path: Path) -> None:
     writer = Writer()
-    writer.write(tmp_path / "missing" / "a", part(1), final=False)
+    writer.write(tmp_path / "missing" / "a", part(1), 0, final=False)
     with pytest.raises(FileNotFoundError):
         all_of(writer, 1)
     writer.close()

@@ -17,6 +17,7 @@ from dmi_protocol.identity import JobId, NodeId, PublicKey
 from dmi_protocol.messages.roles import (
     Assignment,
     Bound,
+    Cast,
     Completed,
     Exited,
     Failed,
@@ -30,7 +31,7 @@ from dmi_protocol.messages.roles import (
 SECONDS = 30
 BEGIN = """
 import os, subprocess, sys, time
-from dmi_protocol.messages.roles import Bound, Completed, Failed, Progressed
+from dmi_protocol.messages.roles import Bound, Cast, Completed, Failed, Progressed
 from dmi_wire.child import Child
 child = Child.inherit()
 assert child.assignment().script == "train.py"
@@ -100,13 +101,13 @@ async def living(tmp_path: Path, script: str) -> AsyncIterator[Life]:
 
 
 async def test_a_life_from_start_to_end(tmp_path: Path) -> None:
-    script = 'bound(); print("hello", child.roster(20000).lead); child.tell(Completed()); child.end(0)'
+    script = 'bound(); print("hello", child.roster(20000).cast.lead); child.tell(Completed()); child.end(0)'
     async with living(tmp_path, script) as life:
         started = await life.next()
         assert isinstance(started, Started)
         assert await life.next() == Bound("127.0.0.1:1", PublicKey("k" * 40), started.pid)
         assert os.getsid(started.pid) == started.pid
-        life.process.tell(Roster(1, (), (), (), (), 7))
+        life.process.tell(Roster(1, 1, (), (), Cast((), (), 7, ())))
         assert await life.rest() == [Completed(), Exited(0, 0)]
     assert (tmp_path / "log").read_text() == "hello 7\n"
 

@@ -6,13 +6,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from bench.roles import Completed, Exited, PartWritten, Progressed, Troupe
-from dmi.run import mesh_exchange
-from dmi.run.mesh_exchange import MeshExchange
 from dmi_protocol.training.tree import leaf_sizes, shares
 from dmi_tensor.checkpoint import export, read_model
 
@@ -92,16 +89,3 @@ def test_a_mesh_gives_the_bits_of_a_plain_run(
     checkpoints = [m for m in said["server-0"] if isinstance(m, PartWritten) and not m.final]
     assert [part.step for part in checkpoints] == [3, 6]
     assert any(isinstance(message, Progressed) for message in said["worker-0"])
-
-
-def test_the_speed_is_that_of_all_steps_since_it_was_told_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One step by itself says little: the last one of an epoch is smaller, and two may be done at almost one time."""
-    told: list[Progressed] = []
-    now = iter([10.0, 10.1, 10.25, 10.3, 10.35])
-    monkeypatch.setattr(mesh_exchange, "time", SimpleNamespace(monotonic=now.__next__))
-    lead = object.__new__(MeshExchange)
-    vars(lead).update(is_lead=True, _child=SimpleNamespace(tell=told.append), _told_at=10.0, _samples=0, _step=0)
-    for samples in (0, 128, 29, 128, 128):
-        lead._step += 1
-        lead.progress(5, samples, None)
-    assert [(message.step, round(message.samples_per_second)) for message in told] == [(3, 628), (5, 2560)]

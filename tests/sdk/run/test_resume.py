@@ -55,15 +55,15 @@ class Keeping(PlainExchange):
                     buckets.bucket(bucket).copy_(shard.read(bucket, step))
         return step
 
-    def begin(self, step: int, leaf_sizes: Sequence[int], hyper: bytes) -> None:
+    def begin(self, step: int, leaf_sizes: Sequence[int], hyper: bytes, extra: Callable[[], bytes]) -> None:
         self.steps.append(step)
-        super().begin(step, leaf_sizes, hyper)
+        super().begin(step, leaf_sizes, hyper, extra)
 
-    def checkpoint(self, step: int, extra: bytes) -> None:
+    def checkpoint(self, step: int, extra: Callable[[], bytes]) -> None:
         self.checkpoints[step] = []
         for index, shard in enumerate(self._shards):
             path = self._directory / f"{step}-{index}.safetensors"
-            write_part(path, part_of(shard, index, self._count, step, extra))
+            write_part(path, part_of(shard, index, self._count, step, extra()))
             self.checkpoints[step].append(read_part(path))
 
 
