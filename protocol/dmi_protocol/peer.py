@@ -351,8 +351,8 @@ class Peer:
             self._proposals.tell(now, command)
 
     def _compact(self, now: Instant, effects: list[Effect]) -> None:
-        is_long = self.raft.commit - self.raft.log.start >= self._settings.compact_entries
-        if self.state is not None and is_long and not self._trouble:
+        is_long = self.raft.commit - self.raft.log.start >= self._settings.compact_entries and not self._trouble
+        if self.state is not None and is_long:
             self._agree(now, self.raft.compact(now, self.state.encode()), effects)
 
     # What can be asked
@@ -385,8 +385,7 @@ class Peer:
         """All that ``status`` shows."""
         state = self.state if self.state is not None else ClusterState("")
         leader = state.members.get(self.raft.leader) if self.raft.leader is not None else None
-        why = self._why_nothing(now)
-        alive = self.alive()
+        why, alive = self._why_nothing(now), self.alive()
         return View(
             mesh=state.mesh,
             node=self.me.name,

@@ -4,6 +4,7 @@ A server binds one ``Endpoint``; each peer opens one ``Line`` to it. Blocking so
 and a role process has nothing else to do. A message is one msgpack envelope and the raw frames that it describes.
 """
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
@@ -25,6 +26,15 @@ _ZAP_ADDRESS = "inproc://zeromq.zap.01"
 _DOMAIN = b"dmi-data"
 _HANDSHAKE_MS = 30_000
 _HEARTBEAT_MS = 5_000
+_UNDECIDED_S = 3.0
+_UNDECIDED = 256
+
+
+def _key_of(asked: Sequence[bytes]) -> PublicKey | None:
+    """Whose key a question of authentication is about; None when it makes no sense."""
+    if len(asked) != 9 or asked[4] != _DOMAIN or asked[7] != b"CURVE":
+        return None
+    return PublicKey(z85.encode(asked[8]).decode("ascii"))
 
 
 class Delivery(Struct, frozen=True):
@@ -67,7 +77,9 @@ class Endpoint:
         """
         self._admitted: Mapping[PublicKey, bytes] = {}
         self.refused = 0
-        self._zap = context.socket(zmq.REP)
+        self._undecided: list[tuple[float, list[bytes]]] = []
+        """Questions about keys that are not admitted, and since when they wait."""
+        self._zap = context.socket(zmq.ROUTER)
         self._zap.setsockopt(zmq.LINGER, 0)
         self._zap.bind(_ZAP_ADDRESS)
         self.socket = context.socket(zmq.ROUTER)
@@ -105,18 +117,27 @@ class Endpoint:
         poller.register(self.socket, zmq.POLLIN)
 
     def authenticate(self) -> None:
-        """Answer all waiting questions of authentication (ZAP, RFC 27)."""
+        """Answer the waiting questions of authentication (ZAP, RFC 27). Who is not admitted may be in the next roster, and
+        have heard of it before us, so it is refused only after a while."""
+        now = time.monotonic()
         while self._zap.poll(0):
-            request = self._zap.recv_multipart()
-            version, sequence, domain, mechanism = request[0], request[1], request[2], request[5]
-            is_known = mechanism == b"CURVE" and domain == _DOMAIN and len(request) == 7
-            key = PublicKey(z85.encode(request[6]).decode("ascii")) if is_known else PublicKey("")
-            if key in self._admitted:
-                self._zap.send_multipart([version, sequence, b"200", b"", key.encode("ascii"), b""])
-            else:
+            self._undecided.append((now, self._zap.recv_multipart()))
+        still: list[tuple[float, list[bytes]]] = []
+        for since, asked in self._undecided:
+            key = _key_of(asked)
+            if key is not None and key in self._admitted:
+                self._answer(asked, b"200", key.encode("ascii"))
+            elif key is None or now - since > _UNDECIDED_S or len(self._undecided) > _UNDECIDED:
                 self.refused += 1
-                # 300, not 400: whoever is in the next roster, and has heard of it before us, tries again
-                self._zap.send_multipart([version, sequence, b"300", b"not in the roster", b"", b""])
+                self._answer(asked, b"400", b"")
+            else:
+                still.append((since, asked))
+        self._undecided = still
+
+    def _answer(self, asked: Sequence[bytes], status: bytes, user: bytes) -> None:
+        identity, empty, version, sequence = asked[:4]
+        text = b"" if user else b"not in the roster"
+        self._zap.send_multipart([identity, empty, version, sequence, status, text, user, b""])
 
     def receive(self) -> Delivery | None:
         """The next message, or None when nothing waits. What is not from its sender, or no message, raises
