@@ -1,0 +1,48 @@
+"""Parts of checkpoints, and the end of a job."""
+
+from dmi_protocol.training import exchange as x
+from dmi_protocol.training.ending import Ending
+
+FIELDS = (("torch", "2"),)
+OVER = [x.SayFinished((0, 1)), x.End()]
+
+
+def ending(guests: tuple[int, ...] = ()) -> Ending:
+    return Ending(x.Rostered(1, (0, 1, *guests), 0, guests=guests))
+
+
+def test_a_part_is_written_once_and_only_for_the_lead() -> None:
+    made = ending()
+    part = [x.WritePart(3, b"kept", final=False, fingerprint=FIELDS)]
+    assert made.checkpoint(x.CheckpointAsked(1, 3, b""), FIELDS) == []
+    assert made.checkpoint(x.CheckpointAsked(0, 3, b"kept"), FIELDS) == part
+    assert made.checkpoint(x.CheckpointAsked(0, 3, b"kept"), FIELDS) == []
+    made.roster(x.Rostered(2, (1,), 1))
+    assert made.checkpoint(x.CheckpointAsked(1, 3, b""), FIELDS) == [], "the lead before it had asked for this one"
+    assert made.checkpoint(x.CheckpointAsked(1, 4, b""), FIELDS) != []
+
+
+def test_it_is_over_when_the_last_part_is_durable_and_all_scripts_are_over() -> None:
+    made = ending(guests=(2,))
+    assert made.finish(x.FinishAsked(1, 4, b""), FIELDS) == []
+    final = [x.WritePart(4, b"kept", final=True, fingerprint=FIELDS)]
+    assert made.finish(x.FinishAsked(0, 4, b"kept"), FIELDS) == final
+    assert made.finish(x.FinishAsked(0, 4, b"kept"), FIELDS) == [], "the lead says it again"
+    assert made.durable(final=False) == []
+    assert made.durable(final=True) == OVER, "a guest is not waited for"
+
+
+def test_nobody_waits_for_who_is_gone() -> None:
+    made = ending()
+    made.finish(x.FinishAsked(0, 4, b""), FIELDS)
+    assert made.durable(final=True) == []
+    assert made.roster(x.Rostered(2, (0,), 0)) == [x.SayFinished((0,)), x.End()]
+
+
+def test_a_new_lead_has_the_last_part_written_when_the_one_before_could_not() -> None:
+    made = ending()
+    made.finish(x.FinishAsked(1, 4, b""), FIELDS)
+    assert made.roster(x.Rostered(2, (1,), 1)) == []
+    final = [x.WritePart(4, b"again", final=True, fingerprint=FIELDS)]
+    assert made.finish(x.FinishAsked(1, 4, b"again"), FIELDS) == final, "it asks again in the new generation"
+    assert made.durable(final=True) == [x.SayFinished((1,)), x.End()]
