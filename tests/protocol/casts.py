@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 from dmi_protocol.cluster.command import Place, Post
-from dmi_protocol.cluster.state import Job
-from dmi_protocol.identity import JobId, NodeId, RequestId
-from dmi_protocol.messages.roles import RoleKey
+from dmi_protocol.cluster.state import Job, SeatRecord
+from dmi_protocol.identity import JobId, NodeId, PublicKey, RequestId
+from dmi_protocol.messages.roles import Cast, Replicas, RoleKey, Seat
 from dmi_protocol.placement.casting import first_cast
 from dmi_protocol.placement.roles import Chosen
 
@@ -34,6 +34,17 @@ def put(job: Job, workers: tuple[NodeId, ...], servers: tuple[NodeId, ...], gene
     job.generation = job.life = generation
     job.posts, job.cast = place.posts, place.cast
     job.next_index = 1 + max(post.role.index for post in place.posts)
+
+
+def seat_all(job: Job) -> None:
+    """Every process that is wanted is bound."""
+    job.seats = tuple(SeatRecord(Seat(key, node, node[0], "h:2", PublicKey("k" * 40)), 7) for key, node in job.roles())
+
+
+def filled(cast: Cast) -> Cast:
+    """The same, when everybody who was being filled is in sync."""
+    shards = tuple(Replicas(r.primary, tuple(sorted((*r.backups, *r.filling)))) for r in cast.shards)
+    return Cast(cast.workers, cast.speeds, cast.lead, shards)
 
 
 def workers(posts: Iterable[Post]) -> tuple[NodeId, ...]:

@@ -7,7 +7,18 @@ import pytest
 
 from dmi_protocol.codec import decode_struct, encode_struct
 from dmi_protocol.identity import JobId
-from dmi_protocol.reasons import Loss, NoQuorum, Reason, RoleDied, RoleFailed, Succeeded
+from dmi_protocol.reasons import (
+    Loss,
+    NodeLost,
+    NoQuorum,
+    PairSilent,
+    Reason,
+    RoleDied,
+    RoleFailed,
+    Succeeded,
+    TakingOver,
+    Weakened,
+)
 from dmi_protocol.sentences import detail, sentence
 
 VALUES: dict[Any, Any] = {
@@ -73,3 +84,23 @@ def test_the_ways_to_die_are_told_apart() -> None:
     assert len(set(lines)) == 3
     assert "code 3" in lines[0]
     assert "signal 9" in lines[1]
+
+
+def test_a_job_that_goes_on_after_a_loss_says_so() -> None:
+    assert {TakingOver, Weakened, PairSilent} <= set(REASONS)
+    loss = NodeLost("worker-1", "n1")
+    assert sentence(TakingOver(loss)).startswith(sentence(loss))
+    weak = sentence(Weakened(loss, ("n0", "n2"), 2, 3))
+    assert weak.startswith(sentence(loss))
+    assert "n0, n2" in weak
+    assert "2 shards have no backup" in weak
+    assert "3 processes" in weak
+    whole = sentence(Weakened(loss, ("n0", "n2"), 0, 0))
+    assert "backup" not in whole
+    assert "more nodes" in whole
+
+
+def test_two_that_could_not_talk_are_both_named() -> None:
+    line = sentence(PairSilent("worker-1", "n1", "server-0", "n0", 2_500))
+    assert "worker-1 on n1 and server-0 on n0" in line
+    assert "2.5 s" in line

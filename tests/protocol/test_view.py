@@ -17,7 +17,17 @@ from dmi_protocol.cluster.state import (
 )
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
 from dmi_protocol.messages.roles import Progressed, RoleKey, Seat
-from dmi_protocol.reasons import Cancelled, NodeLost, PartsAway, Recovering, Running, Starting, Waiting
+from dmi_protocol.reasons import (
+    Cancelled,
+    NodeLost,
+    PartsAway,
+    Recovering,
+    Running,
+    Starting,
+    TakingOver,
+    Waiting,
+    Weakened,
+)
 from dmi_protocol.view import (
     job_view,
     member_views,
@@ -77,6 +87,16 @@ def test_a_job_that_recovers_says_what_was_lost_and_what_it_goes_on_from() -> No
     assert (
         "from the checkpoint of step 40: 0 of 2 role processes are ready" in job_view(job, found, BOTH, None).sentence
     )
+
+
+def test_a_job_whose_processes_go_on_says_what_it_lacks() -> None:
+    found, job = state(RUNNING)
+    job.runs, job.state, job.reason = True, RECOVERING, NodeLost("worker-1", "n-b")
+    assert why(job, found, BOTH) == TakingOver(job.reason)
+    job.state = RUNNING
+    assert why(job, found, BOTH) == Weakened(job.reason, ("n-a", "n-b"), 2, 0), "copies are not in sync yet"
+    job.seats = tuple(record for record in job.seats if record.seat.node == A)
+    assert why(job, found, BOTH) == Weakened(job.reason, ("n-a",), 2, 2), "they were called, and are not bound yet"
 
 
 def test_progress_counts_while_the_job_goes_on() -> None:

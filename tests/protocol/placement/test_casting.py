@@ -1,0 +1,211 @@
+"""Who does what after a loss, and how nodes that are leaving are emptied."""
+
+import pytest
+
+from dmi_protocol import limits
+from dmi_protocol.cluster.command import JobSpec, Post
+from dmi_protocol.cluster.state import RUNNING, Job
+from dmi_protocol.identity import BlobHash, JobId, NodeId
+from dmi_protocol.messages.roles import Cast, Replicas, Role, RoleKey
+from dmi_protocol.placement.casting import dismissed, is_full, recast, recruits
+from tests.protocol.casts import filled, put, seat_all
+
+A, B, C, D = (NodeId(letter * 16) for letter in "abcd")
+
+
+def running(*nodes: NodeId, backups: int | None = None, workers: int | None = None) -> Job:
+    """A server and a worker on each node; all copies that there should be are in sync."""
+    spec = JobSpec("job", "t.py", backups=backups, workers=workers)
+    job = Job(JobId("job-1"), spec, BlobHash("b" * 64), (A,), 1, RUNNING, runs=True)
+    put(job, nodes, nodes)
+    assert job.cast is not None
+    job.cast = filled(job.cast)
+    if backups == 0:
+        job.cast = casting(job.cast, *(Replicas(shard) for shard in range(len(nodes))))
+    seat_all(job)
+    return job
+
+
+def casting(cast: Cast, *shards: Replicas) -> Cast:
+    return Cast(cast.workers, cast.speeds, cast.lead, shards)
+
+
+def cast_of(job: Job) -> Cast:
+    assert job.cast is not None
+    return job.cast
+
+
+def lose(job: Job, node: NodeId) -> None:
+    job.posts = tuple(post for post in job.posts if post.node != node)
+    seat_all(job)
+
+
+def come(job: Job, role: Role, index: int, node: NodeId) -> RoleKey:
+    """A recruit that is bound."""
+    key = RoleKey(job.id, job.generation + 1, role, index)
+    job.posts = (*job.posts, Post(key, node))
+    job.next_index = index + 1
+    seat_all(job)
+    return key
+
+
+def test_nothing_changes_while_nobody_is_lost() -> None:
+    job = running(A, B, C)
+    assert recast(job) == job.cast
+    assert is_full(job, recast(job), [A, B, C])
+
+
+def test_the_backup_of_a_lost_primary_leads_and_lost_backups_are_filled_elsewhere() -> None:
+    job = running(A, B, C)
+    assert cast_of(job).shards == (Replicas(0, (1,)), Replicas(1, (2,)), Replicas(2, (0,)))
+    lose(job, B)
+    shards = (Replicas(0, (), (2,)), Replicas(2, (), (0,)), Replicas(2, (0,)))
+    assert recast(job) == Cast((0, 2), (1.0, 1.0), 0, shards)
+    assert not is_full(job, recast(job), [A, C])
+
+
+def test_another_worker_leads_when_the_lead_is_lost() -> None:
+    job = running(A, B, C)
+    lose(job, A)
+    assert recast(job) == Cast((1, 2), (1.0, 1.0), 1, (Replicas(1, (), (2,)), Replicas(1, (2,)), Replicas(2, (), (1,))))
+
+
+def test_who_was_being_filled_by_a_lost_primary_is_filled_anew_and_not_promoted() -> None:
+    """It may have caught up with that primary: the new one does not know it."""
+    job = running(A, B, C, backups=2)
+    job.cast = casting(cast_of(job), Replicas(0, (2,), (1,)), *cast_of(job).shards[1:])
+    job.synced = ((0, 1),)
+    lose(job, A)
+    assert recast(job).shards[0] == Replicas(2, (), (1,))
+
+
+def test_who_has_caught_up_is_a_backup() -> None:
+    job = running(A, B, C)
+    job.cast = casting(cast_of(job), Replicas(0, (), (1,)), Replicas(1, (), (2,)), Replicas(2, (0,)))
+    job.synced = ((0, 1),)
+    assert recast(job).shards == (Replicas(0, (1,)), Replicas(1, (), (2,)), Replicas(2, (0,)))
+
+
+def test_a_shard_has_no_two_copies_on_one_node() -> None:
+    job = running(A, B)
+    lose(job, B)
+    come(job, "server", 9, A)
+    assert recast(job).shards == (Replicas(0), Replicas(0))
+    come(job, "server", 10, D)
+    assert recast(job).shards == (Replicas(0, (), (10,)), Replicas(0, (), (10,)))
+
+
+def test_copies_are_spread_over_the_servers_that_have_the_fewest() -> None:
+    job = running(A, B, C, D)
+    lose(job, B)
+    assert recast(job).shards[:2] == (Replicas(0, (), (2,)), Replicas(2, (), (0,)))
+    come(job, "server", 9, B)
+    assert recast(job).shards[:2] == (Replicas(0, (), (9,)), Replicas(2, (), (9,)))
+
+
+def test_a_recruited_worker_follows_until_it_is_ready() -> None:
+    job = running(A, B)
+    lose(job, B)
+    guest = come(job, "worker", 5, C)
+    assert (recast(job).workers, recast(job).speeds) == ((0, 5), (1.0, 0.0))
+    job.ready = (guest,)
+    assert (recast(job).workers, recast(job).speeds, recast(job).lead) == ((0, 5), (1.0, 1.0), 0)
+    job.seats = tuple(record for record in job.seats if record.seat.key != guest)
+    assert recast(job).workers == (0,), "nobody is cast before it is bound"
+
+
+def test_a_worker_that_is_done_gets_no_work() -> None:
+    job = running(A, B)
+    job.completed = (RoleKey(job.id, 1, "worker", 1),)
+    assert recast(job).workers == (0,)
+
+
+def test_whoever_is_missing_is_called_on_the_least_loaded_nodes() -> None:
+    job = running(A, B, workers=2)
+    lose(job, B)
+    server, worker = recruits(job, [A, C, D], {C: 3})
+    assert (server.node, worker.node) == (D, D)
+    assert server.role == RoleKey(job.id, 2, "server", job.next_index)
+    assert worker.role == RoleKey(job.id, 2, "worker", job.next_index + 1)
+    assert recruits(job, [A], {}) == (), "nobody else is there"
+
+
+def test_a_job_that_did_not_say_how_many_takes_every_node() -> None:
+    job = running(A, B)
+    (worker,) = recruits(job, [A, B, C], {})
+    assert (worker.role.role, worker.node) == ("worker", C), "there are servers enough for the copies"
+    assert not is_full(job, cast_of(job), [A, B, C])
+
+
+def test_a_node_where_recruits_were_of_no_use_is_not_asked_again() -> None:
+    job = running(A, B)
+    lose(job, B)
+    job.misses = {C: limits.MISSES - 1}
+    assert {post.node for post in recruits(job, [A, C], {})} == {C}
+    job.misses = {C: limits.MISSES}
+    assert recruits(job, [A, C], {}) == ()
+
+
+def names(roles: tuple[RoleKey, ...]) -> list[str]:
+    return [f"{role.role}-{role.index}" for role in roles]
+
+
+def shift(job: Job, leaving: set[NodeId]) -> list[str]:
+    """The next generation; gives who was dismissed."""
+    cast = recast(job, leaving)
+    gone = dismissed(job, cast, leaving)
+    job.synced = tuple((shard, server) for shard, r in enumerate(cast.shards) for server in r.filling)
+    job.cast, job.generation = cast, job.generation + 1
+    job.posts = tuple(post for post in job.posts if post.role not in gone)
+    seat_all(job)
+    return names(gone)
+
+
+def test_a_node_that_is_leaving_gives_everything_away_before_its_processes_end() -> None:
+    job = running(A, B, C)
+    assert shift(job, {B}) == []
+    cast = cast_of(job)
+    assert (cast.workers, cast.speeds) == ((0, 1, 2), (1.0, 0.0, 1.0)), "no more leaves"
+    assert cast.shards[0] == Replicas(0, (1,), (2,)), "its copy counts until there is another"
+    assert cast.shards[1] == Replicas(2, (), (0,)), "somebody who stays leads"
+    assert shift(job, {B}) == ["worker-1"]
+    cast = cast_of(job)
+    assert (cast.workers, cast.shards) == ((0, 2), (Replicas(0, (2,)), Replicas(2, (0,)), Replicas(2, (0,))))
+    assert shift(job, {B}) == ["server-1"]
+    assert cast_of(job) == cast
+    assert is_full(job, cast, [A, C])
+    assert shift(job, {B}) == []
+
+
+def test_the_only_copy_leaves_its_node_once_another_is_in_sync() -> None:
+    job = running(A, B, backups=0)
+    steps = [Replicas(0, (), (1,)), Replicas(0, (1,)), Replicas(1)]
+    gone = []
+    for replicas in steps:
+        gone += shift(job, {A})
+        assert cast_of(job).shards == (replicas, Replicas(1))
+    assert gone == ["worker-0"]
+    assert shift(job, {A}) == ["server-0"]
+
+
+def test_the_lead_that_leaves_hands_over_first() -> None:
+    job = running(A, B)
+    shift(job, {A})
+    assert (cast_of(job).lead, cast_of(job).speeds) == (1, (0.0, 1.0))
+
+
+@pytest.mark.parametrize("backups", [0, 1, 2])
+def test_when_all_are_leaving_they_go_on(backups: int) -> None:
+    job = running(A, B, C, backups=backups)
+    cast = recast(job, {A, B, C})
+    assert cast == job.cast
+    assert dismissed(job, cast, {A, B, C}) == ()
+
+
+def test_a_recruit_on_a_node_that_is_leaving_is_sent_home() -> None:
+    job = running(A, B)
+    come(job, "worker", 5, C)
+    come(job, "server", 6, C)
+    cast = recast(job, {C})
+    assert cast == job.cast
+    assert names(dismissed(job, cast, {C})) == ["server-6", "worker-5"]
