@@ -57,7 +57,7 @@ PARTIAL_CHECKPOINTS = 64
 CRASHES = 5
 """How often role processes of a job may crash without the job getting any further."""
 MISSES = 3
-"""How many recruits of a job may end on a node before they are of use; then the job does without this node."""
+"""How often processes of a job may be of no use on a node; then the job does without this node, if others are there."""
 REQUESTS_REMEMBERED = 4_096
 
 # People and members.

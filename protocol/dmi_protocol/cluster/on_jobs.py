@@ -45,6 +45,7 @@ from dmi_protocol.reasons import (
     LimitReached,
     Loss,
     NameTaken,
+    PairSilent,
     RoleDied,
     RoleFailed,
     Stale,
@@ -225,7 +226,8 @@ def _lose(state: ClusterState, command: LoseRole) -> Outcome:
     job = _posted(state, command.role)
     if job is None:
         return _STALE
-    if isinstance(command.reason, RoleDied | RoleFailed):
+    is_of_use = _is_of_use(job, command.role)
+    if is_of_use and isinstance(command.reason, RoleDied | RoleFailed):
         step = -1 if command.step is None else command.step
         job.reached, job.crashes = (job.reached, job.crashes + 1) if step <= job.reached else (step, 1)
     if job.crashes >= limits.CRASHES:
@@ -233,7 +235,7 @@ def _lose(state: ClusterState, command: LoseRole) -> Outcome:
         job.step = job.reached if job.reached >= 0 else job.step
         return _DONE
     node = dict(job.roles())[command.role]
-    if command.role.generation != job.life and command.role not in job.ready and command.role.role == "worker":
+    if not is_of_use or isinstance(command.reason, PairSilent):
         job.misses[node] = job.misses.get(node, 0) + 1
     job.posts = tuple(post for post in job.posts if post.role != command.role)
     job.seats = tuple(record for record in job.seats if record.seat.key != command.role)
@@ -245,6 +247,13 @@ def _lose(state: ClusterState, command: LoseRole) -> Outcome:
         is_cast = job.cast is not None and (command.role.role, command.role.index) in _members(job.cast)
         job.state, job.reason = RECOVERING if is_cast else job.state, command.reason
     return _DONE
+
+
+def _is_of_use(job: Job, role: RoleKey) -> bool:
+    """Has it done its part? A recruit has when it has caught up."""
+    copies = {server for shard in job.cast.shards for server in shard.in_sync} if job.cast is not None else set()
+    is_copy = role.role == "server" and role.index in copies
+    return role.generation == job.life or role in job.ready or is_copy
 
 
 def _goes_on_without(job: Job) -> bool:
@@ -261,7 +270,6 @@ def _end_life(job: Job, reason: Loss) -> None:
     job.posts, job.cast, job.keepers = (), None, ()
     job.seats, job.completed, job.ready, job.synced, job.pairs = (), (), (), (), ()
     job.runs = False
-    job.misses = {}
     job.parts, job.final_parts = {}, {}
 
 

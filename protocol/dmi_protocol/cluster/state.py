@@ -80,7 +80,7 @@ class Job(Struct):
     runs: bool = False
     """Were all processes of this life ready together?"""
     misses: dict[NodeId, int] = field(default_factory=dict)
-    """By node: recruits that ended there before they were of use."""
+    """By node: recruits that ended there before they were of use, and processes that could not talk to others."""
     next_index: int = 0
     """The index of the next process that is recruited."""
     ready: tuple[RoleKey, ...] = ()

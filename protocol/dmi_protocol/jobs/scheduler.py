@@ -73,7 +73,8 @@ def _load(state: ClusterState) -> dict[NodeId, int]:
 
 def _place(job: Job, nodes: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
     """A job that has run makes do with fewer nodes; but somebody must have each part of its checkpoint."""
-    chosen = choose(job.spec, nodes, load, fewer=job.has_run)
+    fit = [node for node in nodes if job.misses.get(node, 0) < limits.MISSES]
+    chosen = choose(job.spec, fit, load, fewer=job.has_run) or choose(job.spec, nodes, load, fewer=job.has_run)
     if chosen is None or job.parts_away(nodes):
         return []
     for node in chosen.workers:
@@ -110,7 +111,7 @@ def _part_pairs(job: Job, state: ClusterState) -> list[Command]:
     lost: dict[RoleKey, Command] = {}
     for pair in job.pairs:
         two = (pair.role, pair.peer)
-        victim = max(two, key=lambda role: (_is_new(role, job), nodes[role], role.role))
+        victim = max(two, key=lambda role: (_is_new(role, job), nodes[role], role))
         other = next(role for role in two if role != victim)
         names = [state.members[nodes[r]].name if nodes[r] in state.members else nodes[r] for r in (victim, other)]
         reason = PairSilent(role_name(victim), names[0], role_name(other), names[1], pair.silent_ms)

@@ -192,3 +192,15 @@ def test_a_node_lost_after_its_roles_are_done_is_a_loss_only_before_the_final_pa
         else:
             assert isinstance(command, Place)
             assert workers(command.posts) == (B,)
+
+
+def test_a_node_whose_processes_cannot_talk_is_done_without_in_the_next_life() -> None:
+    """Two hosts with a cut between them would be placed again and again, and never make a step."""
+    table = Table(spec())
+    table.propose()
+    (job,) = table.jobs
+    table.bind(job)
+    table.state.jobs[job].misses[B] = limits.MISSES
+    (again,) = table.propose(alive=frozenset({B, C}))
+    assert isinstance(again, Place)
+    assert workers(again.posts) == (C,)
