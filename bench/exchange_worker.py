@@ -39,7 +39,7 @@ def measure(exchange: MeshExchange, parameters: int, leaves: int, steps: int) ->
     gradient = torch.full((max(bucket.length for bucket in layout.buckets),), 1.0)
     seconds = []
     while step < steps:
-        exchange.begin(step, leaf_sizes(leaves, leaves), hyper)
+        exchange.begin(step, leaf_sizes(leaves, leaves), hyper, bytes)
         start = time.perf_counter()
         while (leaf := exchange.next_leaf()) is not None:
             shares = {}

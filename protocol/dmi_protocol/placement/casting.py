@@ -100,7 +100,9 @@ def is_full(job: Job, cast: Cast, nodes: Sequence[NodeId]) -> bool:
     """Is nothing amiss with ``cast``: every process that there could be is there, and does its part?"""
     backups = min(wanted_backups(job.spec), len(nodes) - 1)
     copied = all(len(replicas.backups) >= backups for replicas in cast.shards)
-    return copied and all(cast.speeds) and not recruits(job, nodes, {})
+    seated = {record.seat.key for record in job.seats}
+    are_here = all(post.role in seated for post in job.posts)
+    return copied and are_here and all(cast.speeds) and not recruits(job, nodes, {})
 
 
 def recruits(job: Job, nodes: Sequence[NodeId], load: Mapping[NodeId, int]) -> tuple[Post, ...]:
