@@ -9,6 +9,7 @@ import zmq
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import PublicKey
 from dmi_protocol.messages.parameters import Beat, Checkpoint
+from dmi_wire import bulk
 from dmi_wire.bulk import Context, Delivery, Endpoint, Line
 from dmi_wire.keys import KeyPair
 
@@ -90,6 +91,38 @@ def test_a_stranger_is_refused_and_counted(pair: Pair) -> None:
     assert pair.endpoint.receive() is None
     pair.line(known, b"worker-0").send(Beat(2))
     assert pair.receive().message == Beat(2)
+
+
+def test_who_is_in_the_next_roster_waits_at_the_door(pair: Pair) -> None:
+    known, early = KeyPair.make(), KeyPair.make()
+    pair.endpoint.admit({PublicKey(known.public): b"worker-0"})
+    pair.line(early, b"worker-1").send(Beat(2))
+    pair.wait(lambda: pair.endpoint._undecided)
+    assert pair.endpoint.receive() is None
+    pair.endpoint.admit({PublicKey(known.public): b"worker-0", PublicKey(early.public): b"worker-1"})
+    delivery = pair.receive()
+    assert (delivery.sender, delivery.message) == (b"worker-1", Beat(2))
+    assert pair.endpoint.refused == 0
+
+
+def test_who_waits_at_the_door_keeps_nobody_else_waiting(pair: Pair) -> None:
+    known, early = KeyPair.make(), KeyPair.make()
+    pair.endpoint.admit({PublicKey(known.public): b"worker-0"})
+    pair.line(early, b"worker-1").send(Beat(2))
+    pair.wait(lambda: pair.endpoint._undecided)
+    pair.line(known, b"worker-0").send(Beat(1))
+    assert pair.receive().sender == b"worker-0"
+    assert pair.endpoint.refused == 0
+
+
+def test_the_door_is_not_for_crowds(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "_UNDECIDED", 3)
+    monkeypatch.setattr(bulk, "_UNDECIDED_S", 2 * PATIENCE_S)
+    pair.endpoint.admit({})
+    for number in range(5):
+        pair.line(KeyPair.make(), b"worker-%d" % number).send(Beat(1))
+    pair.wait(lambda: pair.endpoint.refused)
+    assert len(pair.endpoint._undecided) <= 3
 
 
 def test_a_key_that_is_no_longer_admitted_is_refused_on_its_open_connection(pair: Pair) -> None:

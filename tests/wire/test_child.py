@@ -1,5 +1,7 @@
 """A role process and its channel, with the test as its daemon."""
 
+import os
+import select
 import socket
 import subprocess
 import sys
@@ -10,18 +12,22 @@ import pytest
 
 from dmi_protocol.codec import decode_struct, encode_struct
 from dmi_protocol.identity import BlobHash, JobId, NodeId
+from dmi_protocol.instant import Instant
 from dmi_protocol.messages.roles import (
     Assignment,
     Cast,
     Completed,
     Failed,
     FromRole,
+    Lease,
     Moving,
     RoleKey,
     Roster,
     Stop,
     ToRole,
 )
+from dmi_wire.channel import framed
+from dmi_wire.child import Child
 
 PATIENCE_S = 20.0
 ASSIGNMENT = Assignment(
@@ -121,3 +127,65 @@ def test_a_child_that_gives_up_says_why_before_it_ends() -> None:
     assert daemon.news() == Failed("late", "no roster within 0.1 s", starting=True)
     assert daemon.child.wait(PATIENCE_S) == 1
     daemon.channel.close()
+
+
+class Told:
+    """A child in this process, which cannot be orphaned while we hold the other end."""
+
+    def __init__(self) -> None:
+        self.ours, theirs = socket.socketpair()
+        self.child = Child(theirs)
+
+    def tell(self, *messages: ToRole) -> None:
+        """All of them, in order; when this returns the child has taken them."""
+        for message in messages:
+            self.ours.sendall(framed(encode_struct(message)))
+            self.child._take(self.child._receive())
+
+    def is_readable(self) -> bool:
+        """Would a poller wake for the child?"""
+        return bool(select.select([self.child.fd], [], [], 0)[0])
+
+    def close(self) -> None:
+        self.ours.close()
+        self.child._channel.close()
+        os.close(self.child.fd)
+
+
+@pytest.fixture
+def told() -> Iterator[Told]:
+    made = Told()
+    yield made
+    made.close()
+
+
+def roster(generation: int) -> Roster:
+    return Roster(generation, 1, (), (), Cast((), (), 0, ()))
+
+
+def test_the_newest_roster_is_the_last_one_and_is_given_once(told: Told) -> None:
+    assert told.child.newest() is None
+    told.tell(roster(1), roster(2), roster(3))
+    assert told.is_readable()
+    assert told.child.newest() == roster(3)
+    assert told.child.newest() is None
+    assert not told.is_readable()
+    told.tell(roster(4))
+    assert told.is_readable()
+    assert told.child.newest() == roster(4)
+
+
+def test_the_first_roster_is_waited_for_and_those_after_it_stay(told: Told) -> None:
+    told.tell(roster(1), roster(2))
+    assert told.child.roster(1_000) == roster(1)
+    assert told.is_readable()
+    assert told.child.newest() == roster(2)
+
+
+def test_a_lease_wakes_the_process_and_is_no_roster(told: Told) -> None:
+    assert told.child.lease == Lease(Instant(0))
+    told.tell(Lease(Instant(5)), Lease(Instant(7)))
+    assert told.is_readable()
+    assert told.child.newest() is None
+    assert told.child.lease == Lease(Instant(7))
+    assert not told.is_readable()
