@@ -1,16 +1,17 @@
 """A role process's end of the channel to its daemon; see ``dmi_protocol/messages/roles.py`` for what is said there.
 
-A background thread listens and beats while the process computes. When the daemon is gone the process ends at once.
+One background thread listens and another one beats while the process computes: that it is scheduled depends on nothing
+that it is told. When the daemon is gone the process ends at once.
 """
 
 import ctypes
 import os
 import queue
-import select
 import signal
 import socket
 import sys
 import threading
+import time
 from contextlib import suppress
 from typing import NoReturn
 
@@ -27,6 +28,8 @@ DESCRIPTOR = "DMI_ROLE_FD"
 _SET_PARENT_DEATH_SIGNAL = 1
 _ORPHANED = 113
 """The exit code of a child whose daemon has died."""
+_HEARD_S = 60.0
+"""How long the daemon may take to read our last words: what we said before them may be large parts of a checkpoint."""
 
 
 class DaemonGoneError(Exception):
@@ -39,7 +42,9 @@ class Child:
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._sending = threading.Lock()
-        self._beats = False
+        self._ear: threading.Thread | None = None
+        self._code = _ORPHANED
+        """With which we end when the other end is closed."""
         self._told: queue.Queue[Roster] = queue.Queue(maxsize=limits.ROSTERS)
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         """Can be read when ``newest`` may have a roster to give, or ``lease`` is another one."""
@@ -63,7 +68,9 @@ class Child:
 
     def start(self) -> None:
         """Listen and beat from now on."""
-        threading.Thread(target=self._live, name="role-channel", daemon=True).start()
+        self._ear = threading.Thread(target=self._hear, name="role-channel", daemon=True)
+        self._ear.start()
+        threading.Thread(target=self._beat, name="role-beat", daemon=True).start()
 
     def roster(self, within_ms: int) -> Roster:
         """The next roster; ``TimeoutError`` when none comes in time."""
@@ -94,24 +101,38 @@ class Child:
         self.end(1)
 
     def end(self, code: int) -> NoReturn:
-        """Let the daemon read what was said, and end without waiting for any thread."""
+        """End without waiting for any thread, once the daemon has read what was said: it closes its end then. Were we gone
+        while it still speaks to us, its writing would fail, and with it the reading of our last words."""
         sys.stdout.flush()
         sys.stderr.flush()
+        self._code = code
+        self._sending.acquire()  # for good: nobody says anything any more
         self._channel.shutdown(socket.SHUT_WR)
+        if self._ear is not None:
+            self._ear.join(_HEARD_S)
         os._exit(code)
 
-    def _live(self) -> None:
-        self._beats = True
+    def _hear(self) -> None:
         try:
             while True:
                 self._take(self._receive())
         except (DaemonGoneError, ConnectionError):
-            os._exit(_ORPHANED)
+            os._exit(self._code)
+
+    def _beat(self) -> None:
+        try:
+            while True:
+                self.tell(Moving())
+                time.sleep(limits.ROLE_BEAT_MS / 1000)
+        except ConnectionError:
+            os._exit(self._code)
 
     def _take(self, message: ToRole) -> None:
         if isinstance(message, Stop):
             os.kill(os.getpid(), signal.SIGTERM)
         elif isinstance(message, Roster):
+            if self._told.full():  # only the newest counts
+                self._told.get_nowait()
             self._told.put_nowait(message)
             os.eventfd_write(self.fd, 1)
         elif isinstance(message, Lease):
@@ -124,9 +145,6 @@ class Child:
     def _exactly(self, size: int) -> bytes:
         data = bytearray()
         while len(data) < size:
-            if self._beats and not select.select([self._channel], [], [], limits.ROLE_BEAT_MS / 1000)[0]:
-                self.tell(Moving())
-                continue
             piece = self._channel.recv(size - len(data))
             if not piece:
                 raise DaemonGoneError

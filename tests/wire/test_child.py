@@ -87,6 +87,13 @@ class Daemon:
         message: FromRole = decode_struct(self.channel.recv(length, socket.MSG_WAITALL), FromRole)
         return message
 
+    def is_over(self) -> bool:
+        """Read to the end of what it says, which must be beats."""
+        while length := self.channel.recv(4, socket.MSG_WAITALL):
+            body = self.channel.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL)
+            assert decode_struct(body, FromRole) == Moving()
+        return True
+
     def news(self) -> FromRole:
         """The next message that is not a beat."""
         deadline = time.monotonic() + PATIENCE_S
@@ -111,6 +118,29 @@ def test_a_child_beats_and_hears_its_roster(daemon: Daemon) -> None:
     assert daemon.news() == Completed()
 
 
+def test_a_child_beats_however_often_it_is_spoken_to(daemon: Daemon) -> None:
+    """An idle server hears a lease more often than it beats."""
+    deadline, beats = time.monotonic() + PATIENCE_S, 0
+    while beats < 4:
+        assert time.monotonic() < deadline, "it does not beat while it is told leases"
+        daemon.tell(Lease(Instant(1)))
+        if select.select([daemon.channel], [], [], 0.05)[0]:
+            assert daemon.hear() == Moving()
+            beats += 1
+
+
+def test_a_child_is_there_until_its_last_words_are_read() -> None:
+    """Else the daemon would write to nobody, and lose them with the broken channel."""
+    daemon = Daemon(60_000, 0)
+    daemon.tell(roster(1))
+    assert daemon.news() == Completed()
+    assert daemon.is_over()
+    daemon.tell(Lease(Instant(1)))
+    assert daemon.child.poll() is None
+    daemon.channel.close()
+    assert daemon.child.wait(PATIENCE_S) == 0
+
+
 def test_a_child_ends_with_its_daemon(daemon: Daemon) -> None:
     assert daemon.hear() == Moving()
     daemon.channel.close()
@@ -125,8 +155,9 @@ def test_a_child_stops_when_it_is_told_to(daemon: Daemon) -> None:
 def test_a_child_that_gives_up_says_why_before_it_ends() -> None:
     daemon = Daemon(100, 60)
     assert daemon.news() == Failed("late", "no roster within 0.1 s", starting=True)
-    assert daemon.child.wait(PATIENCE_S) == 1
+    assert daemon.is_over()
     daemon.channel.close()
+    assert daemon.child.wait(PATIENCE_S) == 1
 
 
 class Told:

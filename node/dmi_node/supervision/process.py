@@ -11,6 +11,8 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
+import psutil
+
 from dmi_node import clock
 from dmi_protocol import limits
 from dmi_protocol.address import is_address
@@ -189,6 +191,9 @@ class RoleProcess:
         except RemoteProtocolError as error:
             _logger.warning("%s speaks nonsense and is ended: %s", self._assignment.key, error)
             self.kill()
+        finally:
+            if self._writer is not None:
+                self._writer.close()  # all that it said is taken in: it may end
 
     async def _pass_on(self, event: RoleEvent) -> None:
         self._is_busy = True
@@ -214,12 +219,17 @@ class RoleProcess:
         return message
 
     async def _watch(self) -> None:
-        """A process that was seen moving and does not move any more is ended."""
+        """A process that was seen moving and does not move any more is ended. One that computes moves, though a single call
+        may keep its threads from saying so."""
+        computed = 0.0
         while True:
             await asyncio.sleep(limits.ROLE_BEAT_MS / 1000)
-            if self._is_busy or self._moved_at is None:
+            if self._is_busy or self._moved_at is None or self._process is None:
                 continue
-            if clock.now() - self._moved_at > limits.ROLE_STALLED_MS:
+            before, computed = computed, _computed_s(self._process.pid)
+            if computed > before:
+                self._moved_at = clock.now()
+            elif clock.now() - self._moved_at > limits.ROLE_STALLED_MS:
                 self._stalled = True
                 self.kill()
                 return
@@ -237,6 +247,15 @@ class RoleProcess:
             _logger.warning("the log of %s ends early: %s", self._assignment.key, error)
         while await output.read(_PIECE):
             continue
+
+
+def _computed_s(pid: int) -> float:
+    """The processor time that a process has used, in seconds."""
+    try:
+        used = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(used.user + used.system)
 
 
 def _write(file: io.FileIO, data: bytes) -> int:

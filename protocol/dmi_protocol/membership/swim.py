@@ -181,6 +181,7 @@ class Swim:
         self._sequence += 1
         is_dead = not self.members[target].is_there()
         ping_ms = self._settings.cut_ping_ms if target in self._cut else self._settings.ping_ms
+        ping_ms *= 1 + self._health  # an answer that we are too slow to read is not late (Lifeguard, local health)
         patience = ping_ms * (2 if hurried or asker else 3)
         indirect = None if is_dead or asker else after(now, ping_ms)
         introduces = target in self._strange
@@ -212,9 +213,10 @@ class Swim:
         if probe.asker is not None:
             return [Send(probe.asker[0], say.Nack(probe.asker[1]))]
         member = self.members.get(probe.target)
-        if member is None or member.standing != "alive":
+        if member is None or not member.is_there():
             return []
-        self._health = min(self._settings.health_max, self._health + 1)
+        if member.standing == "alive":  # else others cannot reach it either, so it is not us
+            self._health = min(self._settings.health_max, self._health + 1)
         return self._believe(now, Update(probe.target, "suspect", member.incarnation, self._me))
 
     # Hearing
@@ -286,7 +288,14 @@ class Swim:
         self._updates.add((update.node, ""), update)
         if before == update.standing:
             return []
-        return [MemberChanged(update.node, update.standing), *self._tell_some()]
+        output = [MemberChanged(update.node, update.standing), *self._tell_some()]
+        if update.standing == "suspect" and update.accuser != self._me and self._is_to_check():
+            output += self._ping(now, update.node, hurried=True)
+        return output
+
+    def _is_to_check(self) -> bool:
+        """Are we one of the few who look for themselves at once, when another has raised a suspicion?"""
+        return self._random.randrange(len(self.members) + 1) < 4 * self._settings.indirect
 
     def _refute(self, update: Update) -> list[Output]:
         """Somebody doubts us: a higher incarnation says that we live."""
