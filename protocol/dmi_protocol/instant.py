@@ -13,4 +13,8 @@ def after(now: Instant, milliseconds: int) -> Instant:
 
 def earliest(*instants: Instant | None) -> Instant | None:
     """The first of the given instants; ``None`` stands for never."""
-    return min((instant for instant in instants if instant is not None), default=None)
+    first: Instant | None = None
+    for instant in instants:
+        if instant is not None and (first is None or instant < first):
+            first = instant
+    return first

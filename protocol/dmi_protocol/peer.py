@@ -213,13 +213,13 @@ class Peer:
 
     def _pass(self, now: Instant, event: Event, effects: list[Effect]) -> None:
         """To the machines that speak with other nodes."""
-        rumors = len(self.swim.rumors), sum(rumor.version for rumor in self.swim.rumors.values())
+        heard = self.swim.heard_news
         for output in self.swim.step(now, event):
             if isinstance(output, MemberChanged):
                 self._is_dirty = True
             else:
                 effects.append(output)
-        if rumors != (len(self.swim.rumors), sum(rumor.version for rumor in self.swim.rumors.values())):
+        if heard != self.swim.heard_news:
             self._is_dirty = True
         if not self._trouble:
             self._agree(now, self.raft.step(now, event), effects)

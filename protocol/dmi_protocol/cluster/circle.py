@@ -29,6 +29,10 @@ class Circle:
         self._is_caught_up = False
         """Has the state reached what this disk already knew, ourselves as a member included?"""
         self._linked: dict[NodeId, Introduced] = {}
+        self.linked: frozenset[NodeId] = frozenset()
+        """Who gets the log."""
+        self.members: frozenset[NodeId] = frozenset()
+        """The other members."""
         self._vouched: dict[NodeId, tuple[Introduced, int]] = {}
         """Whom a member has introduced since, and the entry at which our own state will know better."""
         self._wishes: dict[NodeId, Instant] = {}
@@ -36,19 +40,9 @@ class Circle:
         self._invitations: tuple[PublicKey, ...] = ()
 
     @property
-    def linked(self) -> frozenset[NodeId]:
-        """Who gets the log."""
-        return frozenset(self._linked)
-
-    @property
     def others(self) -> Mapping[NodeId, Introduced]:
         """Those with their names."""
         return self._linked
-
-    @property
-    def members(self) -> frozenset[NodeId]:
-        """The other members."""
-        return frozenset(self._linked.keys() - self._farewells.keys())
 
     def wishes_to_leave(self, now: Instant, node: NodeId) -> None:
         """``node`` asks to be removed itself."""
@@ -90,6 +84,8 @@ class Circle:
             effects += [] if state is None else [Send(gone, Expelled(state.applied))]
             effects.append(Unlink(gone))
         self._linked = wanted
+        self.linked = frozenset(wanted)
+        self.members = self.linked - self._farewells.keys()
         if state is not None and tuple(sorted(state.invitations)) != self._invitations:
             self._invitations = tuple(sorted(state.invitations))
             effects.append(AllowInvitations(self._invitations))

@@ -53,11 +53,13 @@ class Proposals:
 
     def deadline(self) -> Instant | None:
         """When something is to be tried again, or given up."""
-        return earliest(*(p.try_at for p in self._pending.values()), *(p.ends_at for p in self._pending.values()))
+        return earliest(*[at for pending in self._pending.values() for at in (pending.try_at, pending.ends_at)])
 
     def due(self, now: Instant, leader: NodeId | None, term: int) -> list[Command]:
         """What should be given to ``leader`` now: what is new to it, and what it has had for long."""
         found: list[Command] = []
+        if not self._pending:
+            return found
         if leader is None:
             for pending in self._pending.values():
                 pending.try_at = max(pending.try_at, after(now, RETRY_MS)) if now >= pending.try_at else pending.try_at

@@ -11,18 +11,14 @@ class Log:
     """Entries from ``first`` to ``last``; those before ``first`` are in the snapshot."""
 
     def __init__(self, snapshot: Snapshot | None, entries: Sequence[Entry]) -> None:
-        self.snapshot = snapshot
-        self._entries = [e for e in entries if snapshot is None or e.index > snapshot.index]
+        self._put(snapshot, [e for e in entries if snapshot is None or e.index > snapshot.index])
 
-    @property
-    def start(self) -> int:
+    def _put(self, snapshot: Snapshot | None, entries: list[Entry]) -> None:
+        self.snapshot, self._entries = snapshot, entries
+        self.start = 0 if snapshot is None else snapshot.index
         """The index that the snapshot stands for, 0 without one."""
-        return 0 if self.snapshot is None else self.snapshot.index
-
-    @property
-    def last(self) -> int:
+        self.last = self.start + len(entries)
         """The index of the last entry."""
-        return self.start + len(self._entries)
 
     @property
     def last_term(self) -> int:
@@ -60,6 +56,7 @@ class Log:
         """Take entries in, and drop whatever stood at their places and after."""
         del self._entries[entries[0].index - self.start - 1 :]
         self._entries.extend(entries)
+        self.last = self.start + len(self._entries)
 
     def is_covered_by(self, last_index: int, last_term: int) -> bool:
         """Is a log that ends in (``last_term``, ``last_index``) at least as complete as this one (3.6.1)?"""
@@ -67,13 +64,11 @@ class Log:
 
     def compact(self, snapshot: Snapshot) -> None:
         """The entries up to the snapshot's index are not needed any more."""
-        self._entries = [entry for entry in self._entries if entry.index > snapshot.index]
-        self.snapshot = snapshot
+        self._put(snapshot, [entry for entry in self._entries if entry.index > snapshot.index])
 
     def replace(self, snapshot: Snapshot) -> None:
         """The whole log is obsolete."""
-        self._entries = []
-        self.snapshot = snapshot
+        self._put(snapshot, [])
 
     def voters_at(self, index: int) -> frozenset[NodeId]:
         """Who votes when the log ends at ``index``: the last ``Voters`` entry counts as soon as it is there (4.1)."""

@@ -54,6 +54,8 @@ class Swim:
         self._is_leaving = False
         self.members: dict[NodeId, Member] = {}
         self.rumors: dict[tuple[NodeId, str], Rumor] = {}
+        self.heard_news = 0
+        """How often a rumor was new to us, or was forgotten."""
         self.refutations = 0
         self._health = 0
         self._updates: Gossip[Update] = Gossip(settings)
@@ -77,7 +79,7 @@ class Swim:
             self._cut.discard(gone)
             self._updates.drop(gone)
             self._news.drop(gone)
-            self.rumors = {about: rumor for about, rumor in self.rumors.items() if about[0] != gone}
+            self._forget({about for about in self.rumors if about[0] == gone})
         for new in sorted(wanted - self.members.keys()):
             self.members[new] = Member("alive", 0, now, set())
             self._strange.add(new)
@@ -102,18 +104,28 @@ class Swim:
         rumor = Rumor(self._me, key, (self._first_version if old is None else old.version) + 1, value)
         self._hold(now, rumor)
 
+    def _forget(self, gone: set[tuple[NodeId, str]]) -> None:
+        for about in gone:
+            del self.rumors[about]
+        self.heard_news += len(gone)
+
     def _hold(self, now: Instant, rumor: Rumor) -> None:
         about = (rumor.origin, rumor.key)
         self.rumors[about] = rumor
+        self.heard_news += 1
         self._news.add(about, rumor)
         if self._news_at is None:
             self._news_at = now
 
     def deadline(self) -> Instant | None:
         """See ``Machine.deadline``."""
-        probes = [probe.indirect_at or probe.fails_at for probe in self._probes.values()]
-        suspicions = [self._verdict_at(n, member) for n, member in self.members.items() if member.standing == "suspect"]
-        return earliest(self._probe_at, self._news_at if self.members else None, *probes, *suspicions)
+        first = earliest(self._probe_at, self._news_at if self.members else None)
+        for probe in self._probes.values():
+            first = earliest(first, probe.indirect_at or probe.fails_at)
+        for node, member in self.members.items():
+            if member.standing == "suspect":
+                first = earliest(first, self._verdict_at(node, member))
+        return first
 
     def _verdict_at(self, node: NodeId, member: Member) -> Instant:
         if node in self._cut:
