@@ -4,12 +4,20 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 
 from dmi_tensor.buckets import Buckets
+from dmi_tensor.random_streams import set_aside, sow_fetch
 
+_PLAIN = (str, bytes, bool, int, float, complex, type(None), np.generic)
+_STREAM = 0
 _SAMPLES = 64
 """How many samples of a data set that is no plain tensor are looked at."""
+
+
+class UnsteadyDataError(Exception):
+    """A sample is another one each time it is fetched, though all random streams are the same."""
 
 
 def machine() -> list[tuple[str, str]]:
@@ -31,21 +39,40 @@ def weights(buckets: Buckets) -> tuple[str, str]:
 
 def data(dataset: Any) -> list[tuple[str, str]]:
     """The length of a map-style data set, and a digest: of all of it when it is a ``TensorDataset``, else of 64
-    evenly spaced samples."""
+    evenly spaced samples, each fetched in a random stream of its own. Raises ``UnsteadyDataError``."""
     length = len(dataset)
     digest = hashlib.sha256()
     if isinstance(dataset, torch.utils.data.TensorDataset):
         for tensor in dataset.tensors:
             digest.update(_bytes(tensor))
     else:
-        for place in sorted({length * k // _SAMPLES for k in range(_SAMPLES)} if length else ()):
-            _feed(digest, dataset[place])
+        with set_aside():
+            places = sorted({length * k // _SAMPLES for k in range(_SAMPLES)} if length else ())
+            if places and _sample(dataset, places[0]) != _sample(dataset, places[0]):
+                raise UnsteadyDataError(
+                    f"sample {places[0]} of {type(dataset).__name__} is another one each time it is fetched: it draws from a "
+                    "generator of its own, or asks the clock, and so depends on who fetches it; draw from torch, numpy or "
+                    "random, which are seeded for each leaf"
+                )
+            for place in places:
+                digest.update(_sample(dataset, place))
     return [("length of the data", str(length)), ("digest of the data", digest.hexdigest()[:16])]
+
+
+def _sample(dataset: Any, place: int) -> bytes:
+    """The digest of one sample, as it is in a stream that depends on its place alone."""
+    digest = hashlib.sha256()
+    sow_fetch(_STREAM, 0, place)
+    _feed(digest, dataset[place])
+    return digest.digest()
 
 
 def _feed(digest: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
         digest.update(_bytes(value))
+    elif isinstance(value, np.ndarray) and value.dtype != object:
+        digest.update(f"{value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
     elif isinstance(value, dict):
         for key in sorted(value, key=str):
             _feed(digest, key)
@@ -53,8 +80,12 @@ def _feed(digest: Any, value: Any) -> None:
     elif isinstance(value, Iterable) and not isinstance(value, str | bytes):
         for item in value:
             _feed(digest, item)
-    else:
+    elif isinstance(value, _PLAIN):
         digest.update(repr(value).encode())
+    elif hasattr(value, "__array__"):
+        _feed(digest, np.asarray(value))
+    else:  # its text may have an address of this process in it
+        digest.update(type(value).__qualname__.encode())
 
 
 def _bytes(tensor: torch.Tensor) -> bytes | memoryview:

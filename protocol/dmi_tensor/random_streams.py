@@ -2,6 +2,8 @@
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -20,9 +22,31 @@ def sow(seed: int) -> None:
     random.seed(seed)
 
 
+def sow_fetch(seed: int, step: int, leaf: int) -> None:
+    """Seed for fetching the samples of one leaf of one step, so that random augmentation is the leaf's, too."""
+    sow(derive("fetch", seed, step, leaf))
+
+
 def sow_leaf(seed: int, step: int, leaf: int) -> None:
-    """Seed for one leaf of one step."""
+    """Seed for computing one leaf of one step, whatever fetching has drawn."""
     sow(derive("leaf", seed, step, leaf))
+
+
+def sow_step(seed: int, step: int) -> None:
+    """Seed for what a script draws after the leaves of one step: the same whichever leaves were computed here."""
+    sow(derive("step", seed, step))
+
+
+@contextmanager
+def set_aside() -> Iterator[None]:
+    """What is drawn meanwhile from torch's processor stream, numpy and random is not missed afterwards."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
 
 
 def permutation(seed: int, epoch: int, samples: int) -> torch.Tensor:

@@ -22,7 +22,7 @@ from dmi_protocol.training.tree import leaf_sizes
 from dmi_tensor import fingerprint
 from dmi_tensor.checkpoint import export, named_tensors
 from dmi_tensor.optimizers import OptimizerRefusedError, hyperparameters
-from dmi_tensor.random_streams import sow_leaf
+from dmi_tensor.random_streams import sow_fetch, sow_leaf, sow_step
 
 Module = TypeVar("Module", bound=nn.Module)
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
@@ -153,12 +153,18 @@ class Run:
             raise UsageError("call run.model(...) and run.optimizer(...) before run.steps(...)")
         if self._opened:
             return
-        facts = [] if dataset is None else fingerprint.data(dataset)
+        facts = [] if dataset is None else self._facts_of(dataset)
         if self._arrived is None:
             self._meet(facts)
         else:
             _check_agreed(facts, self._arrived.fingerprint)
         self._opened = True
+
+    def _facts_of(self, dataset: Any) -> list[tuple[str, Any]]:
+        try:
+            return fingerprint.data(dataset)
+        except fingerprint.UnsteadyDataError as error:
+            raise UsageError(str(error)) from None
 
     def _meet(self, facts: Sequence[tuple[str, Any]]) -> None:
         assert self._model is not None
@@ -184,6 +190,7 @@ class Run:
         """See ``steps.Leaves``."""
         assert self._current is not None
         assert self._resume is not None
+        sow_step(self.seed, self._step - 1)
         self._current.metrics = dict(self._resume.metrics)
         self._phase = "complete"
 
@@ -207,6 +214,10 @@ class Run:
     def next_leaf(self) -> int | None:
         """See ``steps.Leaves``."""
         return self._exchange.next_leaf()
+
+    def begin_fetch(self, leaf: int) -> None:
+        """See ``steps.Leaves``."""
+        sow_fetch(self.seed, self._step, leaf)
 
     def begin_leaf(self, leaf: int) -> None:
         """See ``steps.Leaves``."""
@@ -235,6 +246,7 @@ class Run:
         assert self._model is not None
         assert self._current is not None
         self._model.reset()
+        sow_step(self.seed, self._step)
         self._current.metrics = dict(self._exchange.metrics())
         for name, value in self._current.metrics.items():
             total, seen = self._sums.get(name, (0.0, 0))

@@ -24,8 +24,12 @@ class Leaves(Protocol):
         """A leaf to compute now, or None when the step is complete."""
         ...
 
+    def begin_fetch(self, leaf: int) -> None:
+        """The random streams are those in which this leaf's samples are fetched."""
+        ...
+
     def begin_leaf(self, leaf: int) -> None:
-        """Buffers and random streams are those of this leaf."""
+        """Buffers and random streams are those in which this leaf is computed."""
         ...
 
     def end_leaf(self, leaf: int, samples: int) -> None:
@@ -57,6 +61,7 @@ class Step:
         while (leaf := self._run.next_leaf()) is not None:
             places = leaf_range(samples, self._run.leaves, leaf)
             if places:
+                self._run.begin_fetch(leaf)
                 batch = fetch(self._dataset, self._indices[places.start : places.stop])
                 self._run.begin_leaf(leaf)
                 yield batch
