@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from dmi.run.mesh_exchange import MeshExchange
-from dmi_protocol import limits
 from dmi_protocol.messages.roles import Bound, Completed
 from dmi_protocol.training.layout import Definition, ParameterSpec, lay_out
 from dmi_protocol.training.tree import leaf_sizes
@@ -66,7 +65,7 @@ def main() -> None:
     keep_freed_memory()
     keys = KeyPair.make()
     child.tell(Bound(f"{assignment.host}:0", keys.public, os.getpid()))
-    exchange = MeshExchange(child, assignment, child.roster(limits.ROLE_START_MS), keys)
+    exchange = MeshExchange(child, assignment, child.roster(), keys)
     seconds = measure(exchange, *map(int, assignment.args))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     (Path(assignment.directory) / "seconds.json").write_text(json.dumps({"seconds": seconds, "peak_bytes": peak}))

@@ -76,7 +76,13 @@ ROLE_BEAT_MS = 500
 ROLE_STALLED_MS = 5_000
 PROGRESS_MS = 200
 ROLE_START_MS = 120_000
-"""From the start of a role process to its ``Bound``: importing torch on a busy host takes long."""
+"""From the start of a role process to its ``Bound``: importing torch on a busy host takes long. Fetching is not counted."""
+FETCH_AGAIN_MS = 1_000
+"""A blob that nobody gives is asked for again after so long."""
+RECOPY_MS = 30_000
+"""A member that is dead for so long is not counted on to keep its copies."""
+RECOPIES = 64
+"""Copies of blobs that are on their way to new keepers at once."""
 
 
 def check() -> None:

@@ -138,10 +138,16 @@ class Peer:
 
     def deadline(self) -> Instant | None:
         """When a ``Ticked`` is wanted."""
-        schedule = self._scheduler.deadline(self.state) if self.state is not None and self.raft.is_ready else None
+        schedule = self._scheduler.deadline() if self.raft.is_ready else None
         raft = None if self._trouble else self.raft.deadline()
         renewal = self._hosting.renewal() if self.raft.leads_alone else None
-        machines = raft, self.swim.deadline(), self._proposals.deadline(), self._circle.deadline()
+        machines = (
+            raft,
+            self._hosting.deadline(),
+            self.swim.deadline(),
+            self._proposals.deadline(),
+            self._circle.deadline(),
+        )
         return earliest(*machines, self._search.deadline(), self._expulsion.deadline(), schedule, renewal)
 
     def check(self) -> None:
@@ -172,12 +178,11 @@ class Peer:
                     self.swim.publish(now, news.about(role.job), news.pack_progress(happened))
                 self._is_dirty = True
             case BlobArrived(blob) if self.state is not None:
-                work, facts = self._hosting.arrived(self.state, blob)
+                work, facts = self._hosting.arrived(now, self.state, blob)
                 effects += work
                 self._tell(now, facts)
-            case BlobFailed(blob, detail):
-                self._tell(now, self._hosting.missing(blob, detail))
-                self._is_dirty = True
+            case BlobFailed(blob):
+                self._hosting.missing(now, blob)
             case DiskFailed(cause) if not self._trouble:
                 cause = cause[: news.CAUSE_CHARACTERS]
                 self._disk_is(now, cause, reasons.DiskFull(self.me.name, cause), effects)
@@ -326,7 +331,12 @@ class Peer:
             if mine is not None and mine.address != self.me.address:
                 request = RequestId(f"{self.me.node}/{self.me.address}/{self.state.applied}")
                 self._tell(now, [Readdress(request, self.me.node, self.me.address)])
-        schedule = self._scheduler.deadline(self.state) if self.raft.is_ready else None
+        due = self._hosting.deadline()
+        if due is not None and now >= due:
+            work, facts = self._hosting.tick(now, self.state)
+            effects += work
+            self._tell(now, facts)
+        schedule = self._scheduler.deadline() if self.raft.is_ready else None
         is_news = self._is_dirty or not self._was_ready or len(self.raft.abreast) != self._abreast
         if self.raft.is_ready and (is_news or (schedule is not None and now >= schedule)):
             self._coordinate(now, effects)

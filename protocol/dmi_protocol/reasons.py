@@ -41,10 +41,11 @@ class Waiting(Struct, frozen=True, tag="waiting"):
 
 
 class Starting(Struct, frozen=True, tag="starting"):
-    """Role processes are being started."""
+    """Role processes are being started. ``awaited`` are those that are not ready yet, by role and node."""
 
     ready: int
     roles: int
+    awaited: tuple[tuple[str, str], ...] = ()
 
 
 class Running(Struct, frozen=True, tag="running"):
@@ -84,7 +85,7 @@ class RoleDied(Struct, frozen=True, tag="role-died"):
 
 
 class RoleUnready(Struct, frozen=True, tag="role-unready"):
-    """A role process did not get ready in time."""
+    """A role process was started and did not bind its socket in time. Fetching its files is not counted."""
 
     role: str
     node: str
@@ -98,18 +99,14 @@ class NodeLost(Struct, frozen=True, tag="node-lost"):
     node: str
 
 
-class PartLost(Struct, frozen=True, tag="part-lost"):
-    """A part of the checkpoint could not be fetched by a node that has to go on from it."""
+class FilesAway(Struct, frozen=True, tag="files-away"):
+    """The job waits for nodes that alone have its files."""
 
-    node: str
-    detail: str
+    nodes: tuple[str, ...]
 
 
-class BundleLost(Struct, frozen=True, tag="bundle-lost"):
-    """The job's files could not be fetched."""
-
-    node: str
-    detail: str
+class FilesLost(Struct, frozen=True, tag="files-lost"):
+    """No member has the job's files any more."""
 
 
 class PairSilent(Struct, frozen=True, tag="pair-silent"):
@@ -122,7 +119,7 @@ class PairSilent(Struct, frozen=True, tag="pair-silent"):
     silent_ms: int
 
 
-Loss = RoleFailed | RoleDied | NodeLost | PairSilent | PartLost | BundleLost
+Loss = RoleFailed | RoleDied | RoleUnready | NodeLost | PairSilent
 """Why a placement cannot go on, and the job can."""
 
 
@@ -270,13 +267,13 @@ Reason = (
     | RoleUnready
     | NodeLost
     | PairSilent
-    | PartLost
+    | FilesAway
+    | FilesLost
     | Recovering
     | TakingOver
     | Weakened
     | PartsAway
     | CrashedOften
-    | BundleLost
     | NotYet
     | UnknownJob
     | JobEnded

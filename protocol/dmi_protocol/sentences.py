@@ -1,11 +1,12 @@
 """Prose is made of reasons here, and nowhere else: ``status``, ``why`` and the log say the same."""
 
 from dmi_protocol.reasons import (
-    BundleLost,
     Cancelled,
     CrashedOften,
     DiskFree,
     DiskFull,
+    FilesAway,
+    FilesLost,
     InvitationExpired,
     InvitationUsed,
     IsYourself,
@@ -18,7 +19,6 @@ from dmi_protocol.reasons import (
     NoQuorum,
     NotYet,
     PairSilent,
-    PartLost,
     PartsAway,
     Reason,
     Recovering,
@@ -38,6 +38,9 @@ from dmi_protocol.reasons import (
     WasTurnedAway,
     Weakened,
 )
+
+_NAMED = 3
+"""Of many that are awaited so many are named."""
 
 
 def sentence(reason: Reason) -> str:
@@ -93,10 +96,10 @@ def _recovering(reason: Recovering) -> str:
 
 def _of_mesh(reason: Reason) -> str:
     match reason:
-        case PartLost(node, detail):
-            return f"{node} could not fetch a part of the checkpoint: {detail}"
-        case BundleLost(node, detail):
-            return f"{node} could not fetch the job's files: {detail}"
+        case FilesAway(nodes):
+            return f"the job's files are on {_list(nodes)} alone, which cannot be reached: waiting"
+        case FilesLost():
+            return "every node that had the job's files has left the mesh or was expelled; submit it again"
         case NoQuorum(reachable, missing):
             voters = len(reachable) + len(missing)
             return (
@@ -112,8 +115,11 @@ def _of_mesh(reason: Reason) -> str:
             )
         case Waiting(wanted, alive):
             return f"waiting for {wanted} nodes, {alive} are alive"
-        case Starting(ready, roles):
-            return f"starting: {ready} of {roles} role processes are ready"
+        case Starting(ready, roles, awaited):
+            names = [f"{role} on {node}" for role, node in awaited]
+            rest = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
+            whom = f"; waiting for {', '.join([*names[:_NAMED], *rest])}" if ready and names else ""
+            return f"starting: {ready} of {roles} role processes are ready{whom}"
         case Running(workers, servers):
             return f"running: workers on {_list(workers)}, servers on {_list(servers)}"
         case Succeeded(steps):

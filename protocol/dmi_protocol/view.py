@@ -1,6 +1,6 @@
 """What a node can say of the mesh, as plain data: the same fields that ``status --json`` shows."""
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 
 from msgspec import Struct
 
@@ -102,9 +102,14 @@ def why(job: Job, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
         return _weakened(job, job.reason)
     if job.reason is not None:
         return job.reason
+    have_none = {node for _, node in job.roles()} - set(job.holders)
+    if job.state in {QUEUED, STARTING} and not set(job.holders) & alive and (have_none or not job.is_placed):
+        return reasons.FilesAway(_names(state, job.holders))
     ready = sum(node in alive and not member.witness for node, member in state.members.items())
     if job.state == STARTING:
-        return reasons.Starting(len(job.seats), len(job.roles()))
+        seated = {record.seat.key for record in job.seats}
+        awaited = [(r.name, _names(state, (node,))[0]) for r, node in job.roles() if r not in seated]
+        return reasons.Starting(len(job.seats), len(job.roles()), tuple(awaited))
     if job.state == RUNNING:
         seats = [record.seat for record in job.seats]
         workers = tuple(seat.node_name for seat in seats if seat.key.role == "worker")
@@ -127,11 +132,14 @@ def _recovering(job: Job, state: ClusterState, alive: Set[NodeId]) -> reasons.Re
     if job.runs:
         return reasons.TakingOver(job.reason)
     step = None if job.checkpoint is None else job.checkpoint.step
-    away = () if job.is_placed else job.parts_away(alive)
+    away = job.parts_away(alive)
     if step is not None and away:
-        names = tuple(state.members[node].name if node in state.members else node for node in away)
-        return reasons.PartsAway(job.reason, step, names)
+        return reasons.PartsAway(job.reason, step, _names(state, away))
     return reasons.Recovering(job.reason, step, len(job.seats), len(job.roles()))
+
+
+def _names(state: ClusterState, nodes: Iterable[NodeId]) -> tuple[str, ...]:
+    return tuple(state.members[node].name if node in state.members else node for node in nodes)
 
 
 def no_quorum(state: ClusterState | None, voters: Set[NodeId], is_alive: Callable[[NodeId], bool]) -> reasons.Reason:

@@ -72,12 +72,10 @@ class Child:
         self._ear.start()
         threading.Thread(target=self._beat, name="role-beat", daemon=True).start()
 
-    def roster(self, within_ms: int) -> Roster:
-        """The next roster; ``TimeoutError`` when none comes in time."""
-        try:
-            return self._told.get(timeout=within_ms / 1000)
-        except queue.Empty:
-            raise TimeoutError(f"no roster within {within_ms / 1000:g} s") from None
+    def roster(self) -> Roster:
+        """The next roster. Others may fetch parts of a checkpoint for long; when nothing comes of it the daemon ends us, and
+        when the daemon has ended we end, too."""
+        return self._told.get()
 
     def newest(self) -> Roster | None:
         """The last roster that came since one was taken; None when none did. Those before it need not be known."""

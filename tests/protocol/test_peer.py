@@ -9,7 +9,6 @@ from dmi_protocol import events as on
 from dmi_protocol.cluster.command import Admit, Cancel, JobSpec, Remove, Submit
 from dmi_protocol.identity import BlobHash, JobId, PublicKey, RequestId
 from dmi_protocol.instant import Instant
-from dmi_protocol.jobs.hosting import role_name
 from dmi_protocol.messages.consensus import ConsensusMessage, TimeoutNow
 from dmi_protocol.messages.roles import Bound, Completed, Exited, Lease, PartWritten, Progressed, Roster
 from dmi_protocol.reasons import DiskFree, DiskFull, InvitationUsed, NoQuorum, RoleDied, TimedOut, WasExpelled
@@ -146,7 +145,7 @@ def test_a_role_that_dies_has_the_job_placed_again_at_once() -> None:
     little.give(name, on.RoleHappened(effect.role, Exited(-9, 9)))
     assert little.until(lambda: all(little.state(n).jobs[job].generation == 2 for n in little.peers)) < 100
     assert [e.reason for n, e in little.did if n == "n0" and isinstance(e, do.Explain)] == [
-        RoleDied(role_name(effect.role), name, -9, 9, stalled=False)
+        RoleDied(effect.role.name, name, -9, 9, stalled=False)
     ]
 
 

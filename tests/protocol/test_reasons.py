@@ -15,6 +15,7 @@ from dmi_protocol.reasons import (
     Reason,
     RoleDied,
     RoleFailed,
+    Starting,
     Succeeded,
     TakingOver,
     Weakened,
@@ -26,6 +27,7 @@ VALUES: dict[Any, Any] = {
     int: 7,
     bool: False,
     tuple[str, ...]: ("n1", "n2"),
+    tuple[tuple[str, str], ...]: (("worker-0", "n1"), ("server-1", "n2")),
     JobId: JobId("job-1"),
     int | None: 7,
     Loss: RoleDied("worker-0", "word", -9, 9, stalled=False),
@@ -52,6 +54,12 @@ def test_a_sentence_is_one_line_and_names_what_it_is_about(kind: type[msgspec.St
 def test_one_step_is_no_steps() -> None:
     assert sentence(Succeeded(1)).startswith("succeeded after 1 step;")
     assert sentence(Succeeded(2)).startswith("succeeded after 2 steps;")
+
+
+def test_of_many_that_are_awaited_a_few_are_named() -> None:
+    awaited = tuple((f"worker-{nth}", f"n{nth}") for nth in range(5))
+    told = sentence(Starting(5, 10, awaited))
+    assert told.endswith("waiting for worker-0 on n0, worker-1 on n1, worker-2 on n2, 2 more")
 
 
 def test_no_two_reasons_read_alike() -> None:

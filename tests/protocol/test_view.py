@@ -19,6 +19,7 @@ from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
 from dmi_protocol.messages.roles import Progressed, RoleKey, Seat
 from dmi_protocol.reasons import (
     Cancelled,
+    FilesAway,
     NodeLost,
     PartsAway,
     Recovering,
@@ -62,7 +63,11 @@ def test_every_state_has_its_reason() -> None:
     found, job = state("queued")
     assert why(job, found, frozenset({A})) == Waiting(2, 1)
     found, job = state(STARTING)
-    assert why(job, found, BOTH) == Starting(0, 4)
+    waited = tuple((f"{role}-{nth}", f"n-{'ab'[nth]}") for role in ("server", "worker") for nth in (0, 1))
+    assert why(job, found, BOTH) == Starting(0, 4, waited)
+    assert why(job, found, frozenset({B})) == FilesAway(("n-a",)), "they are on A alone"
+    job.holders = (A, B)
+    assert why(job, found, frozenset({B})) == Starting(0, 4, waited)
     found, job = state(RUNNING)
     assert why(job, found, BOTH) == Running(("n-a", "n-b"), ("n-a", "n-b"))
     job.state, job.reason = FAILED, Cancelled()
@@ -83,7 +88,10 @@ def test_a_job_that_recovers_says_what_was_lost_and_what_it_goes_on_from() -> No
     job.checkpoint = Checkpoint(40, (KeptPart(0, BlobHash("1" * 64), 1, (B,)),))
     assert why(job, found, frozenset({A})) == PartsAway(loss, 40, ("n-b",))
     put(job, (A,), (A,), 2)
-    assert why(job, found, frozenset({A})) == Recovering(loss, 40, 0, 2)
+    assert why(job, found, frozenset({A})) == PartsAway(loss, 40, ("n-b",)), (
+        "it is placed, and waits for them all the same"
+    )
+    assert why(job, found, BOTH) == Recovering(loss, 40, 0, 2)
     assert (
         "from the checkpoint of step 40: 0 of 2 role processes are ready" in job_view(job, found, BOTH, None).sentence
     )

@@ -11,7 +11,7 @@ from dmi_protocol.cluster.command import Cancel, JobSpec, Submit
 from dmi_protocol.cluster.state import FAILED
 from dmi_protocol.errors import ProtocolError
 from dmi_protocol.identity import JobId, RequestId
-from dmi_protocol.reasons import CrashedOften, RoleUnready
+from dmi_protocol.reasons import CrashedOften, FilesLost
 from tests.simulation.faults import Faults
 from tests.simulation.trouble import Violation, demand
 from tests.simulation.workload import Workload
@@ -68,7 +68,7 @@ class Universe:
         self.world.answers.at_end(clock.now)
         self.world.agreement.expulsions.at_end()
         for job in self.world.agreement.state.jobs.values():
-            is_fair = job.state != FAILED or isinstance(job.reason, CrashedOften | RoleUnready)
+            is_fair = job.state != FAILED or isinstance(job.reason, CrashedOften | FilesLost)
             demand("recovery", is_fair, f"{job.id} failed: {job.reason}")
 
     def _demand_progress(self) -> None:
@@ -77,6 +77,7 @@ class Universe:
         self._wait_for(self.missing)
         first = self.world.nodes["n0"]
         spec = JobSpec("last", "train.py", ("4",), workers=3, servers=2, leaves=4)
+        first.blobs[BUNDLE] = {}
         self.world.ask(first, Submit(RequestId("last"), spec, BUNDLE, (first.me.node,)), _PROGRESS_MS)
         self._wait_for(self.unfinished)
 

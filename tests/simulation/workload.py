@@ -5,7 +5,7 @@ from dmi_protocol.cluster.state import ENDED
 from dmi_protocol.consensus.settings import Restored
 from dmi_protocol.effects import Answer
 from dmi_protocol.events import JoinAsked
-from dmi_protocol.identity import JobId, PublicKey, RequestId
+from dmi_protocol.identity import JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.messages.control import Introduced, Join
 from dmi_protocol.peer import Me
 from dmi_protocol.reasons import DiskFull, NoCoordinator, NoQuorum, TimedOut
@@ -73,9 +73,18 @@ class Workload:
             servers=random.choice([1, 2, 3]),
             leaves=random.choice([1, 2, 4, 8]),
         )
-        command = Submit(self._request("submit"), spec, BUNDLE, (node.me.node,))
+        holders = self._holders(node)
+        command = Submit(self._request("submit"), spec, BUNDLE, holders)
         self._world.ask(node, command, then=self._submitted)
         return command.request
+
+    def _holders(self, node: Node) -> tuple[NodeId, ...]:
+        """The files are on the node that was asked, and on another one that is up."""
+        others = [other for other in self._world.up() if other is not node]
+        chosen = [node, *self._world.random.sample(others, min(1, len(others)))]
+        for holder in chosen:
+            holder.blobs[BUNDLE] = {}
+        return tuple(holder.me.node for holder in chosen)
 
     def _submitted(self, node: Node, answer: Answer) -> None:
         if answer.refusal is None:

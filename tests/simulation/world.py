@@ -193,14 +193,14 @@ class World:
             self.crash(node)
 
     def _fetch(self, node: Node, life: int, blob: BlobHash, sources: Sequence[NodeId]) -> None:
-        """A part of a checkpoint is had from those who have it; the files of a job are everywhere."""
+        """A blob is had from those who have it."""
         if node.life != life:
             return
         for other in (self.of[source] for source in sources):
             is_open = self.network.is_open(node.name, other.name) and self.network.is_open(other.name, node.name)
             if blob in other.blobs and other.is_up and not other.is_paused and is_open:
                 node.blobs[blob] = other.blobs[blob]
-        if blob == BUNDLE or blob in node.blobs:
+        if blob in node.blobs:
             node.give(BlobArrived(blob))
         else:
             self.clock.later(2_000, give, node, life, BlobFailed(blob, "nobody gives it"))

@@ -115,12 +115,22 @@ def invite(mesh: Mesh, hours: float, as_json: bool) -> None:
 @click.option(
     "--within", type=click.IntRange(min=0), default=60, show_default=True, help="How many seconds to drain it first."
 )
+@click.option("--force", is_flag=True, help="Leave although something is lost with it.")
 @asks_mesh
-def leave(mesh: Mesh, within: int, as_json: bool) -> None:
-    """This node gives its roles away, leaves the mesh for good, and ends. To end it only for now, stop its service."""
+def leave(mesh: Mesh, within: int, force: bool, as_json: bool) -> None:
+    """This node gives its roles away, leaves the mesh for good, and ends. To end it only for now, stop its service.
+
+    What it alone has of jobs (their files, checkpoints and results) is copied to others first.
+    """
     here = mesh.status()
     if len(here["members"]) > 1:
-        _drained(mesh, here["node"], undo=False, within=within)
+        found = _drained(mesh, here["node"], undo=False, within=within)
+        if found["copies"] and not force:
+            output.end(
+                f"{found['name']} stays: {_blobs(found)} could not be copied to other nodes within {within} s; give it more "
+                "time with --within, look at `dmi-node members`, or lose them with --force",
+                output.UNHEALTHY,
+            )
     mesh.leave()
     if as_json:
         output.as_json({"left": True})
@@ -138,17 +148,31 @@ def drain(mesh: Mesh, node: str, undo: bool, within: int, as_json: bool) -> None
     """
     found = _drained(mesh, node, undo=undo, within=within)
     if as_json:
-        output.as_json({"node": found["name"], "id": found["id"], "draining": not undo, "roles": found["roles"]})
+        output.as_json(
+            {
+                "node": found["name"],
+                "id": found["id"],
+                "draining": not undo,
+                "roles": found["roles"],
+                "copies": found["copies"],
+            }
+        )
     elif undo:
         click.echo(f"{found['name']} may have roles again")
     elif found["roles"]:
         click.echo(
             f"{found['name']} still has {found['roles']} roles, and gets no new ones; is there another node for them?"
         )
+    elif found["copies"]:
+        click.echo(f"{found['name']} has no roles any more, but {_blobs(found)} are on too few other nodes; ask again")
     else:
-        click.echo(f"{found['name']} has no roles any more")
-    if found["roles"] and not undo:
+        click.echo(f"{found['name']} has no roles any more, and nothing that others have not")
+    if (found["roles"] or found["copies"]) and not undo:
         raise SystemExit(1)
+
+
+def _blobs(found: dict[str, Any]) -> str:
+    return f"{found['copies']} files or parts of checkpoints"
 
 
 def _drained(mesh: Mesh, node: str, *, undo: bool, within: int) -> dict[str, Any]:
@@ -156,7 +180,7 @@ def _drained(mesh: Mesh, node: str, *, undo: bool, within: int) -> dict[str, Any
     end = time.monotonic() + within
     while True:
         found = mesh.drain(node, on=not undo)
-        if undo or not found["roles"] or time.monotonic() >= end:
+        if undo or not (found["roles"] or found["copies"]) or time.monotonic() >= end:
             return found
         time.sleep(_LOOK_S)
 

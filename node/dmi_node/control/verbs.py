@@ -23,6 +23,7 @@ from dmi_protocol.cluster.state import ENDED, ClusterState, Job, MemberRecord
 from dmi_protocol.effects import Answer
 from dmi_protocol.identity import BlobHash, JobId, NodeId, RequestId
 from dmi_protocol.peer import Peer
+from dmi_protocol.placement.holding import only_here
 from dmi_protocol.sentences import sentence
 from dmi_protocol.view import JobView, View
 from dmi_wire.keys import KeyPair
@@ -275,14 +276,16 @@ class Verbs:
         return found
 
     async def drain(self, client: Client, args: dict[str, Any]) -> object:
-        """A member gives its roles away, or may have some again; gives how many it still has."""
+        """A member gives its roles away, or may have some again; gives how many it still has, and of how many blobs the
+        others have too few copies without it."""
         found, on = self._member(str(args["node"])), bool(args["on"])
         if found.draining != on:
             await self._ask(Drain(RequestId(secrets.token_hex(8)), found.node, on))
         left = [
             role for job in self._state().jobs.values() if job.goes_on for role, n in job.roles() if n == found.node
         ]
-        return {"name": found.name, "id": found.node, "roles": len(left)}
+        copies = only_here(self._state(), found.node)
+        return {"name": found.name, "id": found.node, "roles": len(left), "copies": len(copies)}
 
     async def expel(self, client: Client, args: dict[str, Any]) -> object:
         """By name or id; whoever it is hears so, and its key counts no more."""

@@ -288,7 +288,7 @@ def serve(child: Child, assignment: Assignment) -> None:
     keys = KeyPair.make()
     endpoint = Endpoint(context, keys, assignment.host, assignment.ports)
     child.tell(Bound(endpoint.address, keys.public, os.getpid()))
-    Server(child, assignment, endpoint, context, keys).run(child.roster(limits.ROLE_START_MS))
+    Server(child, assignment, endpoint, context, keys).run(child.roster())
     endpoint.close(_LINGER_MS)
     context.term()
     child.tell(Completed())

@@ -178,6 +178,24 @@ class Rekeep(Struct, frozen=True, tag="rekeep"):
     keepers: tuple[NodeId, ...]
 
 
+class Recopy(Struct, frozen=True, tag="recopy"):
+    """``node`` is to keep a copy of ``blob`` too, because too few others will: somebody leaves, or is dead for long."""
+
+    request: RequestId
+    job: JobId
+    blob: BlobHash
+    node: NodeId
+
+
+class HoldBlob(Struct, frozen=True, tag="hold-blob"):
+    """``node`` has a blob of ``job`` on its disk, as it was to."""
+
+    request: RequestId
+    job: JobId
+    blob: BlobHash
+    node: NodeId
+
+
 class SeatRole(Struct, frozen=True, tag="seat"):
     """A role process is bound and waits for the others."""
 
@@ -221,5 +239,5 @@ class Finish(Struct, frozen=True, tag="finish"):
 
 MemberCommand = Invite | Admit | Remove | Readdress | Drain
 RoleCommand = SeatRole | ReadyRole | SyncReplica | ReportPair | LoseRole | CompleteRole
-JobCommand = Submit | Cancel | Place | Recruit | Shift | RoleCommand | Rekeep | KeepPart | Finish
+JobCommand = Submit | Cancel | Place | Recruit | Shift | RoleCommand | Rekeep | Recopy | HoldBlob | KeepPart | Finish
 Command = MemberCommand | JobCommand

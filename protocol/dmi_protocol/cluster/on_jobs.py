@@ -1,16 +1,20 @@
 """What the commands of jobs do to the state. A command of processes that are not wanted any more does nothing."""
 
+from msgspec.structs import replace
+
 from dmi_protocol import limits
 from dmi_protocol.address import is_address
 from dmi_protocol.cluster.command import (
     Cancel,
     CompleteRole,
     Finish,
+    HoldBlob,
     JobCommand,
     KeepPart,
     LoseRole,
     Place,
     ReadyRole,
+    Recopy,
     Recruit,
     Rekeep,
     ReportPair,
@@ -48,6 +52,7 @@ from dmi_protocol.reasons import (
     PairSilent,
     RoleDied,
     RoleFailed,
+    RoleUnready,
     Stale,
     UnknownJob,
 )
@@ -73,6 +78,10 @@ def do_for_job(state: ClusterState, index: int, command: JobCommand) -> Outcome:
             return _keep(state, command)
         case Rekeep():
             return _rekeep(state, command)
+        case Recopy():
+            return _recopy(state, command)
+        case HoldBlob():
+            return _hold(state, command)
         case Finish():
             return _finish(state, command) if command.state in ENDED else _STALE
         case _:
@@ -227,15 +236,16 @@ def _lose(state: ClusterState, command: LoseRole) -> Outcome:
     if job is None:
         return _STALE
     is_of_use = _is_of_use(job, command.role)
-    if is_of_use and isinstance(command.reason, RoleDied | RoleFailed):
+    if is_of_use and _is_crash(command.reason) and command.role.generation > job.crashed_in:
         step = -1 if command.step is None else command.step
         job.reached, job.crashes = (job.reached, job.crashes + 1) if step <= job.reached else (step, 1)
+        job.crashed_in = job.generation
     if job.crashes >= limits.CRASHES:
         job.state, job.reason = FAILED, CrashedOften(job.crashes, command.reason)
         job.step = job.reached if job.reached >= 0 else job.step
         return _DONE
     node = dict(job.roles())[command.role]
-    if not is_of_use or isinstance(command.reason, PairSilent):
+    if not is_of_use or isinstance(command.reason, PairSilent | RoleUnready) or _is_of_host(command.reason):
         job.misses[node] = job.misses.get(node, 0) + 1
     job.posts = tuple(post for post in job.posts if post.role != command.role)
     job.seats = tuple(record for record in job.seats if record.seat.key != command.role)
@@ -247,6 +257,17 @@ def _lose(state: ClusterState, command: LoseRole) -> Outcome:
         is_cast = job.cast is not None and (command.role.role, command.role.index) in _members(job.cast)
         job.state, job.reason = RECOVERING if is_cast else job.state, command.reason
     return _DONE
+
+
+def _is_crash(reason: Loss) -> bool:
+    """Does it speak of the code, which would do the same again? Not of the network, nor of a disk."""
+    return isinstance(reason, RoleDied | RoleUnready) or (
+        isinstance(reason, RoleFailed) and reason.kind not in {"peer-silent", "peer-broken", "disk"}
+    )
+
+
+def _is_of_host(reason: Loss) -> bool:
+    return isinstance(reason, RoleFailed) and reason.kind == "disk"
 
 
 def _is_of_use(job: Job, role: RoleKey) -> bool:
@@ -282,6 +303,32 @@ def _rekeep(state: ClusterState, command: Rekeep) -> Outcome:
         _judge(job, step, is_final=False)
     for step in job.final_parts:
         _judge(job, step, is_final=True)
+    return _DONE
+
+
+def _recopy(state: ClusterState, command: Recopy) -> Outcome:
+    job = state.jobs.get(command.job)
+    if job is None or command.blob not in job.blobs():
+        return _STALE
+    job.copies, job.recopied = job.copies | {command.blob: command.node}, job.recopied + 1
+    return _DONE
+
+
+def _hold(state: ClusterState, command: HoldBlob) -> Outcome:
+    job = state.jobs.get(command.job)
+    if job is None or job.copies.get(command.blob) != command.node:
+        return _STALE
+    del job.copies[command.blob]
+    if command.blob == job.bundle:
+        job.holders = tuple(dict.fromkeys((*job.holders, command.node)))
+    if job.checkpoint is not None:
+        parts = tuple(
+            replace(part, nodes=tuple(dict.fromkeys((*part.nodes, command.node))))
+            if part.blob == command.blob
+            else part
+            for part in job.checkpoint.parts
+        )
+        job.checkpoint = replace(job.checkpoint, parts=parts)
     return _DONE
 
 
@@ -342,11 +389,15 @@ def _judge(job: Job, step: int, *, is_final: bool) -> None:
     shards = 0 if job.cast is None else len(job.cast.shards)
     if len(parts) == shards and all(len(part.nodes) >= copies for part in parts):
         job.checkpoint, job.final = Checkpoint(step, parts), is_final
+        job.copies = {blob: node for blob, node in job.copies.items() if blob in job.blobs()}
         job.parts = {later: found for later, found in job.parts.items() if later > step}
 
 
 def _finish(state: ClusterState, command: Finish) -> Outcome:
-    job = _in_life(state, command.job, command.generation)
+    waits = state.jobs.get(command.job)
+    is_waiting = waits is not None and not waits.is_placed and waits.state not in ENDED
+    is_of_it = waits is not None and is_waiting and command.generation == waits.generation
+    job = waits if is_of_it else _in_life(state, command.job, command.generation)
     if job is None:
         return _STALE
     job.state, job.reason = command.state, command.reason

@@ -105,6 +105,10 @@ class Job(Struct):
     """The i-th has a second copy of each part of the i-th shard; empty where nobody else is there."""
     rekept: int = 0
     """How often the keepers were changed."""
+    copies: dict[BlobHash, NodeId] = field(default_factory=dict)
+    """Who is to keep a further copy of a blob, and has not told that it does."""
+    recopied: int = 0
+    """How often such a copy was asked for."""
     restore: int | None = None
     """The step of the checkpoint that the placement in force began from; None: from the initial weights."""
     has_run: bool = False
@@ -112,7 +116,9 @@ class Job(Struct):
     reached: int = -1
     """The furthest step at which a role process crashed."""
     crashes: int = 0
-    """How often one crashed since the job got any further."""
+    """How often one crashed since the job got any further: incidents, whatever fell with it."""
+    crashed_in: int = 0
+    """The generation of the last such incident: what was started before it may be of it, too."""
 
     @property
     def is_placed(self) -> bool:
@@ -153,6 +159,12 @@ class Job(Struct):
         """The nodes that alone have parts of the checkpoint, while none of those who have such a part is alive."""
         parts = self.checkpoint.parts if self.checkpoint is not None else ()
         return tuple(sorted({node for part in parts if not set(part.nodes) & set(alive) for node in part.nodes}))
+
+    def blobs(self) -> dict[BlobHash, tuple[NodeId, ...]]:
+        """What must not be lost, and who has it: the files while the job goes on, and the last checkpoint."""
+        parts = self.checkpoint.parts if self.checkpoint is not None else ()
+        files = {} if self.state in ENDED else {self.bundle: self.holders}
+        return files | {part.blob: part.nodes for part in parts}
 
     def roles(self) -> tuple[tuple[RoleKey, NodeId], ...]:
         """Every wanted role process, and its node: servers first."""

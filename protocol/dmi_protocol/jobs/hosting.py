@@ -3,8 +3,7 @@
 Level-triggered: it compares what the state wants with what is here, as often as either changes.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from msgspec import Struct, field
 
@@ -22,9 +21,10 @@ from dmi_protocol.cluster.command import (
     SyncReplica,
 )
 from dmi_protocol.cluster.state import FAILED, RUNNING, ClusterState, Job, KeptPart
-from dmi_protocol.effects import DropBlob, Effect, FetchBlob, StartRole, StopRole, TellRole
+from dmi_protocol.effects import Effect, StartRole, StopRole, TellRole
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
-from dmi_protocol.instant import Instant, after
+from dmi_protocol.instant import Instant, after, earliest
+from dmi_protocol.jobs.keeping import Keeping, parts_of
 from dmi_protocol.messages.roles import (
     Assignment,
     Bound,
@@ -41,26 +41,24 @@ from dmi_protocol.messages.roles import (
     Roster,
     Unheard,
 )
-from dmi_protocol.reasons import BundleLost, Loss, NodeLost, PartLost, Reason, RoleDied, RoleFailed
+from dmi_protocol.reasons import Loss, NodeLost, Reason, RoleDied, RoleFailed, RoleUnready
 
 GRACE_MS = 3_000
-RECOVERABLE = frozenset({"peer-silent", "peer-broken", "declined", "no-roster", "server", "disk"})
+RECOVERABLE = frozenset({"peer-silent", "peer-broken", "declined", "server", "disk"})
 """Kinds of failures that lie in a process or between two of them: others may do the same work."""
 
 
 class _Local(Struct):
     """A role process of this host, wanted or still ending."""
 
-    bundle: BlobHash
-    parts: dict[BlobHash, tuple[NodeId, ...]]
-    """Of the checkpoint that it goes on from, and who has them."""
+    parts: tuple[BlobHash, ...]
+    """Of the checkpoint that it goes on from."""
     awaited: set[BlobHash]
     """What must be on this host's disk before it can start."""
-    has_run: bool
-    """Did the job run before? Then its files are somewhere, and it waits for them."""
     is_recruit: bool
     """Others train already, and can go on without it."""
-    is_started: bool = False
+    started_at: Instant | None = None
+    """When its process was started; None while something is awaited."""
     told: int = 0
     """The generation that it was told of last."""
     leased: Instant = Instant(0)
@@ -76,28 +74,6 @@ class _Local(Struct):
     progress: Progressed | None = None
 
 
-def role_name(role: RoleKey) -> str:
-    """What people call a role process: ``worker-0``."""
-    return f"{role.role}-{role.index}"
-
-
-class _Copy(Struct, frozen=True):
-    """A part of a checkpoint that this host is to keep a copy of."""
-
-    job: JobId
-    generation: int
-    step: int
-    part: KeptPart
-    final: bool
-
-    @property
-    def key(self) -> "_CopyKey":
-        return self.job, self.generation, self.step, self.part.shard, self.final
-
-
-_CopyKey = tuple[JobId, int, int, int, bool]
-
-
 class Hosting:
     """See the module. ``ports`` is the range that data sockets may be bound in, ``host`` the address to bind; ``reached``
     gives the last step of a job that was heard of."""
@@ -111,12 +87,7 @@ class Hosting:
         self._ports = ports
         self._reached = reached
         self._local: dict[RoleKey, _Local] = {}
-        self._copies: dict[_CopyKey, _Copy] = {}
-        """Under way to this host. The last checkpoint of a job and its final one may be the same bytes."""
-        self._parts: frozenset[BlobHash] = frozenset()
-        """Of checkpoints, on this host's disk or under way to it."""
-        self._under_way: Counter[BlobHash] = Counter()
-        """Fetches whose end was not heard of yet."""
+        self._keeping = Keeping(me)
 
     def progress(self, job: JobId) -> Progressed | None:
         """The last progress that a worker of ``job`` told here."""
@@ -134,13 +105,30 @@ class Hosting:
                 del self._local[role]
             elif role not in wanted and not local.is_stopping:
                 local.is_stopping = True
-                if local.is_started:
+                if local.started_at is not None:
                     effects.append(StopRole(role, GRACE_MS))
                 else:
                     del self._local[role]
         for role, job in wanted.items():
             effects += self._want(role, job, facts, state)
-        return [*effects, *self._copy(state)], facts
+        return [*effects, *self._keeping.reconcile(state)], facts
+
+    def deadline(self) -> Instant | None:
+        """When ``tick`` is wanted: something is fetched again, or a process has not bound its socket in time."""
+        return earliest(self._keeping.deadline(), *[_unready_at(local) for local in self._local.values()])
+
+    def tick(self, now: Instant, state: ClusterState) -> tuple[list[Effect], list[Command]]:
+        """What is due."""
+        awaited = {blob for local in self._local.values() if not local.is_stopping for blob in local.awaited}
+        effects = self._keeping.again(now, state, awaited)
+        facts: list[Command] = []
+        for role, local in self._local.items():
+            due = _unready_at(local)
+            if due is not None and now >= due:
+                local.is_stopping = True
+                effects.append(StopRole(role, GRACE_MS))
+                facts.append(self._lost(role, RoleUnready(role.name, self._name, limits.ROLE_START_MS)))
+        return effects, facts
 
     def _want(self, role: RoleKey, job: Job, facts: list[Command], state: ClusterState) -> list[Effect]:
         local = self._local.get(role)
@@ -149,16 +137,13 @@ class Hosting:
             # The seat is that of a process from before this daemon was restarted. The news of it may come late, when a
             # process was started again here already: nobody will ever speak with that one.
             if not _is_safe(role, job):
-                facts.append(self._lost(role, NodeLost(role_name(role), self._name)))
+                facts.append(self._lost(role, NodeLost(role.name, self._name)))
             return []
         if local is None:
-            parts = {part.blob: part.nodes for part in _parts_for(role, job)}
-            self._local[role] = _Local(
-                job.bundle, parts, {job.bundle, *parts}, job.has_run, is_recruit=role.generation != job.life
-            )
-            sources = {job.bundle: job.holders} | parts
-            return [self._fetch(blob, sources[blob], state) for blob in (job.bundle, *parts)]
-        if job.state == RUNNING and local.is_started and local.told < job.generation:
+            parts = tuple(part.blob for part in _parts_for(role, job))
+            self._local[role] = _Local(parts, {job.bundle, *parts}, is_recruit=role.generation != job.life)
+            return [self._keeping.fetch(state, blob) for blob in (job.bundle, *parts)]
+        if job.state == RUNNING and local.started_at is not None and local.told < job.generation:
             told = roster(job)
             if any(seat.key == role for seat in (*told.servers, *told.workers)):
                 local.told = job.generation
@@ -181,80 +166,37 @@ class Hosting:
         leased = [local.leased for local in self._local.values() if local.leased and not local.is_gone]
         return Instant(min(leased) - limits.LEASE_MS // 2) if leased else None
 
-    def _fetch(self, blob: BlobHash, nodes: tuple[NodeId, ...], state: ClusterState) -> FetchBlob:
-        self._under_way[blob] += 1
-        return FetchBlob(blob, tuple(node for node in nodes if node != self._me and node in state.members))
-
     def _lost(self, role: RoleKey, reason: Loss) -> LoseRole:
         return LoseRole(_request(role, "lost"), role, reason, self._reached(role.job))
 
     def _failed(self, role: RoleKey, reason: Reason) -> Finish:
         return Finish(_request(role, "failed"), role.job, role.generation, FAILED, reason, self._reached(role.job))
 
-    # Parts of checkpoints
-
-    def _copy(self, state: ClusterState) -> list[Effect]:
-        """Parts that this host is to keep a copy of, and has not."""
-        due = {copy.key: copy for job in state.jobs.values() if job.goes_on for copy in self._due(job)}
-        new = sorted(due.keys() - self._copies.keys())
-        self._copies = due
-        return [self._fetch(due[key].part.blob, due[key].part.nodes, state) for key in new]
-
-    def _due(self, job: Job) -> Iterator[_Copy]:
-        for told, is_final in ((job.parts, False), (job.final_parts, True)):
-            for step, parts in told.items():
-                for part in parts:
-                    if self._me in job.keepers[part.shard : part.shard + 1] and self._me not in part.nodes:
-                        yield _Copy(job.id, job.life, step, part, is_final)
+    # Blobs
 
     def drop_parts(self, state: ClusterState) -> list[Effect]:
-        """Parts of checkpoints that are here and that nothing speaks of any more.
-
-        What somebody else is said to have now may have been promised here a moment ago, so all that the state speaks of
-        stays; and so does what is on its way, lest it be told to be here when it was dropped meanwhile.
-        """
-        told = [
-            part
-            for job in state.jobs.values()
-            for parts in (
-                *job.parts.values(),
-                *job.final_parts.values(),
-                job.checkpoint.parts if job.checkpoint is not None else (),
-            )
-            for part in parts
-        ]
+        """Parts of checkpoints that are here and that nothing speaks of any more."""
         needed = {blob for local in self._local.values() if not local.is_gone for blob in local.parts}
-        needed |= {copy.part.blob for copy in self._copies.values()}
+        told = {part.blob for part in parts_of(state) if self._me in part.nodes}
         for local in self._local.values():
-            local.written -= {part.blob for part in told if self._me in part.nodes}
+            local.written -= told
             needed |= local.written
-        held = self._parts | needed | {part.blob for part in told if self._me in part.nodes}
-        kept = held & (needed | {part.blob for part in told} | self._under_way.keys())
-        self._parts = frozenset(kept)
-        return [DropBlob(blob) for blob in sorted(held - kept)]
+        return self._keeping.drop(state, needed)
 
-    def _heard_of(self, blob: BlobHash) -> None:
-        self._under_way[blob] -= 1
-        if self._under_way[blob] <= 0:
-            del self._under_way[blob]
-
-    def arrived(self, state: ClusterState, blob: BlobHash) -> tuple[list[Effect], list[Command]]:
+    def arrived(self, now: Instant, state: ClusterState, blob: BlobHash) -> tuple[list[Effect], list[Command]]:
         """A blob is here: start what waited for it, tell that a copy is kept."""
         effects: list[Effect] = []
-        self._heard_of(blob)
         for role, local in self._local.items():
             local.awaited.discard(blob)
             job = state.jobs.get(role.job)
-            if not local.awaited and not local.is_started and not local.is_stopping and job is not None:
-                local.is_started = True
-                effects.append(StartRole(role, self._assignment(role, job, tuple(local.parts))))
-        return effects, [self._kept(copy) for copy in self._copies.values() if copy.part.blob == blob]
+            if not local.awaited and local.started_at is None and not local.is_stopping and job is not None:
+                local.started_at = now
+                effects.append(StartRole(role, self._assignment(role, job, local.parts)))
+        return effects, self._keeping.arrived(blob)
 
-    def _kept(self, copy: _Copy) -> KeepPart:
-        part = Part(copy.part.shard, copy.part.blob, copy.part.size_bytes, self._me)
-        kind = "final" if copy.final else "kept"
-        request = RequestId(f"{copy.job}/{copy.generation}/copy-{part.shard}-{copy.step}-{kind}-{self._me}")
-        return KeepPart(request, copy.job, copy.generation, copy.step, part, copy.final)
+    def missing(self, now: Instant, blob: BlobHash) -> None:
+        """A blob cannot be had now. Whoever has it may be away: it is asked for again."""
+        self._keeping.missing(now, blob)
 
     def _assignment(self, role: RoleKey, job: Job, parts: tuple[BlobHash, ...]) -> Assignment:
         """Paths are the shell's to fill in."""
@@ -276,19 +218,6 @@ class Hosting:
             ports=self._ports,
             part_hashes=parts,
         )
-
-    def missing(self, blob: BlobHash, detail: str) -> list[Command]:
-        """A blob cannot be had. Whoever has it may be away, so a job that has run is placed again until it can be."""
-        self._heard_of(blob)
-        self._copies = {key: copy for key, copy in self._copies.items() if copy.part.blob != blob}
-        facts: list[Command] = []
-        for role, local in self._local.items():
-            if blob in local.awaited and blob != local.bundle:
-                facts.append(self._lost(role, PartLost(self._name, detail)))
-            elif blob in local.awaited:
-                lost = BundleLost(self._name, detail)
-                facts.append(self._lost(role, lost) if local.has_run else self._failed(role, lost))
-        return facts
 
     def happened(self, role: RoleKey, event: RoleEvent) -> list[Command]:
         """A role process said something, or ended."""
@@ -332,8 +261,8 @@ class Hosting:
         if has_spoken or local.is_stopping:
             return []
         if isinstance(event, Exited):
-            return [self._lost(role, RoleDied(role_name(role), self._name, event.code, event.signal, event.stalled))]
-        reason = RoleFailed(role_name(role), self._name, event.kind, event.text)
+            return [self._lost(role, RoleDied(role.name, self._name, event.code, event.signal, event.stalled))]
+        reason = RoleFailed(role.name, self._name, event.kind, event.text)
         is_made_good = event.kind in RECOVERABLE or local.is_recruit
         return [self._lost(role, reason) if is_made_good else self._failed(role, reason)]
 
@@ -342,8 +271,17 @@ class Hosting:
         for local in self._local.values():
             local.is_stopping = True
         return [
-            StopRole(role, GRACE_MS) for role, local in self._local.items() if local.is_started and not local.is_gone
+            StopRole(role, GRACE_MS)
+            for role, local in self._local.items()
+            if local.started_at is not None and not local.is_gone
         ]
+
+
+def _unready_at(local: _Local) -> Instant | None:
+    is_awaited = local.started_at is not None and local.public_key is None
+    if local.started_at is None or not is_awaited or local.is_stopping or local.is_gone:
+        return None
+    return after(local.started_at, limits.ROLE_START_MS)
 
 
 def _is_safe(role: RoleKey, job: Job) -> bool:
@@ -364,7 +302,7 @@ def _parts_for(role: RoleKey, job: Job) -> tuple[KeptPart, ...]:
 
 
 def _request(role: RoleKey, what: str) -> RequestId:
-    return RequestId(f"{role.job}/{role.generation}/{role_name(role)}/{what}")
+    return RequestId(f"{role.job}/{role.generation}/{role.name}/{what}")
 
 
 def roster(job: Job) -> Roster:

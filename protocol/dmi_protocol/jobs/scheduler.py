@@ -5,31 +5,33 @@ Each proposal has a request id that is a function of what it decides, so proposi
 
 import hashlib
 from collections.abc import Set
+from itertools import islice
 
 from dmi_protocol import limits
-from dmi_protocol.cluster.command import Command, Finish, LoseRole, Place, Post, Recruit, Rekeep, Shift
+from dmi_protocol.cluster.command import Command, Finish, LoseRole, Place, Post, Recopy, Recruit, Rekeep, Shift
 from dmi_protocol.cluster.state import ENDED, FAILED, RUNNING, SUCCEEDED, ClusterState, Job
 from dmi_protocol.codec import pack
-from dmi_protocol.identity import JobId, NodeId, RequestId
+from dmi_protocol.identity import NodeId, RequestId
 from dmi_protocol.instant import Instant, after, earliest
-from dmi_protocol.jobs.hosting import role_name
 from dmi_protocol.messages.roles import RoleKey
 from dmi_protocol.placement.casting import dismissed, first_cast, is_full, recast, recruits
+from dmi_protocol.placement.holding import recopies
 from dmi_protocol.placement.roles import choose, keepers_of
-from dmi_protocol.reasons import NodeLost, PairSilent, Reason, RoleUnready, Succeeded
+from dmi_protocol.reasons import FilesLost, NodeLost, PairSilent, Reason, Succeeded
 
 
 class Scheduler:
-    """Remembers only since when the roles of a placement are awaited."""
+    """Remembers only since when members are dead."""
 
     def __init__(self) -> None:
-        self._since: dict[tuple[JobId, int], Instant] = {}
+        self._dead: dict[NodeId, Instant] = {}
+        self._seen = Instant(0)
+        """When they were looked at last."""
 
-    def deadline(self, state: ClusterState) -> Instant | None:
-        """When a role that has not got ready is given up."""
-        waited = {(job.id, job.life) for job in state.jobs.values() if job.goes_on and not job.runs}
-        self._since = {key: since for key, since in self._since.items() if key in waited}
-        return earliest(*(after(since, limits.ROLE_START_MS) for since in self._since.values()))
+    def deadline(self) -> Instant | None:
+        """When a dead member is not counted on any more."""
+        due = [after(since, limits.RECOPY_MS) for since in self._dead.values()]
+        return earliest(*[at for at in due if at > self._seen])
 
     def propose(self, now: Instant, state: ClusterState, alive: Set[NodeId]) -> list[Command]:
         """All that is due now."""
@@ -39,27 +41,30 @@ class Scheduler:
         commands: list[Command] = []
         going_on = [job for job in state.jobs.values() if job.state not in ENDED]
         for job in sorted(going_on, key=lambda job: job.submitted_at):
-            if not job.is_placed:
-                commands += _place(job, nodes, load)
+            if not set(job.holders) & state.members.keys():
+                commands += [_finish(job, FAILED, FilesLost())]
+            elif not job.is_placed:
+                commands += _place(job, nodes, there, load)
             elif _is_done(job):
                 assert job.checkpoint is not None
                 commands += [_finish(job, SUCCEEDED, Succeeded(job.checkpoint.step), job.checkpoint.step)]
             else:
-                lost = _watch(job, there, state)
-                commands += lost or _keep_up(job, nodes, there, load) or self._unready(now, job, state)
-        return commands
+                commands += _watch(job, there, state) or _keep_up(job, nodes, there, load)
+        return [*commands, *self._recopy(now, state, nodes, alive, load)]
 
-    def _unready(self, now: Instant, job: Job, state: ClusterState) -> list[Command]:
-        """A role that does not get ready is not waited for without end."""
-        if job.runs:
-            return []
-        since = self._since.setdefault((job.id, job.life), now)
-        if now < after(since, limits.ROLE_START_MS):
-            return []
-        seated = {record.seat.key for record in job.seats}
-        role, node = next((role, node) for role, node in job.roles() if role not in seated)
-        name = state.members[node].name
-        return [_finish(job, FAILED, RoleUnready(role_name(role), name, limits.ROLE_START_MS))]
+    def _recopy(
+        self, now: Instant, state: ClusterState, nodes: list[NodeId], alive: Set[NodeId], load: dict[NodeId, int]
+    ) -> list[Command]:
+        """Whatever has too few copies gets another one, while somebody has it."""
+        self._dead = {node: self._dead.get(node, now) for node in state.members if node not in alive}
+        self._seen = now
+        gone = {node for node, since in self._dead.items() if now >= after(since, limits.RECOPY_MS)}
+        room = limits.RECOPIES - sum(len(job.copies) for job in state.jobs.values())
+        due = islice(recopies(state, nodes, alive, gone, load), max(0, room))
+        return [
+            Recopy(RequestId(f"{job.id}/recopy-{blob[:16]}-{node}-{job.recopied}"), job.id, blob, node)
+            for job, blob, node in due
+        ]
 
 
 def _load(state: ClusterState) -> dict[NodeId, int]:
@@ -71,11 +76,12 @@ def _load(state: ClusterState) -> dict[NodeId, int]:
     return load
 
 
-def _place(job: Job, nodes: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
-    """A job that has run makes do with fewer nodes; but somebody must have each part of its checkpoint."""
+def _place(job: Job, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
+    """A job that has run makes do with fewer nodes; but somebody must have each part of its checkpoint: those who are
+    leaving have it still."""
     fit = [node for node in nodes if job.misses.get(node, 0) < limits.MISSES]
     chosen = choose(job.spec, fit, load, fewer=job.has_run) or choose(job.spec, nodes, load, fewer=job.has_run)
-    if chosen is None or job.parts_away(nodes):
+    if chosen is None or job.parts_away(there):
         return []
     for node in chosen.workers:
         load[node] = load.get(node, 0) + 1
@@ -99,8 +105,8 @@ def _watch(job: Job, nodes: list[NodeId], state: ClusterState) -> list[Command]:
         if node not in nodes and not is_safe:
             seated = next((r.seat.node_name for r in job.seats if r.seat.key == role), node)
             name = state.members[node].name if node in state.members else seated
-            request = RequestId(f"{job.id}/{role.generation}/lost-{role_name(role)}")
-            lost.append(LoseRole(request, role, NodeLost(role_name(role), name)))
+            request = RequestId(f"{job.id}/{role.generation}/lost-{role.name}")
+            lost.append(LoseRole(request, role, NodeLost(role.name, name)))
     return lost
 
 
@@ -114,8 +120,8 @@ def _part_pairs(job: Job, state: ClusterState) -> list[Command]:
         victim = max(two, key=lambda role: (_is_new(role, job), nodes[role], role))
         other = next(role for role in two if role != victim)
         names = [state.members[nodes[r]].name if nodes[r] in state.members else nodes[r] for r in (victim, other)]
-        reason = PairSilent(role_name(victim), names[0], role_name(other), names[1], pair.silent_ms)
-        request = RequestId(f"{job.id}/{victim.generation}/lost-{role_name(victim)}")
+        reason = PairSilent(victim.name, names[0], other.name, names[1], pair.silent_ms)
+        request = RequestId(f"{job.id}/{victim.generation}/lost-{victim.name}")
         lost.setdefault(victim, LoseRole(request, victim, reason))
     return list(lost.values())
 

@@ -24,6 +24,11 @@ class RoleKey(Struct, frozen=True, order=True):
     role: Role
     index: int
 
+    @property
+    def name(self) -> str:
+        """What people call it: ``worker-0``."""
+        return f"{self.role}-{self.index}"
+
 
 class Assignment(Struct, frozen=True, tag="assignment"):
     """The first message to a child: all it needs to begin. Paths are absolute and on this host.

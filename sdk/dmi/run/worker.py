@@ -11,7 +11,6 @@ from dmi.errors import DmiError
 from dmi.run import begin, exchange
 from dmi.run.mesh_exchange import MeshExchange
 from dmi.run.script import Ending, run_script
-from dmi_protocol import limits
 from dmi_protocol.messages.roles import Assignment, Bound, Completed
 from dmi_tensor.optimizers import warm_up
 from dmi_wire.child import Child
@@ -26,11 +25,7 @@ def work(child: Child, assignment: Assignment) -> Ending | None:
     """Take the seat, run the script, close the run; None when all went well."""
     keys = KeyPair.make()
     child.tell(Bound(f"{assignment.host}:{_NO_PORT}", keys.public, os.getpid()))
-    try:
-        roster = child.roster(limits.ROLE_START_MS)
-    except TimeoutError as error:
-        child.fail("no-roster", f"the job did not get together: {error}", starting=True)
-    mesh = MeshExchange(child, assignment, roster, keys)
+    mesh = MeshExchange(child, assignment, child.roster(), keys)
     exchange.provide(lambda: mesh)
     ending = run_script(Path.cwd() / assignment.script, assignment.args)
     if ending is not None:

@@ -101,7 +101,7 @@ async def living(tmp_path: Path, script: str) -> AsyncIterator[Life]:
 
 
 async def test_a_life_from_start_to_end(tmp_path: Path) -> None:
-    script = 'bound(); print("hello", child.roster(20000).cast.lead); child.tell(Completed()); child.end(0)'
+    script = 'bound(); print("hello", child.roster().cast.lead); child.tell(Completed()); child.end(0)'
     async with living(tmp_path, script) as life:
         started = await life.next()
         assert isinstance(started, Started)

@@ -109,7 +109,7 @@ async def host(root: Path) -> AsyncIterator[Host]:
 
 
 async def test_a_role_lives_in_a_directory_of_its_own(tmp_path: Path) -> None:
-    script = "print(os.getcwd(), given.directory, child.roster(20000).cast.lead); child.tell(Completed()); child.end(0)"
+    script = "print(os.getcwd(), given.directory, child.roster().cast.lead); child.tell(Completed()); child.end(0)"
     async with host(tmp_path) as here:
         here.start(here.bundle(script))
         assert isinstance(await here.said.get(), Started)

@@ -34,8 +34,8 @@ from dmi_protocol.reasons import (
     LimitReached,
     Malformed,
     NameTaken,
-    PartLost,
     RoleDied,
+    RoleFailed,
     Stale,
     UnknownMember,
 )
@@ -280,13 +280,32 @@ def test_a_job_that_crashes_again_and_again_is_given_up_unless_it_gets_further()
     assert state.jobs[job].reason == CrashedOften(5, RoleDied("worker-0", "n", -9, 9, stalled=False))
 
 
-def test_what_is_away_is_no_crash() -> None:
+@pytest.mark.parametrize("kind", ["peer-silent", "peer-broken", "disk"])
+def test_an_outage_is_no_crash(kind: str) -> None:
+    """Of the network, or of a disk: however long it lasts, the code would not do it again."""
     state, job = submitted()
     for generation in range(1, limits.CRASHES + 5):
         apply(state, 2, place(job, generation, A))
-        away = replace(lose(job, generation, "worker", 0), reason=PartLost("n", "no answer"))
-        assert apply(state, 3, away).refusal is None
+        reason = RoleFailed("worker-0", "n", kind, "server-1 was not heard")
+        assert apply(state, 3, replace(lose(job, generation, "worker", 0), reason=reason)).refusal is None
     assert (state.jobs[job].state, state.jobs[job].crashes) == ("queued", 0)
+    assert state.jobs[job].misses == ({A: limits.CRASHES + 4} if kind == "disk" else {})
+
+
+def test_what_falls_together_is_one_crash_and_a_late_report_resets_nothing() -> None:
+    """`kill -9` of five workers at once counted five crashes, and ended the job."""
+    state, job = submitted()
+    apply(state, 2, place(job, 1, A, B, A))
+    run(state, job, 1)
+    for nth, step in enumerate((7, 9, 7)):
+        apply(state, 60 + nth, lose(job, 1, "worker", nth, step=step))
+    found = state.jobs[job]
+    assert (found.state, found.crashes, found.reached) == (RECOVERING, 1, 7)
+    for generation in range(2, limits.CRASHES + 1):
+        apply(state, 70, place(job, generation, A))
+        apply(state, 71, lose(job, generation, "worker", 0, step=7))
+        assert found.crashes == generation
+    assert found.state == FAILED
 
 
 def test_checkpoints_that_lack_a_part_are_bounded() -> None:

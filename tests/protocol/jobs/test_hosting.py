@@ -1,9 +1,11 @@
 """What a node runs, and what it does about processes of its own earlier life."""
 
-from dmi_protocol.cluster.command import Finish, JobSpec, KeepPart, LoseRole, Part, SeatRole
+from dmi_protocol import limits
+from dmi_protocol.cluster.command import Finish, HoldBlob, JobSpec, KeepPart, LoseRole, Part, SeatRole
 from dmi_protocol.cluster.state import (
     RUNNING,
     STARTING,
+    SUCCEEDED,
     Checkpoint,
     ClusterState,
     Job,
@@ -11,15 +13,18 @@ from dmi_protocol.cluster.state import (
     MemberRecord,
     SeatRecord,
 )
-from dmi_protocol.effects import DropBlob, FetchBlob, StartRole, TellRole
+from dmi_protocol.effects import DropBlob, FetchBlob, StartRole, StopRole, TellRole
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
+from dmi_protocol.instant import Instant, after
 from dmi_protocol.jobs.hosting import Hosting
 from dmi_protocol.messages.roles import Bound, Exited, Failed, PartWritten, RoleKey, Seat
-from dmi_protocol.reasons import BundleLost, NodeLost, PartLost, RoleDied, RoleFailed
+from dmi_protocol.reasons import NodeLost, RoleDied, RoleFailed, RoleUnready
 from tests.protocol.casts import put
 
 ME = NodeId("a" * 16)
 JOB = JobId("job-1")
+NOW = Instant(1_000)
+AGAIN = after(NOW, limits.FETCH_AGAIN_MS)
 BUNDLE = BlobHash("b" * 64)
 SERVER = RoleKey(JOB, 1, "server", 0)
 
@@ -31,7 +36,8 @@ def hosting_here() -> Hosting:
 def placed() -> tuple[ClusterState, Job]:
     """A job with a server here and a worker elsewhere."""
     state = ClusterState("mesh")
-    state.members[ME] = MemberRecord(ME, "n0", "h:1", PublicKey("k"), witness=False)
+    for node in (ME, OTHER):
+        state.members[node] = MemberRecord(node, f"n-{node[0]}", "h:1", PublicKey(node), witness=False)
     job = Job(JOB, JobSpec("job", "t.py"), BUNDLE, (ME,), 1, STARTING)
     put(job, (NodeId("c" * 16),), (ME,))
     state.jobs[JOB] = job
@@ -46,7 +52,7 @@ def test_a_role_is_fetched_started_seated_and_told() -> None:
     state, job = placed()
     hosting = hosting_here()
     assert hosting.reconcile(state) == ([FetchBlob(BUNDLE, ())], [])
-    started, told = hosting.arrived(state, BUNDLE)
+    started, told = hosting.arrived(NOW, state, BUNDLE)
     assert [type(effect) for effect in started] == [StartRole]
     assert told == []
     (fact,) = hosting.happened(SERVER, Bound("h:2", PublicKey("now"), 7))
@@ -72,7 +78,7 @@ def test_a_seat_of_an_earlier_life_that_is_heard_of_late_is_reported_lost_too() 
     state, job = placed()
     hosting = hosting_here()
     hosting.reconcile(state)
-    hosting.arrived(state, BUNDLE)
+    hosting.arrived(NOW, state, BUNDLE)
     hosting.happened(SERVER, Bound("h:3", PublicKey("now"), 8))
     seat(job, "before")
     job.state = RUNNING
@@ -81,7 +87,7 @@ def test_a_seat_of_an_earlier_life_that_is_heard_of_late_is_reported_lost_too() 
     assert [fact.reason for fact in facts if isinstance(fact, LoseRole)] == [NodeLost("server-0", "n0")]
 
 
-OTHER = NodeId("c" * 16)
+OTHER, NEW = NodeId("c" * 16), NodeId("d" * 16)
 PARTS = tuple(BlobHash(f"{shard}" * 64) for shard in range(3))
 
 
@@ -102,30 +108,52 @@ def test_a_server_goes_on_from_the_parts_that_hold_its_buckets_once_all_are_here
         effects, _ = hosting.reconcile(state)
         assert effects == [FetchBlob(BUNDLE, ()), *(FetchBlob(part, (OTHER,)) for part in parts)]
         for blob in parts:
-            assert hosting.arrived(state, blob) == ([], [])
-        ((start,), _) = hosting.arrived(state, BUNDLE)
+            assert hosting.arrived(NOW, state, blob) == ([], [])
+        ((start,), _) = hosting.arrived(NOW, state, BUNDLE)
         assert isinstance(start, StartRole)
         assert start.assignment.part_hashes == parts
 
 
-def test_a_part_that_cannot_be_had_has_the_job_placed_again() -> None:
-    state, _ = restored(3)
-    hosting = hosting_here()
-    hosting.reconcile(state)
-    (fact,) = hosting.missing(PARTS[0], "gone")
-    assert isinstance(fact, LoseRole)
-    assert (fact.reason, fact.step) == (PartLost("n0", "gone"), 7)
-
-
-def test_the_files_of_a_job_that_has_run_are_waited_for() -> None:
-    for has_run, kind in ((False, Finish), (True, LoseRole)):
-        state, job = placed()
-        job.has_run = has_run
+def test_what_cannot_be_had_now_is_asked_for_again_for_as_long_as_it_takes() -> None:
+    """Whoever has it may be away; it must cost the job nothing, and certainly not its life."""
+    for blob, sources in ((PARTS[0], (OTHER,)), (BUNDLE, ())):
+        state, job = restored(3)
         hosting = hosting_here()
         hosting.reconcile(state)
-        (fact,) = hosting.missing(BUNDLE, "gone")
-        assert isinstance(fact, kind)
-        assert fact.reason == BundleLost("n0", "gone")
+        hosting.missing(NOW, blob)
+        assert hosting.reconcile(state) == ([], []), "not faster than now and then"
+        assert hosting.deadline() == AGAIN
+        assert hosting.tick(NOW, state) == ([], [])
+        assert hosting.tick(AGAIN, state) == ([FetchBlob(blob, sources)], [])
+        assert hosting.deadline() is None
+        job.holders, job.checkpoint = (NEW,), Checkpoint(4, (KeptPart(0, PARTS[0], 1, (NEW,)),))
+        state.members[NEW] = MemberRecord(NEW, "n2", "h:1", PublicKey("n"), witness=False)
+        hosting.missing(NOW, blob)
+        assert hosting.tick(AGAIN, state) == ([FetchBlob(blob, (NEW,))], []), "of whoever has it now"
+
+
+def test_fetching_is_no_starting_and_a_process_that_does_not_bind_is_given_up() -> None:
+    """A child that hangs before its first beat is found by this, too."""
+    state, _ = placed()
+    hosting = hosting_here()
+    hosting.reconcile(state)
+    assert hosting.deadline() is None, "however long its files take"
+    hosting.arrived(NOW, state, BUNDLE)
+    due = after(NOW, limits.ROLE_START_MS)
+    assert hosting.deadline() == due
+    assert hosting.tick(Instant(due - 1), state) == ([], [])
+    effects, (fact,) = hosting.tick(due, state)
+    assert [type(effect) for effect in effects] == [StopRole]
+    assert isinstance(fact, LoseRole)
+    assert fact.reason == RoleUnready("server-0", "n0", limits.ROLE_START_MS)
+    assert hosting.happened(SERVER, Exited(0, 15)) == [], "it is told once"
+    assert hosting.deadline() is None
+
+
+def test_a_process_that_is_bound_is_ready() -> None:
+    hosting = started()
+    hosting.happened(SERVER, Bound("h:2", PublicKey("now"), 7))
+    assert hosting.deadline() is None
 
 
 def test_a_keeper_fetches_a_part_tells_it_and_drops_it_when_it_is_old() -> None:
@@ -137,10 +165,10 @@ def test_a_keeper_fetches_a_part_tells_it_and_drops_it_when_it_is_old() -> None:
     hosting = hosting_here()
     assert hosting.reconcile(state) == ([FetchBlob(PARTS[0], (OTHER,))], [])
     assert hosting.reconcile(state) == ([], []), "it is under way"
-    hosting.missing(PARTS[0], "no answer")
-    assert hosting.reconcile(state) == ([FetchBlob(PARTS[0], (OTHER,))], []), "it is tried again"
+    hosting.missing(NOW, PARTS[0])
+    assert hosting.tick(AGAIN, state) == ([FetchBlob(PARTS[0], (OTHER,))], []), "it is tried again"
     hosting.drop_parts(state)
-    (_, (fact,)) = hosting.arrived(state, PARTS[0])
+    (_, (fact,)) = hosting.arrived(NOW, state, PARTS[0])
     assert isinstance(fact, KeepPart)
     assert (fact.step, fact.part, fact.final) == (4, Part(0, PARTS[0], 9, ME), False)
     job.parts[4] = (KeptPart(0, PARTS[0], 9, (OTHER, ME)),)
@@ -154,7 +182,7 @@ def started() -> Hosting:
     state, _ = placed()
     hosting = hosting_here()
     hosting.reconcile(state)
-    hosting.arrived(state, BUNDLE)
+    hosting.arrived(NOW, state, BUNDLE)
     return hosting
 
 
@@ -182,7 +210,7 @@ def test_a_part_that_was_written_stays_until_the_state_speaks_of_it() -> None:
     state, _ = placed()
     hosting = started()
     hosting.happened(SERVER, PartWritten(4, 0, PARTS[0], "/part", 9, final=True))
-    hosting._parts = frozenset({PARTS[0]})
+    hosting._keeping._parts = frozenset({PARTS[0]})
     assert hosting.drop_parts(state) == []
     state.jobs[JOB].final_parts[4] = (KeptPart(0, PARTS[0], 9, (ME,)),)
     assert hosting.drop_parts(state) == []
@@ -211,8 +239,40 @@ def test_the_last_checkpoint_and_the_final_one_may_be_the_same_bytes() -> None:
     job.parts[4] = (KeptPart(0, PARTS[0], 9, (OTHER,)),)
     hosting = hosting_here()
     hosting.reconcile(state)
-    hosting.arrived(state, PARTS[0])
+    hosting.arrived(NOW, state, PARTS[0])
     job.final_parts[4] = (KeptPart(0, PARTS[0], 9, (OTHER,)),)
-    assert hosting.reconcile(state) == ([FetchBlob(PARTS[0], ())], [])
-    (_, facts) = hosting.arrived(state, PARTS[0])
+    assert hosting.reconcile(state) == ([FetchBlob(PARTS[0], (OTHER,))], [])
+    (_, facts) = hosting.arrived(NOW, state, PARTS[0])
     assert [fact.final for fact in facts if isinstance(fact, KeepPart)] == [False, True]
+
+
+def test_a_copy_that_was_told_while_another_was_to_keep_it_is_told_anew() -> None:
+    """The first telling was stale, and answered once and for all: the final part never came, and the job never ended."""
+    state, job = placed()
+    put(job, (OTHER,), (OTHER,))
+    job.keepers = (ME,)
+    job.final_parts[4] = (KeptPart(0, PARTS[0], 9, (OTHER,)),)
+    hosting = hosting_here()
+    hosting.reconcile(state)
+    (_, (before,)) = hosting.arrived(NOW, state, PARTS[0])
+    job.rekept += 2  # to another and back, in one batch of entries
+    assert hosting.reconcile(state) == ([FetchBlob(PARTS[0], (OTHER,))], [])
+    (_, (now,)) = hosting.arrived(NOW, state, PARTS[0])
+    assert isinstance(before, KeepPart)
+    assert isinstance(now, KeepPart)
+    assert before.request != now.request
+    assert before.part == now.part
+
+
+def test_a_further_copy_of_an_ended_job_is_fetched_told_and_kept() -> None:
+    state, job = restored(3)
+    job.state, job.copies = SUCCEEDED, {PARTS[1]: ME, BUNDLE: ME}
+    job.checkpoint = Checkpoint(4, (KeptPart(1, PARTS[1], 1, (OTHER,)),))
+    job.holders = (OTHER,)
+    hosting = hosting_here()
+    assert hosting.reconcile(state) == ([FetchBlob(PARTS[1], (OTHER,)), FetchBlob(BUNDLE, (OTHER,))], [])
+    for blob in (PARTS[1], BUNDLE):
+        (_, (fact,)) = hosting.arrived(NOW, state, blob)
+        assert isinstance(fact, HoldBlob)
+        assert (fact.blob, fact.node) == (blob, ME)
+    assert hosting.drop_parts(state) == []

@@ -5,12 +5,16 @@ from dmi_protocol.cluster.apply import apply
 from dmi_protocol.cluster.command import (
     Command,
     CompleteRole,
+    Drain,
     Finish,
+    HoldBlob,
     JobSpec,
     KeepPart,
     LoseRole,
     Part,
     Place,
+    Recopy,
+    Remove,
     SeatRole,
     Submit,
 )
@@ -18,7 +22,8 @@ from dmi_protocol.cluster.state import FAILED, RECOVERING, SUCCEEDED, ClusterSta
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.instant import Instant
 from dmi_protocol.jobs.scheduler import Scheduler
-from dmi_protocol.reasons import NodeLost, RoleUnready, Succeeded
+from dmi_protocol.placement.holding import only_here
+from dmi_protocol.reasons import FilesLost, NodeLost, Succeeded
 from tests.protocol.casts import servers, workers
 
 A, B, C = NODES = tuple(NodeId(letter * 16) for letter in "abc")
@@ -46,7 +51,15 @@ class Table:
                 outcome = apply(self.state, self.state.applied + 1, command)
                 assert outcome.refusal is None or isinstance(command, LoseRole), "the others go with the first"
             done += found
+        self.recopied = [command for command in done if isinstance(command, Recopy)]
         return [command for command in done if isinstance(command, Place | Finish)]
+
+    def copy(self) -> None:
+        """Whoever is to keep a further copy does."""
+        for job in self.state.jobs.values():
+            for blob, node in list(job.copies.items()):
+                request = RequestId(f"hold-{blob}-{node}-{self.state.applied}")
+                apply(self.state, self.state.applied + 1, HoldBlob(request, job.id, blob, node))
 
     def bind(self, job: JobId) -> None:
         for role, _ in self.state.jobs[job].roles():
@@ -96,19 +109,6 @@ def test_a_node_lost_while_the_job_starts_is_waited_for_when_there_is_no_other()
     (again,) = table.propose()
     assert isinstance(again, Place)
     assert (again.generation, workers(again.posts)) == (2, NODES)
-
-
-def test_a_role_that_does_not_get_ready_fails_the_job() -> None:
-    table = Table(spec(1))
-    table.propose()
-    assert table.propose(Instant(1)) == []
-    due = Instant(limits.ROLE_START_MS)
-    assert table.scheduler.deadline(table.state) == due
-    assert table.propose(Instant(due - 1)) == []
-    (end,) = table.propose(due)
-    assert isinstance(end, Finish)
-    assert (end.state, end.reason) == (FAILED, RoleUnready("server-0", "a", limits.ROLE_START_MS))
-    assert table.scheduler.deadline(table.state) is None
 
 
 def test_a_job_that_ran_makes_do_with_the_nodes_that_are_left() -> None:
@@ -204,3 +204,124 @@ def test_a_node_whose_processes_cannot_talk_is_done_without_in_the_next_life() -
     (again,) = table.propose(alive=frozenset({B, C}))
     assert isinstance(again, Place)
     assert workers(again.posts) == (C,)
+
+
+PART = BlobHash("1" * 64)
+
+
+def finished(spec_: JobSpec) -> tuple[Table, JobId]:
+    """A job that has succeeded, its one part on A and B."""
+    table = Table(spec_)
+    table.propose()
+    (job,) = table.jobs
+    table.bind(job)
+    for role, _ in table.state.jobs[job].roles():
+        apply(table.state, 50, CompleteRole(RequestId(f"done-{role.role}"), role))
+    keep(table, job, 12, final=True)
+    (end,) = table.propose()
+    assert isinstance(end, Finish)
+    return table, job
+
+
+def drain(table: Table, node: NodeId) -> None:
+    apply(table.state, table.state.applied + 1, Drain(RequestId(f"drain-{node}"), node, on=True))
+
+
+def remove(table: Table, node: NodeId) -> None:
+    apply(table.state, table.state.applied + 1, Remove(RequestId(f"remove-{node}"), node))
+
+
+def part_of(table: Table, job: JobId) -> tuple[NodeId, ...]:
+    checkpoint = table.state.jobs[job].checkpoint
+    assert checkpoint is not None
+    return checkpoint.parts[0].nodes
+
+
+def test_what_a_draining_node_has_is_copied_away_and_then_it_is_not_needed() -> None:
+    table, job = finished(spec(1))
+    assert part_of(table, job) == (A, B)
+    assert only_here(table.state, A) == (PART,)
+    drain(table, A)
+    table.propose()
+    assert [(command.blob, command.node) for command in table.recopied] == [(PART, C)]
+    assert only_here(table.state, A) == (PART,), "not before it is there"
+    table.copy()
+    assert part_of(table, job) == (A, B, C)
+    assert only_here(table.state, A) == ()
+    assert table.propose() == []
+    assert table.recopied == []
+
+
+def test_after_all_old_nodes_have_left_one_by_one_the_last_ones_have_everything() -> None:
+    table, job = finished(spec(1))
+    for node in (A, B):
+        drain(table, node)
+        table.propose()
+        table.copy()
+        assert only_here(table.state, node) == ()
+        remove(table, node)
+    assert C in part_of(table, job)
+
+
+def test_what_an_expelled_node_had_is_copied_from_the_other() -> None:
+    table, _job = finished(spec(1))
+    remove(table, A)
+    table.propose()
+    assert [(command.blob, command.node) for command in table.recopied] == [(PART, C)]
+
+
+def test_a_dead_node_is_waited_for_and_then_not_counted_on() -> None:
+    table, _job = finished(spec(1))
+    table.propose(alive=frozenset({B, C}))
+    assert table.recopied == [], "it may be back in a moment"
+    due = Instant(limits.RECOPY_MS)
+    assert table.scheduler.deadline() == due
+    table.propose(due, alive=frozenset({B, C}))
+    assert [(command.blob, command.node) for command in table.recopied] == [(PART, C)]
+    assert table.scheduler.deadline() is None
+    table.copy()
+    table.propose(due, alive=frozenset({A, B, C}))
+    assert table.recopied == []
+
+
+def test_a_new_keeper_that_is_lost_too_is_replaced() -> None:
+    table, _job = finished(spec(1))
+    drain(table, A)
+    table.propose()
+    drain(table, C)
+    drain(table, B)
+    apply(table.state, 90, Drain(RequestId("again"), A, on=False))
+    table.propose()
+    assert table.recopied == [], "A is there again, and no other node is fit"
+    assert only_here(table.state, B) == ()
+
+
+def test_the_files_of_a_job_that_waits_are_copied_and_without_any_it_ends() -> None:
+    table = Table(JobSpec("job", "t.py", workers=3))
+    (job,) = table.jobs
+    drain(table, A)
+    table.propose(alive=ALL)
+    assert [command.node for command in table.recopied] == [B]
+    table.copy()
+    assert table.state.jobs[job].holders == (A, B)
+    for node in (A, B):
+        remove(table, node)
+    (end,) = table.propose(alive=frozenset({C}))
+    assert isinstance(end, Finish)
+    assert (end.state, end.reason) == (FAILED, FilesLost())
+
+
+def test_a_job_goes_on_from_parts_that_only_a_draining_node_has() -> None:
+    table = Table(spec(1))
+    table.propose()
+    (job,) = table.jobs
+    table.bind(job)
+    keep(table, job, 4)
+    for node in (A, B):
+        drain(table, node)
+    role, _ = table.state.jobs[job].roles()[0]
+    for role, _ in table.state.jobs[job].roles():
+        apply(table.state, 60, LoseRole(RequestId(f"lost-{role.name}"), role, NodeLost(role.name, "a")))
+    (again,) = table.propose()
+    assert isinstance(again, Place)
+    assert (again.restore, workers(again.posts)) == (4, (C,))

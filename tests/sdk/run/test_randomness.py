@@ -74,7 +74,7 @@ def test_computing_draws_from_another_stream_than_fetching() -> None:
     run = begin.init(seed=0, leaves=4)
     run.begin_fetch(2)
     fetched = float(torch.rand(()))
-    run._model = type("Model", (), {"reset": lambda self: None})()  # type: ignore[assignment]
+    run._model = type("Model", (), {"reset": lambda self: None})()
     run.begin_leaf(2)
     assert float(torch.rand(())) != fetched
 

@@ -1,0 +1,127 @@
+"""The blobs of jobs on this host's disk: those that it is to keep for others, those that are under way to it, and those
+that nothing speaks of any more."""
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+
+from msgspec import Struct
+
+from dmi_protocol import limits
+from dmi_protocol.cluster.command import Command, HoldBlob, KeepPart, Part
+from dmi_protocol.cluster.state import ClusterState, Job, KeptPart
+from dmi_protocol.effects import DropBlob, Effect, FetchBlob
+from dmi_protocol.identity import BlobHash, NodeId, RequestId
+from dmi_protocol.instant import Instant, after, earliest
+
+
+class _Wish(Struct, frozen=True):
+    """This host is to keep a copy of ``blob``, and tells ``fact`` when it does."""
+
+    blob: BlobHash
+    fact: KeepPart | HoldBlob
+
+
+class Keeping:
+    """Of the node ``me``. Whatever cannot be fetched is tried again: who has it may be away."""
+
+    def __init__(self, me: NodeId) -> None:
+        self._me = me
+        self._wishes: dict[RequestId, _Wish] = {}
+        """Under way to this host, by what will be told. The last checkpoint of a job and its final one may be the same
+        bytes."""
+        self._parts: frozenset[BlobHash] = frozenset()
+        """Of checkpoints, on this host's disk or under way to it."""
+        self._under_way: Counter[BlobHash] = Counter()
+        """Fetches whose end was not heard of yet."""
+        self._again: dict[BlobHash, Instant] = {}
+        """When a fetch that failed is tried again."""
+
+    def fetch(self, state: ClusterState, blob: BlobHash) -> FetchBlob:
+        """From all others who are said to have it."""
+        self._under_way[blob] += 1
+        self._again.pop(blob, None)
+        return FetchBlob(
+            blob, tuple(node for node in _holders(state, blob) if node != self._me and node in state.members)
+        )
+
+    def deadline(self) -> Instant | None:
+        """When something is fetched again."""
+        return earliest(*self._again.values())
+
+    def again(self, now: Instant, state: ClusterState, awaited: Collection[BlobHash]) -> list[Effect]:
+        """What is due. Roles wait for ``awaited``."""
+        due = sorted(blob for blob, at in self._again.items() if now >= at)
+        wanted = {*awaited, *(wish.blob for wish in self._wishes.values())}
+        for blob in due:
+            del self._again[blob]
+        return [self.fetch(state, blob) for blob in due if blob in wanted]
+
+    def missing(self, now: Instant, blob: BlobHash) -> None:
+        """Nobody gives it now."""
+        self._heard_of(blob)
+        self._again[blob] = after(now, limits.FETCH_AGAIN_MS)
+
+    def arrived(self, blob: BlobHash) -> list[Command]:
+        """It is here: tell that it is kept."""
+        self._heard_of(blob)
+        self._again.pop(blob, None)
+        return [wish.fact for wish in self._wishes.values() if wish.blob == blob]
+
+    def _heard_of(self, blob: BlobHash) -> None:
+        self._under_way[blob] -= 1
+        if self._under_way[blob] <= 0:
+            del self._under_way[blob]
+
+    def reconcile(self, state: ClusterState) -> list[Effect]:
+        """Fetch what this host is to keep, and has not."""
+        due = {wish.fact.request: wish for job in state.jobs.values() for wish in self._due(job)}
+        new = sorted(due.keys() - self._wishes.keys())
+        self._wishes = due
+        return [self.fetch(state, due[request].blob) for request in new]
+
+    def _due(self, job: Job) -> Iterator[_Wish]:
+        for blob, node in job.copies.items():
+            if node == self._me:
+                request = RequestId(f"{job.id}/hold-{blob[:16]}-{node}-{job.recopied}")
+                yield _Wish(blob, HoldBlob(request, job.id, blob, node))
+        for told, is_final in ((job.parts, False), (job.final_parts, True)) if job.goes_on else ():
+            for step, parts in told.items():
+                for part in parts:
+                    if self._me in job.keepers[part.shard : part.shard + 1] and self._me not in part.nodes:
+                        yield self._copy(job, step, part, is_final=is_final)
+
+    def _copy(self, job: Job, step: int, part: KeptPart, *, is_final: bool) -> _Wish:
+        """What was told of a part while another was its keeper did not count: it is told anew, under another name."""
+        kind = "final" if is_final else "kept"
+        what = f"copy-{part.shard}-{step}-{kind}-{part.blob[:16]}-{self._me}-{job.rekept}"
+        mine = Part(part.shard, part.blob, part.size_bytes, self._me)
+        fact = KeepPart(RequestId(f"{job.id}/{job.life}/{what}"), job.id, job.life, step, mine, is_final)
+        return _Wish(part.blob, fact)
+
+    def drop(self, state: ClusterState, needed: Collection[BlobHash]) -> list[Effect]:
+        """Parts of checkpoints that are here and that nothing speaks of any more; roles still have ``needed`` ones.
+
+        What somebody else is said to have now may have been promised here a moment ago, so all that the state speaks of
+        stays; and so does what is on its way, lest it be told to be here when it was dropped meanwhile.
+        """
+        told = {part.blob for part in parts_of(state)}
+        wanted = {*needed, *(wish.blob for wish in self._wishes.values() if wish.blob in told)}
+        held = self._parts | wanted | {part.blob for part in parts_of(state) if self._me in part.nodes}
+        kept = held & (wanted | told | self._under_way.keys())
+        self._parts = frozenset(kept)
+        return [DropBlob(blob) for blob in sorted(held - kept)]
+
+
+def parts_of(state: ClusterState) -> Iterator[KeptPart]:
+    """Every part of a checkpoint that ``state`` speaks of."""
+    for job in state.jobs.values():
+        for parts in (*job.parts.values(), *job.final_parts.values()):
+            yield from parts
+        if job.checkpoint is not None:
+            yield from job.checkpoint.parts
+
+
+def _holders(state: ClusterState, blob: BlobHash) -> tuple[NodeId, ...]:
+    found = [node for job in state.jobs.values() if job.bundle == blob for node in job.holders]
+    found += [node for part in parts_of(state) if part.blob == blob for node in part.nodes]
+    return tuple(dict.fromkeys(found))
