@@ -30,6 +30,7 @@ from dmi_protocol.messages.roles import (
     RoleKey,
     Roster,
     Seat,
+    Stop,
     ToRole,
 )
 
@@ -73,6 +74,7 @@ class RoleProcess:
         """The next message, beats included, or how the process ended."""
         head = self._exactly(4)
         if head is None:
+            self.channel.shutdown(socket.SHUT_RDWR)  # as a daemon does: all that it said is read
             code = self.process.wait(30)
             return Exited(max(code, 0), max(-code, 0))
         message: FromRole = decode_struct(self._exactly(int.from_bytes(head, "big")) or b"", FromRole)
@@ -166,10 +168,11 @@ class Troupe:
         return Seat(key, node, name, message.address, message.public_key)
 
     def finish(self, within_s: float = 60.0) -> dict[str, list[FromRole | Exited]]:
-        """What each process says until it ends. A failure ends the wait: the rest is killed by ``close``."""
+        """What each process says until it ends; servers are stopped when no worker needs them any more, as a daemon does.
+        A failure ends the wait: the rest is killed by ``close``."""
         deadline = time.monotonic() + within_s
-        said: dict[str, list[FromRole | Exited]] = {f"{c.key.role}-{c.key.index}": [] for c in self.children}
-        living = list(self.children)
+        said: dict[str, list[FromRole | Exited]] = {child.key.name: [] for child in self.children}
+        living, stopped = list(self.children), list[RoleProcess]()
         while living:
             ready = select.select([c.channel for c in living], [], [], max(0.0, deadline - time.monotonic()))[0]
             if not ready:
@@ -178,11 +181,15 @@ class Troupe:
                 message = child.read()
                 if isinstance(message, Moving):
                     continue
-                said[f"{child.key.role}-{child.key.index}"].append(message)
+                said[child.key.name].append(message)
                 if isinstance(message, Failed):
                     return said
                 if isinstance(message, Exited):
                     living.remove(child)
+            if not any(child.key.role == "worker" for child in living):
+                for child in [c for c in living if c not in stopped and said[c.key.name][-1:] == [Completed()]]:
+                    stopped.append(child)
+                    child.tell(Stop())
         return said
 
     def parts(self, said: Mapping[str, list[FromRole | Exited]]) -> list[PartWritten]:

@@ -51,6 +51,7 @@ class Faults:
             "role-dies": self._role_dies,
             "crash-starting": self._crash_starting,
             "deaf-worker": self._deaf_worker,
+            "reset": self._reset,
         }
         self._is_over = False
 
@@ -248,6 +249,17 @@ class Faults:
         name = process.node.name
         undo = self._cut([(other, name) for other in self._world.nodes if other != name])
         self._world.clock.later(300 + int(3_000 * self._world.random.random()), self._end, undo)
+
+    def _reset(self) -> None:
+        """Again and again for a while, connections between role processes break and lose what was on its way."""
+        self._reset_some(40)
+
+    def _reset_some(self, times: int) -> None:
+        names = sorted({process.node.name for process in self._workload.living()})
+        if names:
+            self._world.sockets.reset(self._world.random.choice(names))
+        if times and not self._is_over:
+            self._world.clock.later(5 + int(100 * self._world.random.random()), self._reset_some, times - 1)
 
     def _on_role(self, is_it: Callable[[Process], bool], act: Callable[[Process], None], tries: int = 400) -> None:
         """Wait for an occasion, and use it."""

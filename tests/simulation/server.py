@@ -19,7 +19,6 @@ from tests.simulation.sockets import (
     Replica,
     Said,
     Sockets,
-    exits,
     owned,
     tell_daemon,
 )
@@ -141,7 +140,7 @@ class Server:
             return
         if sender not in self._peers:
             return
-        if isinstance(said.event, Filled | Replica | Bucketful | x.Copied):
+        if isinstance(said.event, Filled | Replica | Bucketful | x.Copied | x.AskCopy | x.CopyTold):
             self._from_server(sender, said)
         else:
             held = self._copies.get(said.shard)
@@ -164,15 +163,20 @@ class Server:
         if said.generation > self._roster.generation:
             self._early.append(_Heard(sender, said))
             return
-        if isinstance(said.event, x.Copied):
+        if isinstance(said.event, x.Copied) or self._is_of_now(said):
             held = self._copies.get(said.shard)
             if held is not None and held.shard is not None:
-                self._tell(said.shard, said.event)
+                self._tell(said.shard, said.event)  # type: ignore[arg-type]
+            return
+        if isinstance(said.event, x.CopyTold):
             return
         if sender.index != self._roster.cast.shards[said.shard].primary:
             return
         held = self._copies.setdefault(said.shard, _Copy())
         match said.event:
+            case x.AskCopy():
+                told = () if held.backup is None else held.backup.told()
+                self._send(self._roster.primary(said.shard).public_key, said.shard, x.CopyTold(self.key.index, told))
             case Filled(definition, fields):
                 buckets = owned(said.shard, len(self._roster.cast.shards))
                 held.memory = Memory()
@@ -185,6 +189,10 @@ class Server:
                 handle = self._tensors.put(said.tensor)
                 self._do_all(said.shard, held.backup.replicated(step, bucket, handle, hyper, ()))
                 held.backup.check()
+
+    def _is_of_now(self, said: Said) -> bool:
+        assert self._roster is not None
+        return isinstance(said.event, x.CopyTold) and said.generation == self._roster.generation
 
     def _tell(self, shard: int, event: x.ShardEvent) -> None:
         machine = self._copies[shard].shard
@@ -251,17 +259,24 @@ class Server:
                     self._say(worker, shard, x.Shown(version, bucket), shown=shown)
             case x.Forget(version):
                 memory.forget(version)
+            case x.Fill() | x.CopyBucket() | x.AskCopy() | x.Replicate():
+                self._to_servers(shard, effect)
+            case _:
+                self._converse(shard, effect)
+
+    def _to_servers(self, shard: int, effect: x.Fill | x.CopyBucket | x.AskCopy | x.Replicate) -> None:
+        match effect:
             case x.Fill(server, definition, fields):
                 self._send(self._server(server), shard, Filled(definition, fields))
             case x.CopyBucket(server, bucket, version):
-                memory.read(bucket, version)
+                self._copies[shard].memory.read(bucket, version)
                 self._send(self._server(server), shard, Bucketful(bucket, version))
+            case x.AskCopy(server):
+                self._send(self._server(server), shard, effect)
             case x.Replicate(servers, step, bucket, handle, hyper):
                 for server in servers:
                     root = self._tensors.get(handle)
                     self._send(self._server(server), shard, Replica(step, bucket, hyper), tensor=root)
-            case _:
-                self._converse(shard, effect)
 
     def _is_alone(self, shard: int, bucket: int, version: int) -> None:
         """Nothing is shown that the primary of a later generation has not."""
@@ -285,7 +300,7 @@ class Server:
 
     def _converse(self, shard: int, effect: x.ShardEffect) -> None:
         match effect:
-            case x.Welcome(worker):
+            case x.Welcome(worker) | x.TellOutstanding(worker) | x.TellLacking(worker):
                 self._say(worker, shard, effect)
             case x.SayFinished(workers):
                 for worker in workers:
@@ -318,7 +333,6 @@ class Server:
         self._copies[shard].is_done = True
         if all(held.is_done for held in self._copies.values() if held.shard is not None):
             self._tell_daemon(Completed())
-            self._sockets.clock.later(2, exits, self, 0)
 
     def _written(self, shard: int, step: int, final: bool, held: dict[int, int]) -> None:
         """The part is on the disk, under a name that is the hash of what is in it."""

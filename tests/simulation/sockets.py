@@ -93,11 +93,13 @@ class Sockets:
         self.holders: dict[RoleKey, Process] = {}
         """The last process that was started for each role."""
         self._ways: dict[tuple[PublicKey, PublicKey], deque[Said]] = {}
+        self._pumped: set[tuple[PublicKey, PublicKey]] = set()
+        """Ways that something is under way on, or was when they were reset."""
 
     def say(self, source: Process, target: PublicKey, said: Said) -> None:
         """Send; what can be repeated is repeated by chance."""
         way = self._ways.setdefault((source.public_key, target), deque())
-        is_idle = not way
+        is_idle = (source.public_key, target) not in self._pumped
         way.append(said)
         repeatable = isinstance(said.event, x.Contributed | x.Shown | x.Pulled | x.NormsHeard)
         if repeatable and self.clock.random.random() < _REPEATED:
@@ -106,22 +108,33 @@ class Sockets:
         if is_idle:
             self._plan(source, target)
 
+    def reset(self, host: str) -> None:
+        """All connections of a host are made anew: what was on its way is lost, though all processes live."""
+        for (source, target), way in self._ways.items():
+            ends = {self.processes[key].node.name for key in (source, target) if key in self.processes}
+            if host in ends:
+                self.counters["messages reset"] += len(way)
+                way.clear()
+
     def _plan(self, source: Process, target: PublicKey) -> None:
+        self._pumped.add((source.public_key, target))
         self.clock.later(self._network.delay_ms(), self._pump, source, target)
 
     def _pump(self, source: Process, target: PublicKey) -> None:
         way = self._ways[source.public_key, target]
+        self._pumped.discard((source.public_key, target))
         heard = self.processes.get(target)
         if source.life != source.node.life or heard is None or not heard.is_alive:
             way.clear()
             return
         if not self._network.is_open(source.node.name, heard.node.name):
+            self._pumped.add((source.public_key, target))
             self.clock.later(_CUT_MS, self._pump, source, target)
             return
         for said in [way.popleft() for _ in range(min(len(way), 4))]:
             if heard.is_alive:
                 heard.hear(source.key, said)
-        if way:
+        if way and (source.public_key, target) not in self._pumped:
             self._plan(source, target)
 
 

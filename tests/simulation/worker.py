@@ -65,6 +65,7 @@ class ScriptedWorker:
         if before is None or self._machine is None:
             self._machine = Worker(x.Assigned(roster.generation, leaves), BUCKETS)
             self._greet(range(len(roster.cast.shards)))
+            self._wait()
             return
         moved = [s for s, r in enumerate(roster.cast.shards) if r.primary != before.cast.shards[s].primary]
         for shard in moved:
@@ -96,10 +97,12 @@ class ScriptedWorker:
             self._say(shard, x.Greeted(self.key.index, _FIELDS, b"model"))
             self._bring_initial(shard)
 
-    def _bring_initial(self, shard: int) -> None:
+    def _bring_initial(self, shard: int, only: tuple[int, ...] | None = None) -> None:
         assert self._roster is not None
         gives = self._is_lead() and self._roster.restore is None and self._phase == "greeting"
         for bucket in owned(shard, len(self._roster.cast.shards)) if gives else ():
+            if only is not None and bucket not in only:
+                continue
             self._say(shard, x.Initialized(self.key.index, bucket))
 
     def _say_where_we_are(self, shards: "range | list[int]") -> None:
@@ -136,6 +139,11 @@ class ScriptedWorker:
                 else:
                     self._see(version, bucket)
                     self._happened(said.event)
+            case x.TellOutstanding(_, step, held):
+                for bucket, subtrees in held:
+                    self._happened(x.Outstanding(step, bucket, subtrees))
+            case x.TellLacking(_, buckets):
+                self._bring_initial(said.shard, buckets)
             case x.Decline():
                 exits(self, 1)
             case _:
@@ -179,7 +187,6 @@ class ScriptedWorker:
     def _train(self) -> None:
         self._phase = "training"
         self._next_step()
-        self._wait()
 
     def _next_step(self) -> None:
         assert self._roster is not None
@@ -247,14 +254,33 @@ class ScriptedWorker:
             self._happened(x.Computed(step, leaf, bucket, self._tensors.put(tensor)))
 
     def _wait(self) -> None:
-        """Patience with silence: everything that may be lost is said again."""
+        """Patience with silence: whatever may be lost is asked for again."""
         if not self.is_alive or self._machine is None:
             return
-        if self._machine.current is not None and self._sockets.clock.now - self._heard_at >= _WAIT_MS:
-            self._happened(x.Waited())
-        if self._sockets.clock.now - self._heard_at >= _SILENT_MS:
+        if self._sockets.clock.now - self._heard_at >= _WAIT_MS:
+            self._ask_again()
+        is_in_step = self._machine.current is not None  # before that servers beat, and have nothing else to say
+        if is_in_step and self._sockets.clock.now - self._heard_at >= _SILENT_MS:
             self._report()
         self._sockets.clock.later(_WAIT_MS, self._wait)
+
+    def _ask_again(self) -> None:
+        assert self._roster is not None
+        assert self._machine is not None
+        shards = range(len(self._roster.cast.shards))
+        if self._phase == "greeting":
+            for shard in shards:
+                self._say(shard, x.Greeted(self.key.index, _FIELDS, b"model"))
+        elif self._phase == "fetching":
+            missing = [bucket for bucket in range(BUCKETS) if (self._version, bucket) not in self._shown]
+            self._pull(self._version, tuple(missing))
+        elif self._phase == "finishing":
+            for shard in (shard for shard in shards if shard not in self._finished):
+                self._say(shard, x.FinishAsked(self.key.index, self._version, b""))
+        elif self._machine.current is not None:
+            for shard in shards:
+                self._begin(shard)
+            self._happened(x.Waited())
 
     def _report(self) -> None:
         """Nobody who leads a shard that we lack is heard."""

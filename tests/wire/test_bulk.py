@@ -105,6 +105,20 @@ def test_who_is_in_the_next_roster_waits_at_the_door(pair: Pair) -> None:
     assert pair.endpoint.refused == 0
 
 
+def test_who_was_refused_because_the_roster_was_late_gets_in_after_all(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal for good would leave a worker without its line, and its server waiting for it."""
+    monkeypatch.setattr(bulk, "_UNDECIDED_S", 0.0)
+    monkeypatch.setattr(bulk, "_HANDSHAKE_MS", 500)
+    late = KeyPair.make()
+    pair.endpoint.admit({})
+    pair.line(late, b"worker-1").send(Beat(2))
+    pair.wait(lambda: pair.endpoint.refused)
+    pair.endpoint.admit({PublicKey(late.public): b"worker-1"})
+    assert pair.receive().message == Beat(2)
+
+
 def test_who_waits_at_the_door_keeps_nobody_else_waiting(pair: Pair) -> None:
     known, early = KeyPair.make(), KeyPair.make()
     pair.endpoint.admit({PublicKey(known.public): b"worker-0"})

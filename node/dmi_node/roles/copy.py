@@ -24,7 +24,7 @@ from dmi_tensor.tree_sum import DisagreementError
 from dmi_wire.bulk import Buffer
 from dmi_wire.child import Child
 
-FromServer = say.Fill | say.Copy | say.Replicate
+FromServer = say.Fill | say.Copy | say.Replicate | say.AskCopy
 
 
 class Host(Protocol):
@@ -163,8 +163,12 @@ class Copy:
             case say.Replicate(_, _, step, bucket, _, hyper, norms) if self._backup is not None:
                 handle = self._tensors.put_root(message, frames)
                 self._do_all(self._backup.replicated(step, bucket, handle, hyper, norms))
+            case say.AskCopy():
+                versions = () if self._backup is None else self._backup.told()
+                told = say.HasCopy(self._host.roster.generation, self._index, versions)
+                self._host.to_server(self._host.roster.cast.shards[self._index].primary, told)
             case _:
-                pass  # the beginning was lost, and will come again
+                pass  # the beginning was lost, and will come again when we say what we have
 
     def _do_all(self, effects: Iterable[BackupEffect]) -> None:
         roster = self._host.roster
@@ -195,7 +199,7 @@ class Copy:
                 self._write(effect)
             case x.End():
                 self.is_done = True
-            case x.Fill() | x.CopyBucket() | x.Replicate() | x.TellCaughtUp() | x.TellNorms():
+            case x.Fill() | x.CopyBucket() | x.Replicate() | x.AskCopy() | x.TellCaughtUp() | x.TellNorms():
                 self._to_servers(effect)
             case _:
                 self._to_workers(effect)
@@ -238,9 +242,11 @@ class Copy:
                 told = say.Replicate(generation, shard, step, bucket, root.tensors, hyper, norms, root.detail)
                 for server in servers:
                     host.to_server(server, told, root.frames)
-            case x.TellNorms(step, squares):
+            case x.TellNorms(step, squares, asks):
                 for index in {replicas.primary for replicas in host.roster.cast.shards}:
-                    host.to_server(index, say.Norms(generation, step, shard, squares))
+                    host.to_server(index, say.Norms(generation, step, shard, squares, asks))
+            case x.AskCopy(server):
+                host.to_server(server, say.AskCopy(generation, shard))
             case x.TellCaughtUp(server):
                 host.child.tell(CaughtUp(generation, shard, server))
 
@@ -255,6 +261,11 @@ class Copy:
             case x.Show(version, bucket, workers):
                 for worker in workers:
                     self._show(worker, version, bucket)
+            case x.TellOutstanding(worker, step, held):
+                told = tuple((bucket, tuple((s.first, s.leaves) for s in subtrees)) for bucket, subtrees in held)
+                host.to_worker(worker, say.Outstanding(generation, shard, step, told))
+            case x.TellLacking(worker, buckets):
+                host.to_worker(worker, say.Lacking(generation, shard, buckets))
             case x.GiveState(worker, step):
                 self._give(worker, step)
             case x.Decline(worker, kind, value):

@@ -11,6 +11,7 @@ import traceback
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NoReturn
 
 import zmq
 
@@ -32,8 +33,6 @@ from dmi_wire.keys import KeyPair
 from dmi_wire.memory import keep_freed_memory
 
 _POLL_MS = 1_000
-_LINGER_MS = 10_000
-"""How long the last words to the workers may take."""
 
 
 class Server:
@@ -58,23 +57,25 @@ class Server:
         self._lines: dict[int, Line] = {}
         self._workers: dict[int, Seat] = {}
         self._heard: dict[int, Instant] = {}
+        self._others: dict[int, Instant] = {}
+        """When the other servers were heard last."""
+        self._beat_at = Instant(0)
         self._leased = child.lease
         self._own: deque[Delivery] = deque()
         """What shards of ours say to one another: it is heard when the one that speaks has done all it wants."""
-        self._awaited: dict[int, Instant] = {}
-        """Since when the word of a copy is waited for."""
         self._reported: set[tuple[int, Role, int]] = set()
+        self._has_said_done = False
         self._early: list[Delivery] = []
         """What belongs to a generation that we have not heard of yet."""
 
-    def run(self, roster: Roster) -> None:
-        """Serve until the work of all shards that we are the primary of is done."""
+    def run(self, roster: Roster) -> NoReturn:
+        """Serve until the process is ended: whoever waits for a last word asks again until it has come."""
         poller = zmq.Poller()
         self._endpoint.register(poller)
         poller.register(self.writer.fd, zmq.POLLIN)
         poller.register(self.child.fd, zmq.POLLIN)
         self._take_part(roster)
-        while not self._is_done():
+        while True:
             poller.poll(self._patience_ms())
             newer = self.child.newest()
             self._lease()
@@ -85,9 +86,13 @@ class Server:
             self._tell_written()
             self._look_at_clock()
             self._hear_own()
-        self.writer.close()
-        for line in self._lines.values():
-            line.close(_LINGER_MS)
+            self._say_done()
+
+    def _say_done(self) -> None:
+        led = [copy for copy in self._copies.values() if copy.is_primary]
+        if not self._has_said_done and led and all(copy.is_done for copy in led):
+            self._has_said_done = True
+            self.child.tell(Completed())
 
     def _lease(self) -> None:
         """Nobody is shown anything new while this node does not know of a quorum."""
@@ -96,10 +101,6 @@ class Server:
             for copy in self._copies.values():
                 if copy.is_primary:
                     copy.happened(x.Leased(self._leased.until))
-
-    def _is_done(self) -> bool:
-        led = [copy for copy in self._copies.values() if copy.is_primary]
-        return bool(led) and all(copy.is_done for copy in led)
 
     def _patience_ms(self) -> int:
         due = [deadline for copy in self._copies.values() if (deadline := copy.deadline()) is not None]
@@ -111,6 +112,7 @@ class Server:
             if deadline is not None and _now() >= deadline:
                 copy.waited()
         self._lose_patience()
+        self._beat()
 
     # Who takes part
 
@@ -121,6 +123,7 @@ class Server:
         self._heard = {worker: self._heard.get(worker, _now()) for worker in self._workers}
         self._reported = set()
         others = [seat for seat in roster.servers if seat.key.index != self._index]
+        self._others = {seat.key.index: self._others.get(seat.key.index, _now()) for seat in others}
         peers = [*roster.workers, *others]
         self._endpoint.admit({PublicKey(seat.public_key): _name(seat) for seat in peers})
         for gone in self._lines.keys() - {seat.key.index for seat in others}:
@@ -156,7 +159,7 @@ class Server:
 
     def _drain(self) -> None:
         """Take all that waits."""
-        while not self._is_done():
+        while True:
             try:
                 delivery = self._endpoint.receive()
             except RemoteProtocolError as error:
@@ -202,16 +205,23 @@ class Server:
     def _from_server(self, index: int, delivery: Delivery) -> None:
         """The fence: only the primary of the generation in force is obeyed."""
         message = delivery.message
+        self._others[index] = _now()
+        if isinstance(message, say.Beat):
+            return
         if message.generation > self.roster.generation:
             self._keep(delivery)
         elif isinstance(message, say.Norms):
             for copy in self._copies.values():
                 if copy.is_primary:
-                    copy.happened(x.NormsHeard(message.shard, message.step, message.squares))
+                    copy.happened(x.NormsHeard(message.shard, message.step, message.squares, message.asks))
         elif isinstance(message, say.Replicated):
             led = self._copies.get(message.shard)
             if led is not None and led.is_primary:
                 led.happened(x.Copied(index, message.bucket, message.version))
+        elif isinstance(message, say.HasCopy):
+            led = self._copies.get(message.shard)
+            if led is not None and led.is_primary and message.generation == self.roster.generation:
+                led.happened(x.CopyTold(index, message.versions))
         elif not isinstance(message, FromServer) or not 0 <= message.shard < len(self.roster.cast.shards):
             raise RemoteProtocolError(f"a {type(message).__name__} from server-{index}")
         elif index == self.roster.cast.shards[message.shard].primary:
@@ -257,9 +267,16 @@ class Server:
         for worker, heard in self._heard.items():
             self._report("worker", worker, _now() - heard)
         late = {server for copy in self._copies.values() if copy.is_primary for server in copy.silent_copies()}
-        self._awaited = {server: self._awaited.get(server, _now()) for server in late}
-        for server, since in self._awaited.items():
-            self._report("server", server, _now() - since)
+        for server in late & self._others.keys():  # it is awaited, and not heard of: one that is only slow beats
+            self._report("server", server, _now() - self._others[server])
+
+    def _beat(self) -> None:
+        """To the other servers: who is slow is not silent."""
+        if _now() - self._beat_at >= limits.PEER_BEAT_MS:
+            self._beat_at = _now()
+            for index, line in self._lines.items():
+                if _now() - self._others[index] < limits.PEER_SILENT_MS:  # while it is away a few wait, and no more
+                    line.send(say.Beat(self.roster.generation))
 
     def _report(self, role: Role, index: int, silent_ms: int) -> None:
         """Once in each generation: the coordinator replaces one of the two."""
@@ -282,16 +299,13 @@ def _name(seat: Seat) -> bytes:
     return f"{seat.key.role}-{seat.key.index}".encode("ascii")
 
 
-def serve(child: Child, assignment: Assignment) -> None:
-    """Bind, wait for the first roster, serve; returns when all final parts are durable and every worker knows."""
+def serve(child: Child, assignment: Assignment) -> NoReturn:
+    """Bind, wait for the first roster, serve; until the daemon ends us."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     keys = KeyPair.make()
     endpoint = Endpoint(context, keys, assignment.host, assignment.ports)
     child.tell(Bound(endpoint.address, keys.public, os.getpid()))
     Server(child, assignment, endpoint, context, keys).run(child.roster())
-    endpoint.close(_LINGER_MS)
-    context.term()
-    child.tell(Completed())
 
 
 def main() -> None:
@@ -307,7 +321,6 @@ def main() -> None:
         child.fail("server", f"the parameter server cannot go on: {error}", starting=False)
     except Exception:  # noqa: BLE001 (a bug of ours: the daemon gets its traceback, and the process ends)
         child.fail("server", traceback.format_exc(), starting=False)
-    child.end(0)
 
 
 if __name__ == "__main__":

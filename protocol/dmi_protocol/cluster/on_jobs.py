@@ -168,6 +168,7 @@ def _recruit(state: ClusterState, command: Recruit) -> Outcome:
         return _STALE
     job.posts = (*job.posts, *command.posts)
     job.next_index = 1 + max(post.role.index for post in command.posts)
+    job.born = max(job.born, *(post.role.generation for post in command.posts))
     return _DONE
 
 
@@ -233,7 +234,7 @@ def _lose(state: ClusterState, command: LoseRole) -> Outcome:
     """Those who are left go on, if they have all that was ever shown. If not, what was computed since the last checkpoint
     is computed again, with the same bits."""
     job = _posted(state, command.role)
-    if job is None:
+    if job is None or (job.final and job.is_done(command.role)):  # its work is done, and kept
         return _STALE
     is_of_use = _is_of_use(job, command.role)
     if is_of_use and _is_crash(command.reason) and command.role.generation > job.crashed_in:
@@ -281,13 +282,15 @@ def _goes_on_without(job: Job) -> bool:
     """Has every shard a copy in sync, and the job a worker with a version and work to do?"""
     if not job.runs or job.cast is None:
         return False
-    left = {(post.role.role, post.role.index) for post in job.posts if post.role not in job.completed}
+    there = [p.role for p in job.posts if p.role.role == "server" or p.role not in job.completed]
+    left = {(role.role, role.index) for role in there}
     able = [w for w, speed in zip(job.cast.workers, job.cast.speeds, strict=True) if speed and ("worker", w) in left]
     return bool(able) and all(any(("server", i) in left for i in shard.in_sync) for shard in job.cast.shards)
 
 
 def _end_life(job: Job, reason: Loss) -> None:
     job.state, job.reason = (RECOVERING, reason) if job.has_run else (QUEUED, None)
+    job.generation = max(job.generation, job.born)
     job.posts, job.cast, job.keepers = (), None, ()
     job.seats, job.completed, job.ready, job.synced, job.pairs = (), (), (), (), ()
     job.runs = False

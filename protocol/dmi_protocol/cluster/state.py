@@ -83,6 +83,9 @@ class Job(Struct):
     """By node: recruits that ended there before they were of use, and processes that could not talk to others."""
     next_index: int = 0
     """The index of the next process that is recruited."""
+    born: int = 0
+    """The generation that the last recruits were made for: the next life comes after it, so that no two processes have one
+    key."""
     ready: tuple[RoleKey, ...] = ()
     """The recruited workers that have caught up."""
     synced: tuple[tuple[int, int], ...] = ()

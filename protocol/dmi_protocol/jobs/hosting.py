@@ -236,7 +236,7 @@ class Hosting:
                 request = _request(role, f"part-{event.shard}-{event.step}-{'final' if event.final else 'kept'}")
                 return [KeepPart(request, role.job, role.generation, event.step, part, event.final)]
             case Completed():
-                local.has_spoken = True
+                local.has_spoken = role.role == "worker"  # a server is needed until it is stopped
                 told = local.progress
                 step, loss = (None, None) if told is None else (told.step, told.loss)
                 return [CompleteRole(_request(role, "complete"), role, step, loss)]

@@ -143,13 +143,34 @@ class Pull(Struct, frozen=True, tag="exchange-pull"):
     buckets: tuple[int, ...]
 
 
+class Outstanding(Struct, frozen=True, tag="exchange-outstanding"):
+    """The answer to a ``Pull`` of what is not whole yet: for each such bucket the subtrees, as ``(first, leaves)``, whose
+    sums have come in ``step``. What a worker has sent before and is not among them was lost on the way."""
+
+    generation: int
+    shard: int
+    step: int
+    held: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]
+
+
+class Lacking(Struct, frozen=True, tag="exchange-lacking"):
+    """The answer to a repeated ``Hello`` of the lead: these buckets have no values yet, though what it sent before has been
+    taken in."""
+
+    generation: int
+    shard: int
+    buckets: tuple[int, ...]
+
+
 class Norms(Struct, frozen=True, tag="exchange-norms"):
-    """Server to server: the squared norms of the step's sums, as ``(bucket, square)`` in bucket order."""
+    """Server to server: the squared norms of the step's sums, as ``(bucket, square)`` in bucket order. Who ``asks`` has not
+    heard those of all others."""
 
     generation: int
     step: int
     shard: int
     squares: tuple[tuple[int, float], ...]
+    asks: bool = False
 
 
 class Checkpoint(Struct, frozen=True, tag="exchange-checkpoint"):
@@ -247,6 +268,22 @@ class Replicated(Struct, frozen=True, tag="exchange-replicated"):
     bucket: int
 
 
+class AskCopy(Struct, frozen=True, tag="exchange-ask-copy"):
+    """From a primary to a copy whose word is awaited: what do you have? All that was sent before has been taken in, or is
+    lost."""
+
+    generation: int
+    shard: int
+
+
+class HasCopy(Struct, frozen=True, tag="exchange-has-copy"):
+    """The answer: ``(bucket, version)`` of all that the copy has. Bucket -1 stands for ``Fill``."""
+
+    generation: int
+    shard: int
+    versions: tuple[tuple[int, int], ...]
+
+
 ParameterMessage = (
     Hello
     | AskResume
@@ -258,6 +295,8 @@ ParameterMessage = (
     | Contribution
     | Show
     | Pull
+    | Outstanding
+    | Lacking
     | Norms
     | Checkpoint
     | AskState
@@ -268,5 +307,7 @@ ParameterMessage = (
     | Copy
     | Replicate
     | Replicated
+    | AskCopy
+    | HasCopy
     | Beat
 )

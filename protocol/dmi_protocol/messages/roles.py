@@ -188,7 +188,8 @@ class PartWritten(Struct, frozen=True, tag="part-written"):
 
 
 class Completed(Struct, frozen=True, tag="completed"):
-    """The role has done all its work: a worker's script returned 0, a server's final part is durable."""
+    """The role has done all its work: a worker's script returned 0, a server's final part is durable. A server stays until it
+    is stopped: its last word to a worker may be lost, and is asked for again."""
 
 
 class Failed(Struct, frozen=True, tag="failed"):

@@ -5,6 +5,7 @@ When its primary is lost it may be promoted (``Shard.promoted``): it has every v
 
 from typing import NamedTuple
 
+from dmi_protocol.training.copies import HEADER
 from dmi_protocol.training.exchange import Apply, Opened, ShardEffect
 from dmi_protocol.training.step import Handle, Release
 
@@ -52,6 +53,10 @@ class Backup:
         if norms:
             self.norms = (step, norms)
         return [Apply(step, bucket, handle, hyper, norms), *release, Tell(bucket, step + 1)]
+
+    def told(self) -> tuple[tuple[int, int], ...]:
+        """All that is here, for the primary."""
+        return ((HEADER, 0), *sorted(self.versions.items()))
 
     def wants_copy(self, bucket: int, version: int) -> bool:
         """Is a bucket that comes news here?"""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from dmi_protocol.training.exchange import CopyBucket, Fill, Replicate, Rostered, ShardEffect, TellCaughtUp
+from dmi_protocol.training.exchange import AskCopy, CopyBucket, Fill, Replicate, Rostered, ShardEffect, TellCaughtUp
 from dmi_protocol.training.norms import Squares
 from dmi_protocol.training.step import Handle
 
@@ -24,6 +24,8 @@ class Copies:
         """By server that is filled: the buckets that it was sent, and at which version."""
         self._has: dict[int, dict[int, int]] = {}
         """By server: the version of each bucket that it is known to have."""
+        self._asked: dict[int, tuple[int, frozenset[int]]] = {}
+        """By server that was asked what it has: in which step, and the buckets that had been sent by then."""
 
     def roster(self, event: Rostered, step: int, fields: tuple[tuple[str, str], ...]) -> list[ShardEffect]:
         """Who has copies from now on, and what those who are to have one get at once."""
@@ -81,26 +83,44 @@ class Copies:
         is_able = is_full and all(has[bucket] > sent[bucket] for bucket in self._live)
         return [TellCaughtUp(server)] if is_able else []
 
-    def again(
-        self, applied: Iterable[int], step: int, roots: tuple[dict[int, Handle | None], bytes, Squares] | None
-    ) -> list[ShardEffect]:
-        """What may have been lost: copies, and roots that were not confirmed. ``applied`` are the buckets that have version
-        ``step + 1`` here, ``roots`` what made those of them that are not shown yet, with hyperparameters and norms."""
+    def ask(self, applied: Iterable[int], step: int) -> list[ShardEffect]:
+        """Those whose word does not come are asked what they have: nothing is sent twice because they are slow."""
+        silent = self.silent(applied, step)
         made = frozenset(applied)
-        lost: list[ShardEffect] = []
-        for server, sent in self._sent.items():
-            for bucket in sorted(sent.keys() - self._has[server].keys()):
-                version = step + 1 if bucket in made else step
-                is_header = bucket == HEADER
-                lost.append(
-                    Fill(server, self._definition, self._fields) if is_header else CopyBucket(server, bucket, version)
-                )
+        self._asked = {server: (step, made | self._sent.get(server, {}).keys()) for server in silent}
+        return [AskCopy(server) for server in silent]
+
+    def told(
+        self,
+        server: int,
+        versions: Iterable[tuple[int, int]],
+        applied: Iterable[int],
+        step: int,
+        roots: tuple[dict[int, Handle | None], bytes, Squares] | None,
+    ) -> list[ShardEffect]:
+        """All that a server has: what it was sent before and is not there was lost, and is sent again. ``applied`` are the
+        buckets that have version ``step + 1`` here, ``roots`` what made those of them that are not shown yet, with
+        hyperparameters and norms."""
+        if server not in self._in_sync and server not in self._sent:
+            return []
+        has = dict(versions)
+        asked_in, before = self._asked.pop(server, (step, frozenset()))
+        work = [effect for bucket, version in sorted(has.items()) for effect in self.copied(server, bucket, version)]
+        sent = self._sent.get(server, {})
+        lost = sorted((sent.keys() & before) - has.keys())
+        if HEADER in lost:
+            work.append(Fill(server, self._definition, self._fields))
+        made = frozenset(applied)
+        for bucket in (bucket for bucket in lost if bucket != HEADER):
+            version = step + 1 if bucket in made else step
+            sent[bucket] = version
+            work.append(CopyBucket(server, bucket, version))
         handles, hyper, norms = roots if roots is not None else ({}, b"", ())
         for bucket, root in handles.items():
-            late = tuple(server for server in self.followers(bucket) if -1 < self._has[server].get(bucket, -1) <= step)
-            if late:
-                lost.append(Replicate(late, step, bucket, root, hyper, norms))
-        return lost
+            is_late = asked_in == step and bucket in before and has.get(bucket) == step
+            if is_late and server in self.followers(bucket):
+                work.append(Replicate((server,), step, bucket, root, hyper, norms))
+        return work
 
     def silent(self, applied: Iterable[int], step: int) -> tuple[int, ...]:
         """Who has not confirmed something that it was sent."""

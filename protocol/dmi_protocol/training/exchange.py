@@ -94,11 +94,12 @@ class Measured(Struct, frozen=True):
 
 
 class NormsHeard(Struct, frozen=True):
-    """Another shard has told the squared norms of its roots."""
+    """Another shard has told the squared norms of its roots; it ``asks`` when it has not heard ours, or another's."""
 
     shard: int
     step: int
     squares: tuple[tuple[int, float], ...]
+    asks: bool = False
 
 
 class Pulled(Struct, frozen=True):
@@ -147,6 +148,13 @@ class Copied(Struct, frozen=True):
     version: int
 
 
+class CopyTold(Struct, frozen=True):
+    """A server says all that it has: the answer to ``AskCopy``."""
+
+    server: int
+    versions: tuple[tuple[int, int], ...]
+
+
 class Leased(Struct, frozen=True):
     """New versions may be shown until then."""
 
@@ -154,13 +162,13 @@ class Leased(Struct, frozen=True):
 
 
 class Waited(Struct, frozen=True):
-    """Say again what may be lost."""
+    """Nothing was heard for a while: ask what has come of what was said."""
 
 
 FromWorker = (
     Greeted | ResumeAsked | Initialized | Began | Contributed | Pulled | CheckpointAsked | StateAsked | FinishAsked
 )
-ShardEvent = Rostered | FromWorker | Opened | Measured | NormsHeard | PartDurable | Copied | Leased | Waited
+ShardEvent = Rostered | FromWorker | Opened | Measured | NormsHeard | PartDurable | Copied | CopyTold | Leased | Waited
 
 # What a shard wants done.
 
@@ -215,10 +223,11 @@ class Measure(Struct, frozen=True):
 
 
 class TellNorms(Struct, frozen=True):
-    """Tell every other shard our squared norms, in bucket order."""
+    """Tell every other shard our squared norms, in bucket order; who ``asks`` wants to hear theirs."""
 
     step: int
     squares: tuple[tuple[int, float], ...]
+    asks: bool = False
 
 
 class Apply(Struct, frozen=True):
@@ -262,6 +271,12 @@ class Replicate(Struct, frozen=True):
     norms: tuple[tuple[int, float], ...]
 
 
+class AskCopy(Struct, frozen=True):
+    """Ask this server what it has of the shard; answered by ``CopyTold``."""
+
+    server: int
+
+
 class TellCaughtUp(Struct, frozen=True):
     """This server, which was being filled, has all that was ever shown, and will before it is shown."""
 
@@ -274,6 +289,21 @@ class Show(Struct, frozen=True):
     version: int
     bucket: int
     workers: tuple[int, ...]
+
+
+class TellOutstanding(Struct, frozen=True):
+    """Tell this worker which subtrees have come of each of these buckets, which are not whole in ``step``."""
+
+    worker: int
+    step: int
+    held: tuple[tuple[int, tuple[Subtree, ...]], ...]
+
+
+class TellLacking(Struct, frozen=True):
+    """Tell the lead that these buckets have no initial values."""
+
+    worker: int
+    buckets: tuple[int, ...]
 
 
 class Forget(Struct, frozen=True):
@@ -311,8 +341,8 @@ class End(Struct, frozen=True):
     """The shard has done all its work."""
 
 
-ToWorkers = Welcome | Resume | Decline | Disagree | Show | GiveState | SayFinished
-ToServers = Fill | CopyBucket | Replicate | TellCaughtUp | TellNorms
+ToWorkers = Welcome | Resume | Decline | Disagree | Show | TellOutstanding | TellLacking | GiveState | SayFinished
+ToServers = Fill | CopyBucket | Replicate | AskCopy | TellCaughtUp | TellNorms
 ShardEffect = Sum | Release | Open | Measure | Apply | Forget | ToWorkers | ToServers | WritePart | End
 
 # What happens to a worker.
@@ -348,7 +378,15 @@ class Shown(Struct, frozen=True):
     bucket: int
 
 
-WorkerEvent = Assigned | StepBegan | Computed | Shown | Waited
+class Outstanding(Struct, frozen=True):
+    """A server says what has come of ``bucket`` in ``step``, which is not whole there."""
+
+    step: int
+    bucket: int
+    held: tuple[Subtree, ...]
+
+
+WorkerEvent = Assigned | StepBegan | Computed | Shown | Outstanding | Waited
 
 # What a worker wants done.
 

@@ -55,6 +55,14 @@ class Norms:
         """What somebody may not have heard."""
         return [TellNorms(step, squares) for step, squares in sorted(self._told.items())]
 
+    def ask(self, step: int) -> list[TellNorms]:
+        """Those of others do not come, though ours were told."""
+        return [TellNorms(step, self._told[step], asks=True)] if step in self._told else []
+
+    def answer(self, step: int) -> list[TellNorms]:
+        """Somebody asks."""
+        return [TellNorms(step, self._told[step])] if step in self._told else []
+
     def are_complete(self, shards: Collection[int]) -> bool:
         """Is there one for every bucket of ``shards``?"""
         return self.are_known or self._of_shard.keys() == set(shards)

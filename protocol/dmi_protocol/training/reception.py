@@ -40,6 +40,11 @@ class Reception:
         if self._missing is not None:
             self._missing.discard(bucket)
 
+    def lacking(self, worker: int) -> tuple[int, ...]:
+        """What the lead should bring again, when it greets again because it is not welcomed."""
+        is_again = worker == self._roster.lead and worker in self._greetings and worker not in self._welcomed
+        return tuple(sorted(self._missing or ())) if is_again else ()
+
     def roster(self, event: Rostered) -> None:
         """A new generation: who is gone is forgotten."""
         self._roster = event

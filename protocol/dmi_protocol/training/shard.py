@@ -46,6 +46,8 @@ class Shard:
         self._now = Instant(0)
         self._lease: Instant | None = None
         """Until when workers are answered; None when nobody speaks of leases."""
+        self._kept: tuple[int, bytes] | None = None
+        """A step that the lead has begun, and what it keeps of the run there: guests may come in with it."""
         self._deferred: dict[x.Pulled, None] = {}
         """What was asked for meanwhile."""
 
@@ -93,12 +95,22 @@ class Shard:
         """
         self._now = now
         work = self._take(event)
-        is_waiting = len(self._applied) > len(self._shown) or (self._copies is not None and self._copies.is_awaited())
-        if not is_waiting:
+        if not self._is_waiting():
             self._again_at = None
-        elif self._again_at is None or isinstance(event, x.Copied | x.Waited):
+        elif self._again_at is None or isinstance(event, x.Waited):
             self._again_at = after(now, limits.SAY_AGAIN_MS)
         return work
+
+    def _is_waiting(self) -> bool:
+        """For the word of another server."""
+        for_copies = len(self._applied) > len(self._shown) or (self._copies is not None and self._copies.is_awaited())
+        return for_copies or self._lacks_norms()
+
+    def _lacks_norms(self) -> bool:
+        """Ours are told, and others' have not come."""
+        opened = self._opened
+        is_clipping = opened is not None and opened.clips and bool(self._norms.ask(self._step))
+        return opened is not None and is_clipping and not self._norms.are_complete(opened.shards)
 
     def _take(self, event: x.ShardEvent) -> list[x.ShardEffect]:
         match event:
@@ -115,12 +127,14 @@ class Shard:
             case x.Copied(server, bucket, version):
                 told = [] if self._copies is None else self._copies.copied(server, bucket, version)
                 return [*told, *self._advance()]
+            case x.CopyTold(server, versions):
+                return self._copy_told(server, versions)
             case x.Leased(until):
                 self._lease = until
                 asked, self._deferred = self._deferred, {}
                 return [*self._advance(), *(effect for pull in asked for effect in self._pulled(pull))]
             case x.Waited():
-                return self._say_again()
+                return self._ask_again()
             case _:
                 return self._from_worker(event)
 
@@ -165,9 +179,13 @@ class Shard:
 
     def _greeted(self, event: x.Greeted) -> list[x.ShardEffect]:
         is_first = not self._reception.definition
+        lacking = self._reception.lacking(event.worker)
         if (disagreement := self._reception.greeted(event)) is not None:
             return [disagreement]
-        return [x.Open(event.definition)] if is_first and self._opened is None else self._welcome()
+        if is_first and self._opened is None:
+            return [x.Open(event.definition)]
+        asks: list[x.ShardEffect] = [x.TellLacking(event.worker, lacking)] if lacking else []
+        return [*asks, *self._welcome(), *self._let_in()]
 
     def _open(self, event: x.Opened) -> list[x.ShardEffect]:
         self._opened = event
@@ -229,15 +247,23 @@ class Shard:
             other = min(self._ending.finishing)
             return [x.Disagree(event.worker, other, "steps", f"{event.step + 1}", f"{self._step}")]
         found = self._beginnings.contradiction(event)
-        return [found] if found is not None else [*self._let_in(event), *self._advance()]
+        if event.extra is not None and event.worker == self._roster.lead:
+            self._kept = event.step, event.extra
+        return [found] if found is not None else [*self._let_in(), *self._advance()]
 
-    def _let_in(self, event: x.Began) -> list[x.ShardEffect]:
-        """Guests come in with a step that the lead begins: its version stays readable until they begin it, too."""
-        if event.extra is None or event.worker != self._roster.lead:
+    def _let_in(self) -> list[x.ShardEffect]:
+        """Guests come in with a step that the lead has begun: its version stays readable until they begin it, too.
+
+        Also those that greet when we are further already. Another shard may have let them in before: it waits for them, they
+        wait for us, and the lead for that shard. Nobody has contributed to what comes after that step then.
+        """
+        if self._kept is None or self._kept[0] not in self._readable or self._step - self._kept[0] > 1:
             return []
-        welcomes = self._reception.welcome_guests(event.step, event.extra)
+        if self._kept[0] < self._step and self._is_under_way:
+            return []
+        welcomes = self._reception.welcome_guests(*self._kept)
         for welcome in welcomes:
-            self._beginnings.come_in(welcome.worker, event.step)
+            self._beginnings.come_in(welcome.worker, self._kept[0])
         return list(welcomes)
 
     def _contributed(self, event: x.Contributed) -> list[x.ShardEffect]:
@@ -266,12 +292,15 @@ class Shard:
         return [*told, *self._advance()] if told else []
 
     def _norms_heard(self, event: x.NormsHeard) -> list[x.ShardEffect]:
+        told: list[x.ShardEffect] = (
+            [*self._norms.answer(event.step)] if event.asks and event.shard != self._shard else []
+        )
         if event.step != self._step:
-            return []
+            return told
         if event.shard not in self._defined().shards:
             raise RemoteProtocolError(f"norms of shard {event.shard}, which holds no buckets")
         self._norms.heard(event.shard, event.squares)
-        return self._advance()
+        return [*told, *self._advance()]
 
     def _may_apply(self) -> bool:
         """Applying writes where the version before the current one lay, and uses up the optimizer state.
@@ -335,11 +364,18 @@ class Shard:
             self._gather()
         return work
 
-    def _say_again(self) -> list[x.ShardEffect]:
+    def _ask_again(self) -> list[x.ShardEffect]:
+        norms = self._norms.ask(self._step) if self._lacks_norms() else []
+        return [*norms, *([] if self._copies is None else self._copies.ask(self._applied, self._step))]
+
+    def _copy_told(self, server: int, versions: tuple[tuple[int, int], ...]) -> list[x.ShardEffect]:
+        if self._copies is None:
+            return []
         hyper = self._beginnings.hyper(self._step)
         roots = {bucket: root for bucket, root in self._applied.items() if bucket not in self._shown}
         again = None if hyper is None else (roots, hyper, self._norms.all())
-        return [] if self._copies is None else self._copies.again(self._applied, self._step, again)
+        work = self._copies.told(server, versions, self._applied, self._step, again)
+        return [*work, *self._advance()]
 
     def _pulled(self, event: x.Pulled) -> list[x.ShardEffect]:
         """What is readable is shown; what is not whole yet will be shown when it is; what is gone is refused."""
@@ -353,10 +389,20 @@ class Shard:
         if event.version in self._readable:
             return [x.Show(event.version, bucket, (event.worker,)) for bucket in event.buckets]
         if event.version == self._step + 1:
-            return [x.Show(event.version, bucket, (event.worker,)) for bucket in event.buckets if bucket in self._shown]
+            return self._show_or_tell(event)
         if event.version > self._step:
             return []
         return [x.Decline(event.worker, "version", str(event.version))]
+
+    def _show_or_tell(self, event: x.Pulled) -> list[x.ShardEffect]:
+        """Of the next version: what is whole, and of the rest what has come."""
+        shown = [b for b in event.buckets if b in self._shown]
+        open_ = [b for b in event.buckets if b not in self._applied and not self._gatherings[b].is_complete()]
+        work: list[x.ShardEffect] = [x.Show(event.version, bucket, (event.worker,)) for bucket in shown]
+        if open_:
+            held = tuple((bucket, tuple(sorted(self._gatherings[bucket].sums))) for bucket in open_)
+            work.append(x.TellOutstanding(event.worker, self._step, held))
+        return work
 
     # Checkpoints and the end
 

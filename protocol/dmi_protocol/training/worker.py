@@ -13,6 +13,7 @@ from dmi_protocol.training.exchange import (
     Compute,
     Computed,
     Install,
+    Outstanding,
     Pull,
     Push,
     Shown,
@@ -31,6 +32,12 @@ class _Share:
         self.tops = cover(leaves)
         self.gatherings = [Gathering(self.tops) for _ in range(buckets)]
         self.pushed: list[dict[Subtree, Handle | None]] = [{} for _ in range(buckets)]
+
+
+def _has_come(subtree: Subtree, held: Iterable[Subtree]) -> bool:
+    there = tuple(held)
+    parts = sum(part.leaves for part in there if subtree.contains(part))
+    return parts == subtree.leaves or any(whole.contains(subtree) for whole in there)
 
 
 class Worker:
@@ -70,8 +77,11 @@ class Worker:
                 return self._computed(event)
             case Shown():
                 return self._is_shown(event)
+            case Outstanding():
+                return self._push_again(event)
             case Waited():
-                return self._again(range(self._buckets))
+                missing = self.missing()
+                return [Pull(self._step + 1, missing)] if self._step is not None and missing else []
 
     def _assign(self, event: Assigned) -> list[WorkerEffect]:
         """A new generation: who is a primary now has not all that the one before had."""
@@ -148,6 +158,17 @@ class Worker:
             for subtree, handle in share.pushed[bucket].items()
         ]
         return [*work, Pull(self._step + 1, missing)]
+
+    def _push_again(self, event: Outstanding) -> list[WorkerEffect]:
+        """What we have pushed and did not get there. (Sums that wait there are parts of ours, or ours of them.)"""
+        if event.step != self._step:
+            return []
+        return [
+            self._push(event.bucket, subtree, handle)
+            for share in self._shares
+            for subtree, handle in share.pushed[event.bucket].items()
+            if not _has_come(subtree, event.held)
+        ]
 
     def check(self) -> None:
         """Assert the invariants."""

@@ -4,14 +4,14 @@ The worker's machine (``dmi_protocol/training/worker.py``) decides; this carries
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 import zmq
 
-from dmi.errors import ExchangeError, UsageError
+from dmi.errors import UsageError
 from dmi.run.exchange import Arrival
 from dmi.run.records import Ledger, Progress, StateFiles
 from dmi.run.servers import Heard, Servers
@@ -22,7 +22,7 @@ from dmi_protocol.messages import parameters as say
 from dmi_protocol.messages.roles import Assignment, Ready, Roster
 from dmi_protocol.training import exchange as x
 from dmi_protocol.training.layout import Definition, assign_buckets
-from dmi_protocol.training.step import Handle, Release, Sum, cover
+from dmi_protocol.training.step import Handle, Release, Subtree, Sum, cover
 from dmi_protocol.training.tree import shares as shares_of_leaves
 from dmi_protocol.training.worker import Worker
 from dmi_tensor.buckets import Buckets
@@ -35,8 +35,9 @@ _NOBODY = Instant(0)
 """The worker's machine has no timer."""
 
 
-_PATIENCE_S = 15.0
-"""After so long without news from servers that are there, what may have been lost is said again."""
+_PATIENCE_S = 2.0
+"""Who waits for so long without a word of a server that is there asks it again: what was said may be lost. Questions are
+small; what is large is sent again only when the answer says that it did not come."""
 
 
 class MeshExchange:
@@ -71,11 +72,24 @@ class MeshExchange:
     # Who takes part
 
     def _hear(self, what: str) -> Heard | Roster | None:
-        """The next message of a server, or a new generation that is followed already; None after long silence."""
-        heard = self._servers.hear(_PATIENCE_S, what)
+        """The next message of a server, or a new generation that is followed already; None when nothing came for a while.
+        Whoever is quiet is asked again meanwhile."""
+        heard = self._servers.hear(_PATIENCE_S / 2, what)
         if isinstance(heard, Roster):
             self._take_part(heard)
+        for shard in self._servers.quiet(_PATIENCE_S):
+            self._ask_again(shard)
         return heard
+
+    def _ask_again(self, shard: int) -> None:
+        """Whatever we wait for of this shard."""
+        if self._asked is not None:
+            self._asked(shard)
+        elif self._begun is not None and self._machine is not None and self._machine.current is not None:
+            self._begun(shard)
+            missing = tuple(bucket for bucket in self._machine.missing() if self._owner[bucket] == shard)
+            if missing:
+                self._servers.send(shard, say.Pull(self._roster.generation, shard, self._step + 1, missing))
 
     def _take_part(self, roster: Roster) -> None:
         """A new generation: whoever is the primary of a shard now is told where we stand, and what it has not."""
@@ -148,8 +162,8 @@ class MeshExchange:
         self._shares = Shares(layout, beside)
         for shard in self._servers.shards:
             self._greet(shard, self._beside.get(shard))
-        self._asked = self._bring_initial
         self._send_all(self._bring_initial)
+        self._asked = self._greet
         step = self._await_welcomes()
         for found in self._beside.values():
             found.segment.withdraw()
@@ -166,12 +180,12 @@ class MeshExchange:
         hello = say.Hello(self._roster.generation, shard, self.worker, self._fingerprint, definition, name, size)
         self._servers.send(shard, hello)
 
-    def _bring_initial(self, shard: int) -> None:
-        """From the lead, when there is no other version yet."""
+    def _bring_initial(self, shard: int, only: Collection[int] | None = None) -> None:
+        """From the lead, when there is no other version yet: all buckets of a shard, or those that it lacks."""
         if not self.is_lead or self._roster.restore is not None or self.is_guest:
             return
         for bucket in self._buckets.layout.buckets:
-            if self._owner[bucket.index] == shard:
+            if self._owner[bucket.index] == shard and (only is None or bucket.index in only):
                 tensor = None if bucket.kind == "metrics" else self._buckets.bucket(bucket.index)
                 specs, frames = ((), []) if tensor is None else ((spec_of(tensor),), [frame_of(tensor)])
                 initial = say.Initial(self._roster.generation, shard, bucket.index, specs)
@@ -186,6 +200,8 @@ class MeshExchange:
                 if heard.message.shared is not None:
                     self._servers.attach(heard.shard, heard.message.shared, heard.message.shared_bytes)
                 welcomes[heard.shard] = heard.message
+            elif isinstance(heard, Heard) and isinstance(heard.message, say.Lacking):
+                self._bring_initial(heard.shard, heard.message.buckets)
             elif isinstance(heard, Heard):
                 self._take(heard)
         if not self.is_guest:
@@ -232,11 +248,10 @@ class MeshExchange:
 
     def next_leaf(self) -> int | None:
         """See ``Exchange.next_leaf``."""
+        self._servers.begin_waiting()
         while not self._given and not self._is_installable:
             heard = self._hear(f"in step {self._step}")
-            if heard is None:
-                self._happened(x.Waited())
-            elif isinstance(heard, Heard):
+            if isinstance(heard, Heard):
                 self._take(heard)
         if not self._given:
             return None
@@ -318,6 +333,9 @@ class MeshExchange:
                     self._give_up("peer-broken", f"{self._servers.name(heard.shard)} shows a bucket that it has not")
                 self._shown[version, bucket] = heard
                 self._happened(x.Shown(version, bucket))
+            case say.Outstanding(_, _, step, held) if self._machine is not None:
+                for bucket, subtrees in held:
+                    self._happened(x.Outstanding(step, bucket, tuple(Subtree(*subtree) for subtree in subtrees)))
             case say.Declined(_, kind, text):
                 self._give_up("declined", f"{self._servers.server_name(heard.server)} declines ({kind}): {text}")
             case say.Finished():
@@ -371,8 +389,6 @@ class MeshExchange:
         self._send_all(ask)
         while len(files.paths) < len(self._roster.cast.shards):
             heard = self._hear("while it sends the optimizer's state")
-            if heard is None:
-                raise ExchangeError("the servers do not send the optimizer's state")
             if isinstance(heard, Heard) and isinstance(heard.message, say.State):
                 files.take(heard.shard, heard.frames[0])
             elif isinstance(heard, Heard):
@@ -386,7 +402,7 @@ class MeshExchange:
         def finish(shard: int) -> None:
             self._servers.send(shard, say.Finish(self._roster.generation, shard, step, extra))
 
-        self._asked = finish
+        self._asked = lambda shard: None if shard in self._finished else finish(shard)
         self._send_all(finish)
         while len(self._finished) < len(self._roster.cast.shards):
             heard = self._hear("after the last step")

@@ -50,6 +50,10 @@ class Servers:
         self._of_socket: dict[object, int] = {}
         self._segments: dict[tuple[int, str], Segment] = {}
         self._waiting: list[Heard] = []
+        self._talked: dict[int, float] = {}
+        """By server: when it last said anything but that it is there."""
+        self._asked: dict[int, float] = {}
+        """By server: when it was last asked again."""
 
     def follow(self, roster: Roster) -> tuple[int, ...]:
         """From now on these; gives the shards that have another primary than before."""
@@ -67,6 +71,9 @@ class Servers:
                 self._of_socket[line.socket] = index
                 self._poller.register(line.socket, zmq.POLLIN)
         self._seats, self._generation = seats, roster.generation
+        now = time.monotonic()
+        self._talked = {index: self._talked.get(index, now) for index in seats}
+        self._asked = {index: self._asked.get(index, now) for index in seats}
         self._reported: set[int] = set()
         before, self._primaries = self._primaries, tuple(replicas.primary for replicas in roster.cast.shards)
         self._beats.watch(roster.generation, {index: seats[index] for index in set(self._primaries)})
@@ -93,6 +100,18 @@ class Servers:
         """A server, for people."""
         seat = self._seats[server]
         return f"server-{seat.key.index}@{seat.node_name}"
+
+    def quiet(self, seconds: float) -> tuple[int, ...]:
+        """The shards whose primary has said nothing for so long, each at most as often: what we wait for may be lost."""
+        now = time.monotonic()
+        quiet = [i for i in set(self._primaries) if now - max(self._talked[i], self._asked[i]) >= seconds]
+        self._asked |= dict.fromkeys(quiet, now)
+        return tuple(shard for shard, index in enumerate(self._primaries) if index in quiet)
+
+    def begin_waiting(self) -> None:
+        """We have just said something: nobody is quiet yet."""
+        now = time.monotonic()
+        self._asked = dict.fromkeys(self._seats, now)
 
     def send(self, shard: int, message: say.ParameterMessage, frames: Iterable[Buffer] = ()) -> zmq.MessageTracker:
         """Send without waiting; the frames must not be written before the tracker is done."""
@@ -147,6 +166,7 @@ class Servers:
                 self._give_up("peer-broken", f"{self.server_name(server)} sends what is no message: {error}")
             if heard is not None:
                 message, frames = heard
+                self._talked[server] = time.monotonic()
                 self._waiting.append(Heard(server, getattr(message, "shard", -1), message, frames))
 
     def close(self) -> None:

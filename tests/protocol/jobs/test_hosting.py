@@ -1,7 +1,7 @@
 """What a node runs, and what it does about processes of its own earlier life."""
 
 from dmi_protocol import limits
-from dmi_protocol.cluster.command import Finish, HoldBlob, JobSpec, KeepPart, LoseRole, Part, SeatRole
+from dmi_protocol.cluster.command import CompleteRole, Finish, HoldBlob, JobSpec, KeepPart, LoseRole, Part, SeatRole
 from dmi_protocol.cluster.state import (
     RUNNING,
     STARTING,
@@ -17,7 +17,7 @@ from dmi_protocol.effects import DropBlob, FetchBlob, StartRole, StopRole, TellR
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
 from dmi_protocol.instant import Instant, after
 from dmi_protocol.jobs.hosting import Hosting
-from dmi_protocol.messages.roles import Bound, Exited, Failed, PartWritten, RoleKey, Seat
+from dmi_protocol.messages.roles import Bound, Completed, Exited, Failed, PartWritten, RoleKey, Seat
 from dmi_protocol.reasons import NodeLost, RoleDied, RoleFailed, RoleUnready
 from tests.protocol.casts import put
 
@@ -197,6 +197,14 @@ def test_what_lies_in_the_job_is_final_and_what_lies_in_a_process_is_made_good()
     assert isinstance(raised, Finish)
     assert raised.reason == RoleFailed("server-0", "n0", "script-raised", "ValueError")
     assert hosting.happened(SERVER, Exited(1, 0)) == [], "it has said why"
+
+
+def test_a_server_that_ends_before_it_is_stopped_is_a_loss_though_its_work_was_done() -> None:
+    """Its last word to a worker may be lost, and nobody would say it again."""
+    hosting = started()
+    assert [type(fact) for fact in hosting.happened(SERVER, Completed())] == [CompleteRole]
+    (lost,) = hosting.happened(SERVER, Exited(0, 9))
+    assert isinstance(lost, LoseRole)
 
 
 def test_a_part_that_a_server_has_written_is_told_under_its_own_node() -> None:

@@ -4,6 +4,7 @@ from dmi_protocol.instant import Instant
 from dmi_protocol.training import exchange as x
 from dmi_protocol.training.backup import Backup, Tell
 from dmi_protocol.training.copies import HEADER, Copies
+from dmi_protocol.training.norms import Squares
 from dmi_protocol.training.shard import Shard
 from dmi_protocol.training.step import Handle, Release, Subtree
 from tests.protocol.training.test_shard import FIELDS, begin, whole
@@ -47,12 +48,32 @@ def test_a_copy_is_told_to_have_caught_up_once_it_has_made_a_version_itself() ->
     assert not copies.may_show(0, 3)
 
 
-def test_what_was_not_confirmed_is_sent_again() -> None:
+def test_what_a_copy_says_that_it_has_not_is_sent_again_and_nothing_else() -> None:
     copies = filled()
-    copies.copied(1, HEADER, 0)
-    copies.copied(1, 0, 1)
-    again = copies.again([0], 1, ({0: Handle(7)}, b"lr", ()))
+    roots: tuple[dict[int, Handle | None], bytes, Squares] = ({0: Handle(7)}, b"lr", ())
+    assert copies.ask([0], 1) == [x.AskCopy(1)], "a question is small: the copy may only be slow"
+    again = copies.told(1, ((HEADER, 0), (0, 1)), [0], 1, roots)
     assert again == [x.CopyBucket(1, 1, 1), x.CopyBucket(1, 4, 1), x.Replicate((1,), 1, 0, Handle(7), b"lr", ())]
+    copies.ask([0], 1)
+    assert copies.told(1, ((HEADER, 0), (0, 2), (1, 1), (4, 1)), [0], 1, roots) == []
+
+
+def test_a_copy_that_never_heard_its_beginning_gets_it_again() -> None:
+    copies = filled()
+    copies.ask([], 1)
+    again = copies.told(1, (), [], 1, None)
+    assert again[0] == x.Fill(1, b"model", FIELDS)
+    assert [effect.bucket for effect in again[1:] if isinstance(effect, x.CopyBucket)] == [0, 1, 4]
+
+
+def test_what_was_sent_after_the_question_is_not_lost() -> None:
+    copies = Copies((0, 1), (), b"model")
+    copies.roster(rostered(1, filling=(1,)), 0, FIELDS)
+    copies.ask([], 0)
+    assert copies.made(0, 1) == [x.CopyBucket(1, 0, 1)]
+    assert copies.told(1, ((HEADER, 0),), [0], 0, ({0: Handle(7)}, b"lr", ())) == []
+    copies.ask([0], 0)
+    assert copies.told(1, ((HEADER, 0),), [0], 0, None) == [x.CopyBucket(1, 0, 1)]
 
 
 def test_a_copy_that_is_gone_is_not_waited_for() -> None:

@@ -99,10 +99,25 @@ def test_two_steps_at_once_are_our_own_fault() -> None:
         worker.step(NOW, x.StepBegan(1))
 
 
+def test_what_came_is_not_pushed_again_and_what_did_not_is() -> None:
+    """Whoever is slow is asked, and not sent gigabytes twice."""
+    worker = Worker(x.Assigned(1, (0, 1, 2)), 2)
+    worker.step(NOW, x.StepBegan(0))
+    for leaf in range(3):
+        for bucket in range(2):
+            worker.step(NOW, x.Computed(0, leaf, bucket, Handle(1 + 3 * bucket + leaf)))
+    assert worker.step(NOW, x.Waited()) == [x.Pull(1, (0, 1))]
+    assert worker.step(NOW, x.Outstanding(0, 0, (Subtree(0, 4),))) == []
+    assert worker.step(NOW, x.Outstanding(0, 0, (Subtree(0, 2), Subtree(2, 1)))) == []
+    assert worker.step(NOW, x.Outstanding(0, 1, (Subtree(2, 1),))) == [x.Push(0, 1, Subtree(0, 2), Handle(4))]
+    assert worker.step(NOW, x.Outstanding(1, 1, ())) == [], "of another step"
+
+
+@pytest.mark.parametrize("clips", [False, True], ids=["", "clips"])
 @pytest.mark.parametrize("seed", range(20))
-def test_what_was_lost_on_the_way_is_said_again(seed: int) -> None:
+def test_what_was_lost_on_the_way_is_said_again(seed: int, clips: bool) -> None:
     random = Random(seed)
-    world = World([(0, 1, 2), (3,)], [(0,), (1,)], 4, 3, random)
+    world = World([(0, 1, 2), (3,)], [(0,), (1,)], 4, 3, random, clips=clips)
     world.open()
     for _ in range(100):
         world.network = [parcel for parcel in world.network if random.random() < 0.5]
@@ -111,5 +126,8 @@ def test_what_was_lost_on_the_way_is_said_again(seed: int) -> None:
             break
         for worker in range(2):
             world.hear(worker, x.Waited())
+        for shard in range(2):
+            if world.shards[shard].deadline() is not None:
+                world.tell(shard, x.Waited())
     assert world.applied == world.expected()
     assert world.ended == {0, 1}

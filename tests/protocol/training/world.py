@@ -110,7 +110,7 @@ class World:
             if parcel.side == "shard":
                 self.deliver(parcel)
             else:
-                assert isinstance(parcel.event, x.Shown)
+                assert isinstance(parcel.event, x.Shown | x.Outstanding)
                 self.hear(parcel.to, parcel.event)
         raise AssertionError("the world does not come to rest")
 
@@ -153,15 +153,23 @@ class World:
                 self.tell(shard, x.Measured(effect.step, effect.bucket, float(effect.bucket + 1)))
             case x.TellNorms():
                 for other in set(range(len(self.shards))) - {shard}:
-                    self.send("shard", other, x.NormsHeard(shard, effect.step, effect.squares))
-            case x.Show():
-                for worker in effect.workers:
-                    self.send("worker", worker, x.Shown(effect.version, effect.bucket))
+                    self.send("shard", other, x.NormsHeard(shard, effect.step, effect.squares, effect.asks))
+            case x.Show() | x.TellOutstanding():
+                self.say(effect)
             case x.WritePart():
                 self.last.append(effect)
                 self.tell(shard, x.PartDurable(effect.step, effect.final))
             case x.End():
                 self.ended.add(shard)
+
+    def say(self, effect: x.Show | x.TellOutstanding) -> None:
+        """To workers."""
+        if isinstance(effect, x.Show):
+            for worker in effect.workers:
+                self.send("worker", worker, x.Shown(effect.version, effect.bucket))
+            return
+        for bucket, subtrees in effect.held:
+            self.send("worker", effect.worker, x.Outstanding(effect.step, bucket, subtrees))
 
     def send(
         self, side: Literal["shard", "worker"], to: int, event: x.ShardEvent | x.WorkerEvent, tensor: str | None = None
