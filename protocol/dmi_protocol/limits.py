@@ -50,6 +50,8 @@ ARGUMENTS = 256
 LEAVES = 1_024
 LOG_BYTES = 64 * 1024 * 1024
 """What one role process may write to its log before the middle is left out."""
+LEDGER_BYTES = 64 * 1024 * 1024
+"""What a worker writes down of the leaves that it computed."""
 TRACEBACK_BYTES = 16 * 1024
 JOBS_REMEMBERED = 1_000
 PARTIAL_CHECKPOINTS = 64

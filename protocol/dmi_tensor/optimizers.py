@@ -6,8 +6,8 @@ is there. Both change bits, so neither is the script's choice.
 
 import inspect
 from collections.abc import Mapping, Sequence
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import msgpack
 import torch
@@ -28,7 +28,8 @@ REFUSED = {
 }
 _OURS = frozenset({"foreach", "fused", "params", "capturable", "differentiable"})
 """Options that choose kernels. They are set here."""
-_STATE_SCALARS = (int, float, bool)
+_PROBE = (3,)
+"""The shape of a tensor that stands for any other."""
 
 
 class OptimizerRefusedError(Exception):
@@ -97,6 +98,49 @@ def make(name: str, parameters: Sequence[torch.Tensor], options: Mapping[str, An
             return made
     plain: Optimizer = kind(list(parameters), **chosen)
     return plain
+
+
+class Kept(NamedTuple):
+    """What an optimizer keeps under one name of its state: a tensor of this dtype and shape, or a number."""
+
+    dtype: torch.dtype | None
+    shape: tuple[int, ...]
+
+
+@lru_cache(maxsize=1_024)
+def kept_of(name: str, shape: tuple[int, ...], dtype: torch.dtype, hyper: bytes, group: int) -> Mapping[str, Kept]:
+    """What torch's ``name`` with these hyperparameters keeps of a tensor of this shape and dtype, by name: found by a step on
+    zeros. Raises ``RemoteProtocolError`` for hyperparameters that it does not take."""
+    groups = groups_of(hyper)
+    if not 0 <= group < len(groups):
+        raise RemoteProtocolError(f"hyperparameters of {len(groups)} groups where there is a group {group}")
+    is_whole = name in WHOLE  # of the others each element is like any other
+    parameter = torch.zeros(shape if is_whole else _PROBE, dtype=dtype)
+    parameter.grad = torch.zeros_like(parameter)
+    try:
+        made = make(name, [parameter], groups[group])
+        step(made, groups[group])
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
+        raise RemoteProtocolError(f"hyperparameters that {name} does not take: {error}") from error
+    found = {key: _kept(value) for key, value in made.state[parameter].items() if value is not None}
+    if is_whole:
+        return found
+    return {key: kept._replace(shape=shape) if kept.shape == _PROBE else kept for key, kept in found.items()}
+
+
+def _kept(value: object) -> Kept:
+    return Kept(value.dtype, tuple(value.shape)) if isinstance(value, torch.Tensor) else Kept(None, ())
+
+
+def check_state(values: Mapping[str, Any], kept: Mapping[str, Kept]) -> None:
+    """Raise ``RemoteProtocolError`` unless ``values`` are what an optimizer keeps, or nothing: it never touched the tensor. A
+    fused kernel writes beyond the end of a state that is too small. What it kept under other hyperparameters, and does not
+    look at now, may be there too."""
+    if values and not kept.keys() <= values.keys():
+        raise RemoteProtocolError(f"the state of an optimizer has {sorted(values)} where it keeps {sorted(kept)}")
+    for key in values.keys() & kept.keys():
+        if (found := _kept(values[key])) != kept[key]:
+            raise RemoteProtocolError(f"{key} of an optimizer's state is {found} where it is {kept[key]}")
 
 
 def warm_up() -> None:

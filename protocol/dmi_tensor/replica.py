@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from dmi_protocol.codec import convert, unpack
 from dmi_protocol.errors import RemoteProtocolError
+from dmi_tensor.optimizers import check_state, kept_of
 from dmi_tensor.shard import Shard
 
 _Named = tuple[str, int | float | bool | None]
@@ -52,6 +53,10 @@ def put_in_place(shard: Shard, bucket: int, version: int, found: Bucketful) -> N
     state = [dict(_values(named, rest)) for named in convert(unpack(found.state), list[list[_Named]])]
     if state and len(state) != len(layout.segments):
         raise RemoteProtocolError(f"bucket {bucket} has {len(layout.segments)} segments, and {len(state)} states came")
+    if layout.kind == "parameter" and (found.hyper or any(state)):
+        optimizer, dtype = shard.definition.optimizer, values.dtype
+        for segment, kept in zip(layout.segments, state or [{}] * len(layout.segments), strict=True):
+            check_state(kept, kept_of(optimizer, segment.shape, dtype, found.hyper, layout.group))
     shard.restore(version, bucket, values, found.hyper, state)
 
 

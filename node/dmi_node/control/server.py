@@ -95,6 +95,10 @@ class ControlServer:
                 await client.send({"ok": await answer})
         except RefusalError as error:
             await client.send({"error": {"kind": error.kind, "line": str(error)}})
+        except (ConnectionError, TimeoutError):
+            raise
+        except OSError as error:  # the disk's: it is this node's trouble, and no reason to end
+            await client.send({"error": {"kind": "refused", "line": f"this node cannot do that now: {error}"}})
         except (RemoteProtocolError, LookupError, TypeError, ValueError, ArithmeticError) as error:
             await client.send({"error": {"kind": "usage", "line": f"the request makes no sense: {error!r}"}})
 

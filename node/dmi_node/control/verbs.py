@@ -2,11 +2,8 @@
 
 import asyncio
 import difflib
-import os
 import secrets
-import tempfile
 from collections.abc import AsyncGenerator, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -212,26 +209,26 @@ class Verbs:
 
     async def _receive(self, client: Client, blob: BlobHash, size: int) -> None:
         """The bundle in chunks, into the blobs."""
-        blobs, received = self._node.blobs, 0
-        descriptor, name = tempfile.mkstemp(dir=blobs.path(blob).parent, prefix=".upload-")
+        directory, received = self._node.blobs.path(blob).parent, 0
+        path = directory / f".upload-{secrets.token_hex(8)}"
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with await asyncio.to_thread(path.open, "xb") as file:
                 while "chunk" in (piece := await client.receive()):
                     received += len(piece["chunk"])
                     if received > size:
                         raise RefusalError("usage", "the bundle is larger than was said")
                     await asyncio.to_thread(file.write, piece["chunk"])
-            await asyncio.to_thread(blobs.adopt, Path(name), blob)
+            await asyncio.to_thread(self._node.blobs.adopt, path, blob)
         except WrongHashError as error:
             raise RefusalError("usage", f"the bundle arrived damaged: {error}") from error
         except (TimeoutError, ConnectionError):
             raise
         except OSError as error:
-            raise RefusalError(
-                "refused", f"the bundle cannot be stored: {error}; free some space under {name}"
-            ) from error
+            name = self._node.peer.me.name
+            why = f"the job's files cannot be stored on {name} ({error.strerror}): free some space under {directory}"
+            raise RefusalError("refused", f"{why}, or submit to another node") from error
         finally:
-            await asyncio.to_thread(Path(name).unlink, missing_ok=True)
+            await asyncio.to_thread(path.unlink, missing_ok=True)
 
     async def _copy(self, blob: BlobHash) -> tuple[NodeId, ...]:
         """One other node that has the bundle too; nobody, in a mesh of one. A witness is asked last, and may decline."""

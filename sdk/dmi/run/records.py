@@ -1,6 +1,8 @@
 """What a worker writes down: how far it is, which leaves it computed, and the optimizer's state that it was sent."""
 
+import errno
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -34,15 +36,27 @@ class Progress:
 
 
 class Ledger:
-    """``ledger.jsonl``: one line for each leaf that was computed here, with the step and the number of samples."""
+    """``ledger.jsonl``: one line for each leaf that was computed here, with the step and the number of samples. It is for
+    people: where it cannot be written, or is too long, it ends, and the training does not."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "ledger.jsonl"
+        self._room = limits.LEDGER_BYTES
 
     def note(self, step: int, leaf: int, samples: int) -> None:
         """A leaf was computed."""
-        with self._path.open("a") as ledger:
-            ledger.write(json.dumps({"step": step, "leaf": leaf, "samples": samples}) + "\n")
+        line = json.dumps({"step": step, "leaf": leaf, "samples": samples}) + "\n"
+        if not self._room:
+            return
+        try:
+            if len(line) > self._room:
+                raise OSError(errno.EFBIG, f"it has {limits.LEDGER_BYTES} bytes")
+            with self._path.open("a") as ledger:
+                ledger.write(line)
+            self._room -= len(line)
+        except OSError as error:
+            self._room = 0
+            print(f"the ledger of this worker ends at step {step}: {error.strerror}", file=sys.stderr, flush=True)
 
 
 class StateFiles:

@@ -1,5 +1,6 @@
 """Runs a training script as ``python script.py`` would, and says in plain words how it ended."""
 
+import errno
 import runpy
 import sys
 import traceback
@@ -13,7 +14,12 @@ from dmi.errors import DmiError
 CANNOT_START = "cannot-start"
 """The script cannot run on this host, now or later: a syntax error, a missing package."""
 RAISED = "script-raised"
+DISK = "disk"
+"""This host's disk takes nothing: another host may have space."""
 EXITED = "script-exited"
+
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
 
 class Ending(Struct, frozen=True):
@@ -40,6 +46,10 @@ def run_script(script: Path, args: tuple[str, ...]) -> Ending | None:
         return Ending(CANNOT_START, f"{_place(error)}the package {error.name!r} is not installed on this host")
     except DmiError as error:
         return Ending(RAISED, f"{_place(error)}{error}")
+    except OSError as error:
+        if error.errno in _DISK_ERRORS:
+            return Ending(DISK, f"{_place(error)}{error}; its host's disk takes nothing")
+        return Ending(RAISED, _own_traceback(error))
     except BaseException as error:  # noqa: BLE001 (whatever a script raises is the script's, and is reported as such)
         return Ending(RAISED, _own_traceback(error))
     return None

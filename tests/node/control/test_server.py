@@ -1,6 +1,7 @@
 """The door, with verbs of the test's behind it."""
 
 import asyncio
+import errno
 import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -23,7 +24,7 @@ class Verbs:
         self.closed = asyncio.Event()
 
     def table(self) -> dict[str, Verb]:
-        return {"echo": self.echo, "refuse": self.refuse, "need": self.need, "count": self.count, "wait": self.wait}
+        return {name: getattr(self, name) for name in ("echo", "refuse", "need", "full", "count", "wait")}
 
     async def echo(self, client: Client, args: dict[str, Any]) -> object:
         return args
@@ -33,6 +34,9 @@ class Verbs:
 
     async def need(self, client: Client, args: dict[str, Any]) -> object:
         return args["needed"] + int(args["number"])
+
+    async def full(self, client: Client, args: dict[str, Any]) -> object:
+        raise OSError(errno.ENOSPC, "No space left on device", "/blobs/x")
 
     async def count(self, client: Client, args: dict[str, Any]) -> AsyncGenerator[object, None]:
         for number in range(args["to"]):
@@ -70,6 +74,14 @@ async def test_a_request_has_one_answer(tmp_path: Path) -> None:
         assert await ask(tmp_path / "control.sock", "echo", a=1) == {"ok": {"a": 1}}
         refused = await ask(tmp_path / "control.sock", "refuse")
         assert refused == {"error": {"kind": "unknown", "line": "there is no such thing"}}
+
+
+async def test_a_disk_that_takes_nothing_is_refused_in_a_line_and_ends_no_daemon(tmp_path: Path) -> None:
+    async with serving(tmp_path / "control.sock"):
+        refused = (await ask(tmp_path / "control.sock", "full"))["error"]
+        assert refused["kind"] == "refused"
+        assert "No space left on device" in refused["line"]
+        assert await ask(tmp_path / "control.sock", "echo") == {"ok": {}}
 
 
 async def test_the_door_is_for_its_owner_and_group_however_long_its_path(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from dmi.run import records
 from dmi.run.records import Ledger, Progress
+from dmi_protocol import limits
 from dmi_protocol.messages.roles import FromRole, Progressed
 from dmi_wire.child import Child
 
@@ -46,3 +47,23 @@ def test_every_leaf_is_a_line_of_the_ledger(tmp_path: Path) -> None:
     ledger.note(3, 2, 15)
     lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     assert lines == [{"step": 3, "leaf": 1, "samples": 16}, {"step": 3, "leaf": 2, "samples": 15}]
+
+
+def test_a_ledger_that_cannot_be_written_ends_and_the_training_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = Ledger(tmp_path / "gone")
+    for step in (3, 4):
+        ledger.note(step, 1, 16)
+    assert capsys.readouterr().err == "the ledger of this worker ends at step 3: No such file or directory\n"
+
+
+def test_a_ledger_has_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(limits, "LEDGER_BYTES", 100)
+    ledger = Ledger(tmp_path)
+    for step in range(9):
+        ledger.note(step, 1, 16)
+    assert (tmp_path / "ledger.jsonl").stat().st_size <= 100
+    assert "ends at step 2: it has 100 bytes" in capsys.readouterr().err

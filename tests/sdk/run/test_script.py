@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dmi.run.script import CANNOT_START, EXITED, RAISED, Ending, run_script
+from dmi.run.script import CANNOT_START, DISK, EXITED, RAISED, Ending, run_script
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +72,14 @@ def test_a_traceback_shows_the_scripts_frames_and_their_causes(tmp_path: Path) -
     assert ending.text.endswith("ValueError: outer")
     assert "runpy" not in ending.text
     assert "script.py" not in ending.text
+
+
+def test_a_full_disk_is_the_trouble_of_its_host(tmp_path: Path) -> None:
+    """Another host may have space, so the others take over."""
+    ending = end(tmp_path, "import errno, os\nraise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'note.txt')\n")
+    assert ending is not None
+    assert ending.kind == DISK
+    assert ending.text.startswith("train.py:2: [Errno 28] No space left on device: 'note.txt'")
+    ending = end(tmp_path, "open('no-such-file')\n")
+    assert ending is not None
+    assert ending.kind == RAISED
