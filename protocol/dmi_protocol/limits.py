@@ -67,8 +67,10 @@ MEMBERS = 10_000
 VOTERS = 5
 NAME_CHARACTERS = 63
 INVITATIONS = 256
-RUMORS = 1_024
+RUMORS = 64
+"""What one member may spread at a time; further things of its own it does not spread, and others do not take in."""
 RUMOR_BYTES = 512
+RUMOR_KEY_CHARACTERS = 128
 
 # Time.
 LEASE_MS = 2_000

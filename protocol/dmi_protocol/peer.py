@@ -242,6 +242,9 @@ class Peer:
                 case Restore(snapshot):
                     self._is_dirty = True
                     self.state = ClusterState.decode(snapshot.state)
+                    for job in self.state.jobs.values():
+                        if job.state in ENDED:
+                            self.swim.retract(news.about(job.id))
                     is_news = True
                 case _:
                     effects.append(output)
@@ -261,6 +264,8 @@ class Peer:
             effects.append(Explain(entry.command.role.job, entry.command.reason))
         for ended in goes_on:
             job = self.state.jobs.get(ended)
+            if job is None or job.state in ENDED:
+                self.swim.retract(news.about(ended))
             if job is not None and job.state in ENDED and job.reason is not None:
                 effects.append(Explain(job.id, job.reason))
                 effects.append(ForgetJob(job.id))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from dmi_protocol import limits
 from dmi_protocol.cluster.command import Command
-from dmi_protocol.cluster.state import ClusterState, MemberRecord
+from dmi_protocol.cluster.state import ENDED, ClusterState, MemberRecord
 from dmi_protocol.codec import open_envelope, seal
 from dmi_protocol.consensus.settings import RaftSettings, Restored
 from dmi_protocol.effects import (
@@ -29,6 +29,7 @@ from dmi_protocol.messages.control import Introduced
 from dmi_protocol.messages.membership import MembershipMessage
 from dmi_protocol.messages.mesh import Message, Wire
 from dmi_protocol.messages.roles import Lease, Roster
+from dmi_protocol.news import about
 from dmi_protocol.peer import Me, Peer, PeerSettings
 from tests.simulation.checkers import Agreement, Answers, Incarnations, Roles
 from tests.simulation.clock import Clock
@@ -292,7 +293,12 @@ class World:
 def bounds(node: Node, peer: Peer, settings: PeerSettings) -> None:
     """Every queue stays below its bound."""
     rumors, members = len(peer.swim.rumors), len(peer.swim.members)
-    demand("queues", rumors <= limits.RUMORS, f"{node.name} holds {rumors} rumors")
+    demand("queues", rumors <= limits.RUMORS * (members + 1), f"{node.name} holds {rumors} rumors")
+    over = (
+        {about(job.id) for job in peer.state.jobs.values() if job.state in ENDED} if peer.state is not None else set()
+    )
+    told = [key for _, key in peer.swim.rumors if key in over]
+    demand("queues", not told, f"{node.name} spreads {told}, which are over")
     demand("queues", members <= limits.MEMBERS, f"{node.name} knows {members} members")
     held = peer.raft.commit - peer.raft.log.start
     demand("queues", held <= 4 * settings.compact_entries + 256, f"{node.name} has not compacted {held} entries")

@@ -13,6 +13,7 @@ from dmi_protocol.cluster.command import (
     KeepPart,
     LoseRole,
     Place,
+    Post,
     ReadyRole,
     Recopy,
     Recruit,
@@ -139,6 +140,11 @@ def _place(state: ClusterState, command: Place) -> Outcome:
         return _STALE
     if command.restore != (None if job.checkpoint is None else job.checkpoint.step):
         return _STALE
+    if not _are_posts(command.posts, job.id, command.generation) or not _is_cast(command.cast):
+        return _STALE
+    posted = {(post.role.role, post.role.index) for post in command.posts}
+    if not _members(command.cast) <= posted or len(command.keepers) not in {0, len(command.cast.shards)}:
+        return _STALE
     job.generation = job.life = command.generation
     job.restore, job.keepers = command.restore, command.keepers
     job.posts, job.cast = command.posts, command.cast
@@ -164,6 +170,8 @@ def _recruit(state: ClusterState, command: Recruit) -> Outcome:
     job = _in_life(state, command.job, command.generation)
     if job is None or not job.runs or command.generation != job.generation:
         return _STALE
+    if not _are_posts(command.posts, job.id, job.generation + 1):
+        return _STALE
     if any(post.role.index < job.next_index for post in command.posts):
         return _STALE
     job.posts = (*job.posts, *command.posts)
@@ -178,6 +186,8 @@ def _shift(state: ClusterState, command: Shift) -> Outcome:
     if job is None or not job.goes_on or not job.runs or job.cast is None or command.generation != job.generation + 1:
         return _STALE
     seated = {(record.seat.key.role, record.seat.key.index) for record in job.seats}
+    if not _is_cast(command.cast):
+        return _STALE
     if not _members(command.cast) <= seated or len(command.cast.shards) != len(job.cast.shards):
         return _STALE
     for shard, (old, new) in enumerate(zip(job.cast.shards, command.cast.shards, strict=True)):
@@ -191,6 +201,21 @@ def _shift(state: ClusterState, command: Shift) -> Outcome:
     job.generation, job.cast, job.synced, job.pairs = command.generation, command.cast, (), ()
     job.state, job.reason = RUNNING, None if command.is_full else job.reason
     return _DONE
+
+
+def _are_posts(posts: tuple[Post, ...], job: JobId, generation: int) -> bool:
+    """Some, each of another process of this very generation."""
+    roles = [post.role for post in posts]
+    are_new = all(role.job == job and role.generation == generation and role.index >= 0 for role in roles)
+    return bool(roles) and are_new and len({(role.role, role.index) for role in roles}) == len(roles)
+
+
+def _is_cast(cast: Cast) -> bool:
+    """Has each worker a speed, somebody a share, and each shard different copies?"""
+    workers = len(set(cast.workers)) == len(cast.workers) == len(cast.speeds) and cast.lead in cast.workers
+    speeds = any(cast.speeds) and all(0 <= speed < float("inf") for speed in cast.speeds)
+    copies = [(*replicas.in_sync, *replicas.filling) for replicas in cast.shards]
+    return workers and speeds and bool(copies) and all(len(set(them)) == len(them) for them in copies)
 
 
 def _members(cast: Cast) -> set[tuple[str, int]]:

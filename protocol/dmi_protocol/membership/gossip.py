@@ -23,6 +23,10 @@ class Gossip(Generic[News]):
         """Spread this from now on."""
         self._told[about] = (0, news)
 
+    def end(self, about: tuple[NodeId, str]) -> None:
+        """Spread this no more."""
+        self._told.pop(about, None)
+
     def drop(self, node: NodeId) -> None:
         """Forget what is about ``node``."""
         self._told = {about: told for about, told in self._told.items() if about[0] != node}

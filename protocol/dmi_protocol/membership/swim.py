@@ -5,6 +5,7 @@ from random import Random
 
 from msgspec import Struct
 
+from dmi_protocol import limits
 from dmi_protocol.effects import Effect, Send
 from dmi_protocol.events import Connected, Disconnected, Event, Received, Stopping
 from dmi_protocol.identity import NodeId
@@ -60,6 +61,8 @@ class Swim:
         self._health = 0
         self._updates: Gossip[Update] = Gossip(settings)
         self._news: Gossip[Rumor] = Gossip(settings)
+        self._over: dict[str, None] = {}
+        """Keys under which nothing is spread any more; the last ones."""
         self._ring: list[NodeId] = []
         self._cut: set[NodeId] = set()
         """Members whose connections have broken, and who were not heard since."""
@@ -99,10 +102,28 @@ class Swim:
         return self.members[node].standing if node in self.members else "dead"
 
     def publish(self, now: Instant, key: str, value: bytes) -> None:
-        """Spread a small value; it replaces what we spread under ``key`` before."""
+        """Spread a small value; it replaces what we spread under ``key`` before. Not what is ``retract``-ed, nor more than
+        ``limits.RUMORS`` things at a time."""
         old = self.rumors.get((self._me, key))
         rumor = Rumor(self._me, key, (self._first_version if old is None else old.version) + 1, value)
         self._hold(now, rumor)
+
+    def retract(self, key: str) -> None:
+        """Nothing is spread under this key any more, by anybody: what it was about is over."""
+        self._over[key] = None
+        if len(self._over) > limits.JOBS_REMEMBERED:
+            del self._over[next(iter(self._over))]
+        gone = {about for about in self.rumors if about[1] == key}
+        self._forget(gone)
+        for about in gone:
+            self._news.end(about)
+
+    def _may_hold(self, rumor: Rumor) -> bool:
+        about = (rumor.origin, rumor.key)
+        is_small = len(rumor.value) <= limits.RUMOR_BYTES and len(rumor.key) <= limits.RUMOR_KEY_CHARACTERS
+        if rumor.key in self._over or not is_small:
+            return False
+        return about in self.rumors or sum(origin == rumor.origin for origin, _ in self.rumors) < limits.RUMORS
 
     def _forget(self, gone: set[tuple[NodeId, str]]) -> None:
         for about in gone:
@@ -111,6 +132,8 @@ class Swim:
 
     def _hold(self, now: Instant, rumor: Rumor) -> None:
         about = (rumor.origin, rumor.key)
+        if not self._may_hold(rumor):
+            return
         self.rumors[about] = rumor
         self.heard_news += 1
         self._news.add(about, rumor)
@@ -344,4 +367,5 @@ class Swim:
         """Assert the invariants."""
         assert self._me not in self.members
         assert len(self._probes) <= self._settings.probes_max, "probes pile up"
+        assert len(self.rumors) <= limits.RUMORS * (len(self.members) + 1), "rumors pile up"
         assert all(member.standing != "suspect" or member.accusers for member in self.members.values())

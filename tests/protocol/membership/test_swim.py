@@ -4,6 +4,7 @@ from random import Random
 
 import pytest
 
+from dmi_protocol import limits
 from dmi_protocol.effects import Send
 from dmi_protocol.events import Connected, Disconnected, Received, Stopping, Ticked
 from dmi_protocol.identity import NodeId
@@ -11,7 +12,7 @@ from dmi_protocol.instant import Instant
 from dmi_protocol.membership.settings import SwimSettings
 from dmi_protocol.membership.swim import Swim
 from dmi_protocol.messages import membership as say
-from dmi_protocol.messages.membership import Ping, PingRequest, Update
+from dmi_protocol.messages.membership import Ping, PingRequest, Rumor, Update
 from tests.protocol.membership.little import Mesh
 
 NOW = Instant(1)
@@ -188,6 +189,28 @@ def test_one_whose_own_health_is_bad_gives_answers_more_time() -> None:
         swim.step(NOW, Connected(B))
         assert swim.deadline() == NOW + (1 + health) * SwimSettings().ping_ms
         swim.step(NOW, Received(B, say.Ack(swim._sequence)))
+
+
+def test_what_is_over_is_spread_by_nobody_any_more() -> None:
+    swim = alone()
+    swim.publish(NOW, "job:1", b"mine")
+    swim.step(NOW, Received(B, say.Gossip((), (Rumor(B, "job:1", 4, b"theirs"), Rumor(B, "node", 1, b"facts")))))
+    swim.retract("job:1")
+    assert list(swim.rumors) == [(B, "node")]
+    swim.step(NOW, Received(B, say.Gossip((), (Rumor(B, "job:1", 5, b"late"),))))
+    swim.publish(NOW, "job:1", b"late")
+    assert list(swim.rumors) == [(B, "node")]
+
+
+def test_a_member_spreads_no_more_than_it_may() -> None:
+    swim = alone()
+    for number in range(limits.RUMORS + 5):
+        swim.publish(NOW, f"job:{number}", b"mine")
+        swim.step(NOW, Received(B, say.Gossip((), (Rumor(B, f"job:{number}", 1, b"theirs"),))))
+    assert len(swim.rumors) == 2 * limits.RUMORS
+    swim.step(NOW, Received(A, say.Gossip((), (Rumor(A, "large", 1, bytes(limits.RUMOR_BYTES + 1)),))))
+    swim.step(NOW, Received(A, say.Gossip((), (Rumor(A, "k" * 200, 1, b""),))))
+    assert len(swim.rumors) == 2 * limits.RUMORS
 
 
 def test_one_that_hears_nothing_does_not_talk_the_others_into_anything() -> None:
