@@ -7,7 +7,7 @@ MINUTES ?= 30
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup check test demo sim planted resilience soak bench format clean
+.PHONY: help setup check quick test test-all demo sim planted resilience soak bench format clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,7 +25,14 @@ check: $(READY)  ## format, lint, types, architecture, generated documents
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/architecture tests/protocol/test_describe.py
 
-test: check      ## check, then every test; the timed ones alone, so that they do not disturb one another
+quick: check     ## check, then the tests without processes: three minutes
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not mesh and not hosts and not processes and not deep" tests
+
+test: check      ## check, then what guards every change; whole meshes one after another, so that none disturbs the other
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not mesh and not hosts and not deep" tests
+	$(BIN)/python -m pytest -q -m "(mesh or hosts) and not deep" tests
+
+test-all: check  ## every test: what make test has and what is too deep for it, more universes, every planted bug
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not mesh and not hosts" tests
 	$(BIN)/python -m pytest -q -m "mesh or hosts" tests
 
@@ -35,7 +42,7 @@ demo: $(READY)   ## three nodes on this machine train a real model; the weights 
 sim: $(READY)    ## make sim SEEDS=1000: that many seeded universes
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --jobs $(JOBS)
 
-planted: $(READY) ## six planted bugs: at which seed, and by which checker, each is caught
+planted: $(READY) ## twelve planted bugs: at which seed, and by which checker, each is caught
 	$(BIN)/python -m tests.simulation.planted
 
 resilience: $(READY) ## make resilience REPEATS=10: kills, cuts and pauses during trainings, and a table of what came out
@@ -44,8 +51,9 @@ resilience: $(READY) ## make resilience REPEATS=10: kills, cuts and pauses durin
 soak: $(READY)   ## make soak MINUTES=30: trainings, and every few seconds something is killed
 	$(BIN)/python -m tests.resilience.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
-bench: $(READY)  ## a step that is only its exchange, beside gloo in the same run
+bench: $(READY)  ## a step that is only its exchange, beside gloo in the same run; AlexNet, beside the same script alone
 	$(BIN)/python -m bench.exchange
+	$(BIN)/python -m bench.alexnet
 
 format: $(READY) ## let ruff put the code into shape
 	$(BIN)/ruff format .

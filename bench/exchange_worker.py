@@ -34,7 +34,7 @@ def measure(exchange: MeshExchange, parameters: int, leaves: int, steps: int) ->
     buckets = Buckets(layout)
     some = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01, momentum=0.9)
     hyper = hyperparameters(some)
-    step = exchange.open(definition_of(parameters, leaves), buckets, [])
+    step = exchange.open(definition_of(parameters, leaves), buckets, [], 1)
     gradient = torch.full((max(bucket.length for bucket in layout.buckets),), 1.0)
     seconds = []
     while step < steps:

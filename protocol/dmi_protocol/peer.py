@@ -96,7 +96,9 @@ class Peer:
         self._settings = settings
         self.raft = Raft(me.node, settings.raft, Random(random.random()), restored)
         self.swim = Swim(me.node, settings.swim, Random(random.random()), me.life)
-        self.state = ClusterState.decode(restored.snapshot.state) if restored.snapshot is not None else None
+        self.state: ClusterState | None = None
+        if restored.snapshot is not None:
+            self._restore(restored.snapshot)
         self._circle = Circle(me.node, introduced, self.raft.log.last)
         self._proposals = Proposals()
         self._removals = Removals()
@@ -241,15 +243,18 @@ class Peer:
                     is_news = True
                 case Restore(snapshot):
                     self._is_dirty = True
-                    self.state = ClusterState.decode(snapshot.state)
-                    for job in self.state.jobs.values():
-                        if job.state in ENDED:
-                            self.swim.retract(news.about(job.id))
+                    self._restore(snapshot)
                     is_news = True
                 case _:
                     effects.append(output)
         if is_news:  # after the sends: whoever is removed is told so before it is unlinked
             self._meet(now, effects)
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        self.state = ClusterState.decode(snapshot.state)
+        for job in self.state.jobs.values():
+            if job.state in ENDED:
+                self.swim.retract(news.about(job.id))
 
     def _apply(self, entry: Entry, effects: list[Effect]) -> None:
         self._is_dirty = True

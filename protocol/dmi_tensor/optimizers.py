@@ -132,6 +132,17 @@ def _kept(value: object) -> Kept:
     return Kept(value.dtype, tuple(value.shape)) if isinstance(value, torch.Tensor) else Kept(None, ())
 
 
+def tensors_kept(optimizer: Optimizer) -> int:
+    """How many tensors of a parameter's own size an optimizer keeps for it, about: the most of its groups."""
+    name, hyper = type(optimizer).__name__, hyperparameters(optimizer)
+    shape = (4, 8)  # whatever looks at whole tensors takes matrices
+    counts = []
+    for group in range(len(optimizer.param_groups)):
+        kept = kept_of(name, shape, torch.float32, hyper, group).values()
+        counts.append(sum(tensor.shape == shape for tensor in kept))
+    return max(counts, default=0)
+
+
 def check_state(values: Mapping[str, Any], kept: Mapping[str, Kept]) -> None:
     """Raise ``RemoteProtocolError`` unless ``values`` are what an optimizer keeps, or nothing: it never touched the tensor. A
     fused kernel writes beyond the end of a state that is too small. What it kept under other hyperparameters, and does not

@@ -20,6 +20,8 @@ from dmi_node.home import HomeBusyError
 from dmi_node.storage.journal import JournalError
 from tests.node.client import ask, call
 
+pytestmark = pytest.mark.processes
+
 SECONDS = 20
 CONFIG = Config(name="solo", listen="127.0.0.1:0")
 SPEC = {"name": "job", "script": "job.py"}

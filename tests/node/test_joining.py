@@ -23,6 +23,8 @@ from dmi_wire.keys import KeyPair
 from dmi_wire.listener import Listener
 from dmi_wire.zap import Gatekeeper
 
+pytestmark = pytest.mark.processes
+
 KEYS = KeyPair.make()
 INVITATION = Invitation("mesh", (("127.0.0.1:7600", KEYS.public), ("10.0.0.2:7600", KEYS.public)), KEYS.secret, 2**31)
 JOIN = Join("guest", "127.0.0.1:9", KEYS.public, witness=False)

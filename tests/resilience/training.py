@@ -32,6 +32,7 @@ class Script(NamedTuple):
 SCRIPTS = {
     "digits": Script("examples/digits.py", 80),
     "transformer": Script("examples/transformer.py", 80),
+    "alexnet": Script("examples/alexnet.py", 2),
     "wide": Script("tests/resilience/scripts/wide.py", 20),
 }
 

@@ -26,7 +26,7 @@ from dmi_protocol.messages.roles import RoleKey
 from dmi_protocol.peer import Peer
 from dmi_protocol.reasons import Reason
 from tests.simulation.node import Node
-from tests.simulation.trouble import demand
+from tests.simulation.trouble import Violation, demand
 
 
 class Agreement:
@@ -117,8 +117,10 @@ class Agreement:
             return
         for part in job.checkpoint.parts:
             holders = [node for node in part.nodes if part.blob in self._nodes[node].blobs or self._is_ahead(node)]
-            what = f"{job.id}: shard {part.shard} of step {job.checkpoint.step} is only on {holders}"
-            demand("parts", len(holders) >= (2 if job.keepers else 1), what)
+            if len(holders) < (2 if job.keepers else 1):
+                raise Violation(
+                    "parts", f"{job.id}: shard {part.shard} of step {job.checkpoint.step} is only on {holders}"
+                )
 
     def _is_ahead(self, node: NodeId) -> bool:
         """It has done what later entries say, and its writes are under way."""
@@ -248,9 +250,9 @@ class Incarnations:
         for other, member in peer.swim.members.items():
             before = known.get(other)
             identity = id(member)
-            if before is not None and before[0] == identity:
+            if before is not None and before[0] == identity and member.incarnation < before[1]:
                 what = f"{node.name} knew {other} at incarnation {before[1]} and believes {member.incarnation}"
-                demand("incarnations", member.incarnation >= before[1], what)
+                raise Violation("incarnations", what)
             known[other] = (identity, member.incarnation)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from dmi_protocol import limits
 from tests.simulation.clock import Clock
-from tests.simulation.trouble import demand
+from tests.simulation.trouble import Violation
 
 Way = tuple[str, str]
 
@@ -61,9 +61,8 @@ class Network:
         for _ in range(copies):
             waiting = self._waiting.get(way, 0) + 1
             self._waiting[way] = waiting
-            demand(
-                "queues", waiting <= limits.MESH_QUEUE_MESSAGES, f"{waiting} messages wait from {source} to {target}"
-            )
+            if waiting > limits.MESH_QUEUE_MESSAGES:
+                raise Violation("queues", f"{waiting} messages wait from {source} to {target}")
             self._clock.later(self.delay_ms(), self._arrive, way, deliver, what)
 
     def _arrive(self, way: Way, deliver: Callable[..., None], what: tuple[Any, ...]) -> None:

@@ -20,7 +20,7 @@ from dmi_protocol.messages.control import Introduced
 from dmi_protocol.peer import Me, Peer, PeerSettings
 from tests.simulation.clock import Clock
 from tests.simulation.disk import WRITES, Disk
-from tests.simulation.trouble import demand
+from tests.simulation.trouble import Violation, demand
 
 _CAUSE = "no space"
 _RESTLESS = 200
@@ -114,9 +114,8 @@ class Node:
         if self.peer is None:
             return
         self._events.append(event)
-        demand(
-            "queues", len(self._events) < limits.EVENT_QUEUE_ITEMS, f"{len(self._events)} events wait at {self.name}"
-        )
+        if len(self._events) >= limits.EVENT_QUEUE_ITEMS:
+            raise Violation("queues", f"{len(self._events)} events wait at {self.name}")
         if not self.is_writing and not self.is_paused:
             self._turn()
 
@@ -135,7 +134,8 @@ class Node:
         peer, now = self.peer, self._clock.now
         assert peer is not None
         self._turns = (now, self._turns[1] + 1) if self._turns[0] == now else (now, 0)
-        demand("livelock", self._turns[1] < _RESTLESS, f"{self.name} turns and turns while no time passes")
+        if self._turns[1] >= _RESTLESS:
+            raise Violation("livelock", f"{self.name} turns and turns while no time passes")
         events = self._events[: limits.EVENTS_PER_WRITE]
         del self._events[: limits.EVENTS_PER_WRITE]
         effects: list[Effect] = []

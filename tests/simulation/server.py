@@ -148,7 +148,8 @@ class Server:
                 self._from_worker(held, said)
             elif not isinstance(said.event, x.NormsHeard):
                 self._early.append(_Heard(sender, said))  # it knows already that we are the primary
-        demand("queues", len(self._tensors) < HELD, f"{self.key} holds {len(self._tensors)} tensors")
+        if len(self._tensors) >= HELD:
+            raise Violation("queues", f"{self.key} holds {len(self._tensors)} tensors")
 
     def _from_worker(self, held: _Copy, said: Said) -> None:
         event = said.event

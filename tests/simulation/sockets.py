@@ -15,7 +15,7 @@ from tests.simulation.clock import Clock
 from tests.simulation.network import Network
 from tests.simulation.node import Node
 from tests.simulation.tensors import Tensor
-from tests.simulation.trouble import demand
+from tests.simulation.trouble import Violation
 
 BUCKETS = 3
 _CUT_MS = 100
@@ -104,7 +104,8 @@ class Sockets:
         repeatable = isinstance(said.event, x.Contributed | x.Shown | x.Pulled | x.NormsHeard)
         if repeatable and self.clock.random.random() < _REPEATED:
             way.append(said)
-        demand("queues", len(way) <= HELD, f"{len(way)} messages wait at {source.key}")
+        if len(way) > HELD:
+            raise Violation("queues", f"{len(way)} messages wait at {source.key}")
         if is_idle:
             self._plan(source, target)
 

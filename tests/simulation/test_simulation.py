@@ -1,4 +1,4 @@
-"""Two hundred universes, and that each one is what it claims to be."""
+"""Two hundred universes, forty of them for every change, and that each one is what it claims to be."""
 
 import subprocess
 import sys
@@ -10,9 +10,14 @@ from tests.simulation.universe import REQUIRED, run
 
 _CHUNK = 20
 _CHUNKS = 10
+_GATE = 2
+"""So many chunks guard every change; the others are deep."""
 
 
-@pytest.mark.parametrize("chunk", range(_CHUNKS))
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "chunk", [*range(_GATE), *(pytest.param(chunk, marks=pytest.mark.deep) for chunk in range(_GATE, _CHUNKS))]
+)
 def test_nothing_is_violated_and_life_goes_on(chunk: int) -> None:
     counters: Counter[str] = Counter()
     for seed in range(chunk * _CHUNK, (chunk + 1) * _CHUNK):
@@ -33,7 +38,7 @@ def test_a_seed_is_one_universe_in_every_process() -> None:
         subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, env={"PYTHONHASHSEED": hashes})
         .stdout.decode()
         .strip()
-        for hashes in ("1", "2", "3")
+        for hashes in ("1", "2")
     }
     assert len(traces) == 1
     assert run(12).trace not in {int(trace) for trace in traces}

@@ -29,6 +29,8 @@ from dmi_protocol.messages.roles import (
 from dmi_wire.channel import framed
 from dmi_wire.child import Child
 
+pytestmark = pytest.mark.processes
+
 PATIENCE_S = 20.0
 ASSIGNMENT = Assignment(
     key=RoleKey(JobId("job-000000"), 1, "worker", 0),

@@ -88,6 +88,9 @@ class Hosting:
         self._reached = reached
         self._local: dict[RoleKey, _Local] = {}
         self._keeping = Keeping(me)
+        self._due: Instant | None = None
+        self._is_new = True
+        """Has something happened since ``_due`` was worked out?"""
 
     def progress(self, job: JobId) -> Progressed | None:
         """The last progress that a worker of ``job`` told here."""
@@ -95,6 +98,7 @@ class Hosting:
 
     def reconcile(self, state: ClusterState) -> tuple[list[Effect], list[Command]]:
         """Make what is here what ``state`` wants; gives effects, and facts that the others must learn."""
+        self._is_new = True
         effects: list[Effect] = []
         facts: list[Command] = []
         wanted = {
@@ -115,10 +119,14 @@ class Hosting:
 
     def deadline(self) -> Instant | None:
         """When ``tick`` is wanted: something is fetched again, or a process has not bound its socket in time."""
-        return earliest(self._keeping.deadline(), *[_unready_at(local) for local in self._local.values()])
+        if self._is_new:
+            self._is_new = False
+            self._due = earliest(self._keeping.deadline(), *[_unready_at(local) for local in self._local.values()])
+        return self._due
 
     def tick(self, now: Instant, state: ClusterState) -> tuple[list[Effect], list[Command]]:
         """What is due."""
+        self._is_new = True
         awaited = {blob for local in self._local.values() if not local.is_stopping for blob in local.awaited}
         effects = self._keeping.again(now, state, awaited)
         facts: list[Command] = []
@@ -185,6 +193,7 @@ class Hosting:
 
     def arrived(self, now: Instant, state: ClusterState, blob: BlobHash) -> tuple[list[Effect], list[Command]]:
         """A blob is here: start what waited for it, tell that a copy is kept."""
+        self._is_new = True
         effects: list[Effect] = []
         for role, local in self._local.items():
             local.awaited.discard(blob)
@@ -196,6 +205,7 @@ class Hosting:
 
     def missing(self, now: Instant, blob: BlobHash) -> None:
         """A blob cannot be had now. Whoever has it may be away: it is asked for again."""
+        self._is_new = True
         self._keeping.missing(now, blob)
 
     def _assignment(self, role: RoleKey, job: Job, parts: tuple[BlobHash, ...]) -> Assignment:
@@ -221,6 +231,7 @@ class Hosting:
 
     def happened(self, role: RoleKey, event: RoleEvent) -> list[Command]:
         """A role process said something, or ended."""
+        self._is_new = True
         local = self._local.get(role)
         if local is None:
             return []

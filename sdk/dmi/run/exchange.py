@@ -57,9 +57,10 @@ class Exchange(Protocol):
         """What a guest was told when it came in; None for all others."""
         ...
 
-    def open(self, definition: Definition, buckets: Buckets, fingerprint: Sequence[tuple[str, str]]) -> int:
+    def open(self, definition: Definition, buckets: Buckets, fingerprint: Sequence[tuple[str, str]], kept: int) -> int:
         """Meet the others, once, before the first step. ``buckets`` hold version 0 and are the run's own: ``install``
-        writes them. Gives the step at which the job stands, whose version is then in ``buckets``."""
+        writes them. ``kept`` tensors of its size the optimizer keeps for each parameter. Gives the step at which the job
+        stands, whose version is then in ``buckets``."""
         ...
 
     def begin(self, step: int, leaf_sizes: Sequence[int], hyper: bytes, extra: Callable[[], bytes]) -> None:

@@ -22,6 +22,7 @@ from dmi_protocol.messages import parameters as say
 from dmi_protocol.messages.roles import Assignment, Ready, Roster
 from dmi_protocol.training import exchange as x
 from dmi_protocol.training.layout import Definition, assign_buckets
+from dmi_protocol.training.needs import needs, told
 from dmi_protocol.training.step import Handle, Release, Subtree, Sum, cover
 from dmi_protocol.training.tree import shares as shares_of_leaves
 from dmi_protocol.training.worker import Worker
@@ -148,12 +149,14 @@ class MeshExchange:
         """See ``Exchange.welcome``."""
         return self._arrival
 
-    def open(self, definition: Definition, buckets: Buckets, fingerprint: Sequence[tuple[str, str]]) -> int:
+    def open(self, definition: Definition, buckets: Buckets, fingerprint: Sequence[tuple[str, str]], kept: int) -> int:
         """See ``Exchange.open``."""
         self._definition, self._buckets = definition, buckets
         self._fingerprint = say.Fingerprint(tuple((name, str(value)) for name, value in fingerprint))
         layout = buckets.layout
         self._owner = assign_buckets(layout, len(self._roster.cast.shards))
+        if self.is_lead and not self.is_guest:
+            self._tell_needs(kept)
         share = self._share()
         self._machine = Worker(x.Assigned(self._roster.generation, share), layout.live)
         local = [shard for shard in self._servers.shards if self._servers.is_local(shard) and not self.is_guest]
@@ -172,6 +175,12 @@ class MeshExchange:
         self._asked = None
         self._progress.begin()
         return step
+
+    def _tell_needs(self, kept: int) -> None:
+        """The first line of the job's log."""
+        cast = self._roster.cast
+        found = needs(self._definition, self._buckets.layout, cast, kept)
+        print(told(found, len(cast.workers), len(self._roster.servers)), flush=True)
 
     def _greet(self, shard: int, beside: Neighbour | None = None) -> None:
         """Memory is offered once, before it has lost its name."""

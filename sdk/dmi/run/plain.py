@@ -32,7 +32,7 @@ class PlainExchange:
         """A plain run always begins."""
         return None
 
-    def open(self, definition: Definition, buckets: Buckets, fingerprint: Sequence[tuple[str, str]]) -> int:
+    def open(self, definition: Definition, buckets: Buckets, fingerprint: Sequence[tuple[str, str]], kept: int) -> int:
         """See ``Exchange.open``."""
         self._definition = definition
         self._buckets = buckets

@@ -21,7 +21,7 @@ from dmi.run.steps import DoneStep, Step, batches, check_dataset, count
 from dmi_protocol.training.tree import leaf_sizes
 from dmi_tensor import fingerprint
 from dmi_tensor.checkpoint import export, named_tensors
-from dmi_tensor.optimizers import OptimizerRefusedError, hyperparameters
+from dmi_tensor.optimizers import OptimizerRefusedError, hyperparameters, tensors_kept
 from dmi_tensor.random_streams import sow_fetch, sow_leaf, sow_step
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -169,7 +169,9 @@ class Run:
     def _meet(self, facts: Sequence[tuple[str, Any]]) -> None:
         assert self._model is not None
         facts = [*fingerprint.machine(), fingerprint.weights(self._model.buckets), *facts]
-        self._step = self._exchange.open(self._model.definition, self._model.buckets, facts)
+        assert self._optimizer is not None
+        kept = tensors_kept(self._optimizer)
+        self._step = self._exchange.open(self._model.definition, self._model.buckets, facts, kept)
         self._model.mark()
 
     def _come_in(self) -> None:

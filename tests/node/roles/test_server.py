@@ -44,6 +44,8 @@ from dmi_wire.bulk import Context, Endpoint, Line
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
 
+pytestmark = pytest.mark.processes
+
 PATIENCE_S = 20.0
 SLOW = """
 import sys, time

@@ -28,6 +28,8 @@ from dmi_protocol.messages.roles import (
     Started,
 )
 
+pytestmark = pytest.mark.processes
+
 SECONDS = 30
 BEGIN = """
 import os, subprocess, sys, time

@@ -35,6 +35,8 @@ from dmi_protocol.messages.roles import (
     Started,
 )
 
+pytestmark = pytest.mark.processes
+
 SECONDS = 30
 ROLE = RoleKey(JobId("job-000000"), 1, "worker", 0)
 BEGIN = """

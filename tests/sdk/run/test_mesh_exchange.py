@@ -14,6 +14,8 @@ from bench.roles import Completed, Exited, PartWritten, Progressed, Troupe
 from dmi_protocol.training.tree import leaf_sizes, shares
 from dmi_tensor.checkpoint import export, read_model
 
+pytestmark = pytest.mark.processes
+
 SCRIPT = Path(__file__).parent / "small.py"
 STEPS = [32, 32, 19, 32, 32, 19]
 

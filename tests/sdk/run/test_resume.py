@@ -46,8 +46,8 @@ class Keeping(PlainExchange):
     def resume(self) -> bytes | None:
         return base64.b64decode(self._parts[0].header.extra) if self._parts else None
 
-    def open(self, definition: Definition, buckets: Buckets, fingerprint: Sequence[tuple[str, str]]) -> int:
-        step = super().open(definition, buckets, fingerprint)
+    def open(self, definition: Definition, buckets: Buckets, fingerprint: Sequence[tuple[str, str]], kept: int) -> int:
+        step = super().open(definition, buckets, fingerprint, kept)
         for shard in self._shards if self._parts else ():
             step = restore(shard, self._parts)
             for bucket in shard.buckets:

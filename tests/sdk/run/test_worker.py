@@ -6,6 +6,8 @@ import pytest
 
 from bench.roles import Failed, Troupe
 
+pytestmark = pytest.mark.processes
+
 SCRIPT = Path(__file__).parent / "small.py"
 
 

@@ -21,11 +21,20 @@ RARE = {"copy-without-the-version-before", "filling-copy-promoted"}
 """They need a primary that is lost in the very moment: ``make planted`` gives them a thousand seeds."""
 
 
+GATE = {"leaf-counted-twice", "version-given-up-early"}
+"""They are caught soon, and show for every change that the checkers see; the others are deep."""
+
+
+def _gated(name: str) -> object:
+    return pytest.param(name, marks=() if name in GATE else pytest.mark.deep)
+
+
 def test_every_bug_of_the_list_is_planted() -> None:
     assert patches().keys() == EXPECTED.keys() | RARE
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", [_gated(name) for name in EXPECTED])
 def test_it_is_small_and_caught(name: str) -> None:
     patch = patches()[name]
     assert 0 < changed_lines(patch) <= MOST_CHANGED_LINES
@@ -34,6 +43,7 @@ def test_it_is_small_and_caught(name: str) -> None:
     assert caught.checker in EXPECTED[name], caught
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", sorted(RARE))
 def test_a_rare_one_is_small_and_applies(name: str) -> None:
     assert 0 < changed_lines(patches()[name]) <= MOST_CHANGED_LINES
@@ -41,4 +51,4 @@ def test_a_rare_one_is_small_and_applies(name: str) -> None:
 
 
 def test_a_faithful_copy_is_not_accused() -> None:
-    assert hunt(None, first=0, seeds=4).seed is None
+    assert hunt(None, first=0, seeds=2).seed is None
