@@ -127,6 +127,7 @@ def follows(hosts: Hosts, index: int) -> bool:
     return status["quorum"] and {member["state"] for member in status["members"]} == {"alive"}
 
 
+@pytest.mark.deep
 @needs_hosts
 def test_a_partition_in_mid_training_changes_no_bit(tmp_path: Path) -> None:
     hosts = Hosts(tmp_path / "hosts", 5)

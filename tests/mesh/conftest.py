@@ -1,4 +1,4 @@
-"""Meshes to try things on. The module-wide one is shared; a test that kills makes its own."""
+"""Meshes to try things on. The one of the session is shared; a test that kills makes its own."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +24,7 @@ def make_mesh(tmp_path: Path) -> Iterator[Callable[[int], LocalMesh]]:
         mesh.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def five(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalMesh]:
     """Five nodes for tests that leave them as they were."""
     mesh = LocalMesh(tmp_path_factory.mktemp("five"), 5)

@@ -21,6 +21,7 @@ MakeMesh = Callable[[int], LocalMesh]
 IDLE_SECONDS = 20
 
 
+@pytest.mark.deep
 def test_an_idle_mesh_of_five_is_nearly_free(five: LocalMesh) -> None:
     """Under 2% of a core on the coordinator, 1% elsewhere, 60 MB, and no torch, rich or numpy in any daemon."""
     until(lambda: sum(member["voter"] for member in five.status()["members"]) == 5, 30, "five voters")

@@ -20,6 +20,7 @@ EPOCHS = 45
 LEAVES = 8
 
 
+@pytest.mark.deep
 def test_a_node_that_drains_gives_its_roles_away_and_leaves(make_mesh: MakeMesh, tmp_path: Path) -> None:
     mesh = make_mesh(3)
     node = dmi.connect(mesh.node(0))

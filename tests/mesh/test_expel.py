@@ -68,6 +68,7 @@ def test_a_node_that_is_expelled_ends_and_its_jobs_go_on(make_mesh: MakeMesh) ->
     assert start_again(mesh, 2) == (CANNOT_START, sentence(WasExpelled()))
 
 
+@pytest.mark.deep
 def test_the_coordinator_can_be_expelled_and_one_that_is_down(make_mesh: MakeMesh) -> None:
     mesh = make_mesh(3)
     nodes = {f"n{index}": dmi.connect(mesh.node(index)) for index in range(3)}

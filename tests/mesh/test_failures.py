@@ -105,6 +105,7 @@ def is_lost(node: Mesh, identity: str) -> bool:
     return any(j["id"] == identity and j["reason"] is not None for j in node.status()["jobs"])
 
 
+@pytest.mark.deep
 def test_a_role_that_dies_is_in_status_within_half_a_second(make_mesh: MakeMesh) -> None:
     """With a reason that names it."""
     mesh = make_mesh(3)
@@ -127,6 +128,7 @@ def test_a_role_that_dies_is_in_status_within_half_a_second(make_mesh: MakeMesh)
     assert median(delays) < 0.5
 
 
+@pytest.mark.deep
 def test_a_role_that_stops_moving_is_ended_and_named(make_mesh: MakeMesh) -> None:
     mesh = make_mesh(2)
     node = dmi.connect(mesh.node(0))

@@ -74,7 +74,9 @@ def ledgers(mesh: LocalMesh, identity: str, generation: str = "*") -> list[tuple
     return [(line["step"], line["leaf"]) for line in lines]
 
 
-@pytest.mark.parametrize("what", ["worker", "server", "node"])
+@pytest.mark.parametrize(
+    "what", [pytest.param("worker", marks=pytest.mark.deep), pytest.param("server", marks=pytest.mark.deep), "node"]
+)
 def test_survivors_take_over_at_the_very_step(make_mesh: MakeMesh, expected: str, what: str, tmp_path: Path) -> None:
     mesh = make_mesh(3)
     node = dmi.connect(mesh.node(0))
@@ -102,6 +104,7 @@ def is_up(mesh: LocalMesh) -> bool:
     return mesh.node(0).joinpath("control.sock").exists()
 
 
+@pytest.mark.deep
 def test_a_whole_mesh_goes_on_from_its_last_checkpoint(make_mesh: MakeMesh, expected: str, tmp_path: Path) -> None:
     mesh = make_mesh(3)
     node = dmi.connect(mesh.node(0))

@@ -16,7 +16,7 @@ SCRIPTS = {
     "digits": ("examples/digits.py", "--epochs", "1"),
     "transformer": ("examples/transformer.py", "--epochs", "1"),
 }
-MESHES = [(1, 1), (2, 3), (3, 1), (3, 3), (5, 3)]
+MESHES = [(2, 3), *(pytest.param(*mesh, marks=pytest.mark.deep) for mesh in [(1, 1), (3, 1), (3, 3), (5, 3)])]
 ENDED = {"succeeded", "failed", "cancelled"}
 
 
@@ -80,6 +80,7 @@ def ledger(mesh: LocalMesh, identity: str, worker: int) -> set[tuple[int, int]]:
     return {(line["step"], line["leaf"]) for line in lines}
 
 
+@pytest.mark.deep
 def test_the_weights_have_moved_and_the_seed_matters(tmp_path: Path) -> None:
     name = "examples/digits.py"
     seeds = {seed: plain(tmp_path / f"{seed}", name, "--epochs", "1", "--seed", str(seed)) for seed in (0, 1)}

@@ -17,12 +17,12 @@ LINEAR = Path(__file__).parent / "scripts" / "linear.py"
 @pytest.mark.parametrize(
     ("trouble", "hint"),
     [
-        ("package", "'no_such_package' is not installed"),
         ("raises", "planted in line 16"),
-        ("samples", "fewer leaves"),
-        ("parameters", "without parameters"),
-        ("nan", "the loss is nan"),
         ("data", "digest of the data"),
+        pytest.param("package", "'no_such_package' is not installed", marks=pytest.mark.deep),
+        pytest.param("samples", "fewer leaves", marks=pytest.mark.deep),
+        pytest.param("parameters", "without parameters", marks=pytest.mark.deep),
+        pytest.param("nan", "the loss is nan", marks=pytest.mark.deep),
     ],
 )
 def test_the_reason_is_one_clear_line(five: LocalMesh, trouble: str, hint: str) -> None:
@@ -39,6 +39,7 @@ def test_the_reason_is_one_clear_line(five: LocalMesh, trouble: str, hint: str) 
     assert "runpy" not in shown
 
 
+@pytest.mark.deep
 def test_a_script_without_a_step_succeeds_with_what_it_began_with(five: LocalMesh) -> None:
     job = dmi.connect(five.home).submit(LINEAR, ["epochs"], workers=2)
     assert job.wait()["state"] == "succeeded"
@@ -78,6 +79,7 @@ def test_what_cannot_be_is_refused_at_submit(five: LocalMesh, options: tuple[str
     assert len(said.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.deep
 def test_leaves_of_the_command_and_of_the_script_must_agree(five: LocalMesh) -> None:
     job = dmi.connect(five.home).submit(LINEAR, workers=1, leaves=8)
     with pytest.raises(JobFailedError, match="leaves=4"):

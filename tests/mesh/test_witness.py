@@ -37,6 +37,7 @@ def votes(node: Mesh) -> set[str]:
     return {member["name"] for member in node.status()["members"] if member["voter"]}
 
 
+@pytest.mark.deep
 def test_two_nodes_and_a_witness_survive_the_loss_of_one(make_mesh: MakeMesh) -> None:
     mesh = make_mesh(2)
     add_witness(mesh)

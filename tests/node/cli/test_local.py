@@ -132,6 +132,7 @@ def test_a_pid_that_now_belongs_to_somebody_else_is_not_signalled(tmp_path: Path
         stranger.kill()
 
 
+@pytest.mark.deep
 def test_a_node_that_does_not_end_in_time_is_killed(root: Path) -> None:
     command("up", "--nodes", "1", "--detach", "--home", root, home=root)
     [daemon] = daemons_of(root)
