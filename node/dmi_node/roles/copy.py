@@ -1,5 +1,6 @@
 """One shard on a server: as its primary, or as a copy that may be promoted. The machines decide; here it is done."""
 
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
@@ -54,6 +55,11 @@ class Host(Protocol):
         ...
 
 
+def _is_newest(event: x.ShardEvent) -> bool:
+    """Does only the last of them count?"""
+    return isinstance(event, x.Leased | x.Rostered)
+
+
 class Copy:
     """See the module. ``now`` is monotonic time."""
 
@@ -64,6 +70,9 @@ class Copy:
         self._now = now
         self._shard: Shard | None = None
         self._backup: Backup | None = None
+        self._unwritten: x.WritePart | None = None
+        """What waits for the disk, and all of this shard with it; the process goes on, so that others hear of it."""
+        self._later: list[x.ShardEvent] = []
         self.is_done = False
         """Has it been the primary, to the end of the job?"""
 
@@ -79,7 +88,7 @@ class Copy:
 
     def deadline(self) -> Instant | None:
         """When ``waited`` is due."""
-        return None if self._shard is None else self._shard.deadline()
+        return None if self._shard is None or self._unwritten is not None else self._shard.deadline()
 
     # Who takes part
 
@@ -87,6 +96,7 @@ class Copy:
         """Be the primary in this generation: from the beginning, still, or in the place of one that is lost. New versions are
         shown only while we are ``leased``."""
         self._tensors.replicates = bool(event.backups or event.filling)
+        self._tensors.keep_lent(event.workers)
         if self._shard is not None:
             self.happened(event)
         elif self._backup is None:
@@ -107,10 +117,28 @@ class Copy:
         return () if self._shard is None else self._shard.silent_copies()
 
     def happened(self, event: x.ShardEvent) -> None:
-        """To the machine, and what it wants is done."""
+        """To the machine, and what it wants is done; later, while the disk has no room for a part that is to be written as it
+        is now."""
+        if self._unwritten is not None:
+            self._later = [each for each in self._later if type(each) is not type(event) or not _is_newest(event)]
+            self._later.append(event)
+            return
         assert self._shard is not None
         for effect in self._shard.step(self._now(), event):
             self._do(effect)
+
+    def go_on(self) -> None:
+        """The disk has written something: there may be room now."""
+        if self._unwritten is None or self._host.writer.is_full:
+            return
+        part, self._unwritten = self._unwritten, None
+        self._write(part)
+        later, self._later = self._later, []
+        for event in later:
+            try:
+                self.happened(event)
+            except RemoteProtocolError as error:
+                print(f"refused: {error}", file=sys.stderr, flush=True)
 
     # What workers say
 
@@ -223,6 +251,9 @@ class Copy:
             self._host.child.fail("disagreement", line, starting=False)
 
     def _write(self, effect: x.WritePart) -> None:
+        if self._host.writer.is_full:
+            self._unwritten = effect
+            return
         name = f"{'final' if effect.final else 'part'}-{self._index}-{effect.step}.safetensors"
         part = self._tensors.part(effect.step, effect.extra, effect.fingerprint)
         self._host.writer.write(self._host.directory / name, part, self._index, final=effect.final)
@@ -280,7 +311,7 @@ class Copy:
         shown = self._tensors.show(worker, version, bucket)
         generation = self._host.roster.generation
         message = say.Show(generation, self._index, version, bucket, shown.tensors, shown.detail, shown.region)
-        self._tensors.lend(bucket, version, self._host.to_worker(worker, message, shown.frames))
+        self._tensors.lend(worker, bucket, version, self._host.to_worker(worker, message, shown.frames))
 
     def _give(self, worker: int, step: int) -> None:
         """The same bytes as on disk, for the lead's own file."""

@@ -4,6 +4,7 @@ It has copies of shards (``copy.py``), and carries what others say to them. One 
 talks to the daemon, a third one to the disk.
 """
 
+import errno
 import os
 import sys
 import time
@@ -33,6 +34,7 @@ from dmi_wire.keys import KeyPair
 from dmi_wire.memory import keep_freed_memory
 
 _POLL_MS = 1_000
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
 
 class Server:
@@ -262,6 +264,8 @@ class Server:
             copy = self._copies.get(part.shard)
             if copy is not None and copy.is_primary:
                 copy.happened(x.PartDurable(part.step, part.final))
+        for copy in self._copies.values():
+            copy.go_on()
 
     def _lose_patience(self) -> None:
         for worker, heard in self._heard.items():
@@ -318,7 +322,8 @@ def main() -> None:
     try:
         serve(child, assignment)
     except OSError as error:
-        child.fail("server", f"the parameter server cannot go on: {error}", starting=False)
+        kind = "disk" if error.errno in _DISK else "server"
+        child.fail(kind, f"the parameter server cannot go on: {error}", starting=False)
     except Exception:  # noqa: BLE001 (a bug of ours: the daemon gets its traceback, and the process ends)
         child.fail("server", traceback.format_exc(), starting=False)
 

@@ -1,7 +1,7 @@
 """The tensors of a server: where handles point, and the memory that it shares with the worker beside it."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 import zmq
@@ -26,7 +26,7 @@ from dmi_tensor.tree_sum import Share, add, share_of
 from dmi_wire.shared_memory import Segment
 
 _LENT_S = 60.0
-"""How long a socket may hold a version that is to be overwritten; ZeroMQ's heartbeats end dead connections sooner."""
+"""How long a socket may hold a version that is to be overwritten: whoever takes part has had it by then."""
 
 
 class Shown(Struct, frozen=True):
@@ -93,7 +93,7 @@ class Tensors:
         """Shares that lie in the memory of a worker beside us."""
         self.replicates = False
         """Are roots sent to copies? They must stay as they are then."""
-        self._lent: dict[tuple[int, int], list[zmq.MessageTracker]] = {}
+        self._lent: dict[tuple[int, int], list[tuple[int, zmq.MessageTracker]]] = {}
 
     @property
     def arithmetic(self) -> Shard:
@@ -274,7 +274,7 @@ class Tensors:
 
     def apply(self, effect: x.Apply) -> None:
         """One optimizer step on one bucket; waits until no socket holds what is overwritten."""
-        for tracker in self._lent.pop((effect.bucket, effect.step - 1), []):
+        for _, tracker in self._lent.pop((effect.bucket, effect.step - 1), []):
             tracker.wait(_LENT_S)
         root = self._get(effect.handle)
         if root is not None and effect.norms and (self.replicates or effect.handle in self._neighbours):
@@ -292,7 +292,15 @@ class Tensors:
             return Shown((spec_of(tensor),), detail, region, ())
         return Shown((spec_of(tensor),), detail, None, (frame_of(tensor),))
 
-    def lend(self, bucket: int, version: int, tracker: zmq.MessageTracker | None) -> None:
-        """A socket holds this version until the tracker is done."""
+    def lend(self, worker: int, bucket: int, version: int, tracker: zmq.MessageTracker | None) -> None:
+        """A socket holds this version for a worker until the tracker is done."""
         if tracker is not None and not tracker.done:
-            self._lent.setdefault((bucket, version), []).append(tracker)
+            self._lent.setdefault((bucket, version), []).append((worker, tracker))
+
+    def keep_lent(self, workers: Collection[int]) -> None:
+        """Others than these take part no more: what still waits for them in a socket, maybe for a host that is gone, holds
+        nobody up, and nobody looks at what comes of it."""
+        self._lent = {
+            place: [(worker, tracker) for worker, tracker in lent if worker in workers]
+            for place, lent in self._lent.items()
+        }

@@ -1,10 +1,12 @@
 """Writes parts of checkpoints beside the server's loop, so that no step waits for a disk."""
 
+import errno
 import hashlib
 import os
+import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,13 +38,21 @@ class Writer:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="parts")
         self._parts: deque[Future[Written]] = deque()
+        self._got_on_at = time.monotonic()
+
+    @property
+    def is_full(self) -> bool:
+        """Are as many parts in memory as there may be? Raises ``OSError`` when the disk has not got on for long."""
+        waiting = sum(not each.done() for each in self._parts)
+        if waiting and time.monotonic() - self._got_on_at > _DISK_S:
+            raise OSError(errno.EIO, f"the disk has written no part of a checkpoint for {_DISK_S:g} s")
+        return waiting >= _AT_ONCE
 
     def write(self, path: Path, part: Part, shard: int, *, final: bool) -> None:
-        """Begin to write ``part`` of ``shard``, whose tensors nobody changes any more. Waits while too many are in memory; raises
-        ``TimeoutError`` when the disk does not get on."""
-        waiting = [each for each in self._parts if not each.done()]
-        if len(waiting) >= _AT_ONCE and not wait(waiting[:1], _DISK_S).done:
-            raise TimeoutError(f"the disk has written no part of a checkpoint for {_DISK_S:g} s")
+        """Begin to write ``part`` of ``shard``, whose tensors nobody changes any more. Not while ``is_full``."""
+        assert not self.is_full
+        if not self._parts:
+            self._got_on_at = time.monotonic()
         future = self._thread.submit(_write, path, part, shard, final)
         self._parts.append(future)
         future.add_done_callback(lambda _: os.eventfd_write(self.fd, 1))
@@ -52,6 +62,7 @@ class Writer:
         with suppress(BlockingIOError):
             os.eventfd_read(self.fd)
         while self._parts and self._parts[0].done():
+            self._got_on_at = time.monotonic()
             yield self._parts.popleft().result()
 
     def close(self) -> None:

@@ -30,6 +30,10 @@ def all_of(writer: Writer, count: int) -> list[Written]:
     return found
 
 
+def has_no_room(writer: Writer) -> bool:
+    return writer.is_full
+
+
 class SlowDisk:
     """Writes when it is let."""
 
@@ -57,14 +61,19 @@ def test_parts_are_written_beside_the_loop_and_told_in_order(tmp_path: Path, mon
     writer.close()
 
 
-def test_no_more_than_two_parts_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_two_parts_are_in_memory_and_a_disk_that_does_not_get_on_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     disk, writer = SlowDisk(), Writer()
     monkeypatch.setattr(module, "write_part", disk.write)
-    monkeypatch.setattr(module, "_DISK_S", 0.05)
     writer.write(tmp_path / "a", part(1), 0, final=False)
+    assert not has_no_room(writer)
     writer.write(tmp_path / "b", part(2), 0, final=False)
-    with pytest.raises(TimeoutError, match="the disk has written no part"):
-        writer.write(tmp_path / "c", part(3), 0, final=False)
+    assert has_no_room(writer), "and nobody waits: others must hear that we are here"
+    monkeypatch.setattr(module, "_DISK_S", 0.0)
+    with pytest.raises(OSError, match="the disk has written no part"):
+        _ = writer.is_full
+    monkeypatch.setattr(module, "_DISK_S", 60.0)
     disk.may_write.set()
     assert [written.step for written in all_of(writer, 2)] == [1, 2]
     writer.write(tmp_path / "c", part(3), 0, final=False)
