@@ -6,8 +6,10 @@ from tests.simulation.planted.copies import MOST_CHANGED_LINES, changed_lines, h
 
 EXPECTED = {
     "checkpoint-on-one-disk": {"parts"},
+    "guest-not-let-in-late": {"progress"},
     "incarnation-not-checked": {"incarnations"},
     "leaf-counted-twice": {"invariants", "leaves"},
+    "lost-and-not-sent-again": {"progress", "versions"},
     "older-term-by-counting": {"committed"},
     "promise-on-a-full-disk": {"durable"},
     "shown-without-a-lease": {"leases"},
