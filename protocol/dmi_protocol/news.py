@@ -7,7 +7,7 @@ import msgpack
 from dmi_protocol.codec import convert, unpack
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import JobId, NodeId
-from dmi_protocol.messages.membership import Rumor
+from dmi_protocol.messages.membership import FACTS, Rumor
 from dmi_protocol.messages.roles import Progressed
 
 NodeFacts = tuple[int, str, str]
@@ -15,7 +15,6 @@ NodeFacts = tuple[int, str, str]
 CAUSE_CHARACTERS = 100
 
 Rumors = Mapping[tuple[NodeId, str], Rumor]
-FACTS = "node"
 
 
 def about(job: JobId) -> str:

@@ -42,6 +42,7 @@ from dmi_protocol.membership.settings import SwimSettings
 from dmi_protocol.membership.swim import MemberChanged, Swim
 from dmi_protocol.messages.consensus import Entry, Noop, Snapshot, Voters
 from dmi_protocol.messages.control import ControlMessage, Coordinated, Introduced, Leaving, Propose, Seeking
+from dmi_protocol.messages.membership import FACTS
 from dmi_protocol.messages.roles import Progressed
 from dmi_protocol.placement.voters import next_voters
 from dmi_protocol.sentences import sentence
@@ -109,6 +110,8 @@ class Peer:
         self._is_new = True
         self._is_dirty = True
         """The state or the membership has changed, so what follows from them is looked at again."""
+        self._is_shown = False
+        """Something else is new that ``status`` shows."""
         self._trouble = ""
         """Why our disk takes nothing. Consensus stands still meanwhile: it would promise what is not durable."""
         self._was_ready = False
@@ -131,16 +134,17 @@ class Peer:
         self._follow_up(now, effects)
         effects += self._hosting.leases(None if self._trouble else self.raft.contact(now))
         known, voters = self._circle.others, self.raft.voters
-        effects += self._expulsion.look(now, self.state, known, voters, is_led=self.raft.has_quorum(now))
+        is_led = self._expulsion.is_refused and self.raft.has_quorum(now)
+        effects += self._expulsion.look(now, self.state, known, voters, is_led=is_led)
         effects += self._search.look(now, is_lost=self._is_lost(), members=self._circle.members)
-        if before != self.raft.leader or self._is_dirty:
+        if before != self.raft.leader or self._is_dirty or self._is_shown:
             effects.append(Changed())
-        self._is_dirty = False
+        self._is_dirty = self._is_shown = False
         return effects
 
     def deadline(self) -> Instant | None:
         """When a ``Ticked`` is wanted."""
-        schedule = self._scheduler.deadline() if self.raft.is_ready else None
+        schedule = self._scheduler.deadline() if self._coordinates() else None
         raft = None if self._trouble else self.raft.deadline()
         renewal = self._hosting.renewal() if self.raft.leads_alone else None
         machines = (
@@ -164,7 +168,7 @@ class Peer:
         self._publish(now)
 
     def _publish(self, now: Instant) -> None:
-        self.swim.publish(now, news.FACTS, news.pack_facts((self.me.pid, self.me.version, self._trouble)))
+        self.swim.publish(now, FACTS, news.pack_facts((self.me.pid, self.me.version, self._trouble)))
 
     def _take(self, now: Instant, event: Event, effects: list[Effect]) -> None:
         match event:
@@ -220,14 +224,14 @@ class Peer:
 
     def _pass(self, now: Instant, event: Event, effects: list[Effect]) -> None:
         """To the machines that speak with other nodes."""
-        heard = self.swim.heard_news
+        news_before, facts_before = self.swim.heard_news, self.swim.heard_facts
         for output in self.swim.step(now, event):
             if isinstance(output, MemberChanged):
                 self._is_dirty = True
             else:
                 effects.append(output)
-        if heard != self.swim.heard_news:
-            self._is_dirty = True
+        self._is_dirty = self._is_dirty or self.swim.heard_facts != facts_before
+        self._is_shown = self._is_shown or self.swim.heard_news != news_before
         if not self._trouble:
             self._agree(now, self.raft.step(now, event), effects)
 
@@ -324,7 +328,8 @@ class Peer:
                     self._propose_here(now, command, effects)
                 elif self.raft.leader is not None:
                     effects.append(Send(self.raft.leader, Propose(command)))
-            effects += self._proposals.settle(now, self.state, self._why_nothing(now))
+            if self._proposals:
+                effects += self._proposals.settle(now, self.state, self._why_nothing(now))
             if not due:
                 break
 
@@ -346,12 +351,15 @@ class Peer:
             work, facts = self._hosting.tick(now, self.state)
             effects += work
             self._tell(now, facts)
-        schedule = self._scheduler.deadline() if self.raft.is_ready else None
+        schedule = self._scheduler.deadline() if self._coordinates() else None
         is_news = self._is_dirty or not self._was_ready or len(self.raft.abreast) != self._abreast
         if self.raft.is_ready and (is_news or (schedule is not None and now >= schedule)):
             self._coordinate(now, effects)
         self._was_ready, self._abreast = self.raft.is_ready, len(self.raft.abreast)
         self._compact(now, effects)
+
+    def _coordinates(self) -> bool:
+        return self.raft.is_ready and self.me.node in self.raft.voters
 
     def _coordinate(self, now: Instant, effects: list[Effect]) -> None:
         assert self.state is not None
@@ -365,7 +373,7 @@ class Peer:
                 self._agree(now, self.raft.change_voters(now, voters), effects)
             for removal in self._removals.ready(self._needed()):
                 self._propose_here(now, removal, effects)
-        if self.me.node not in self.raft.voters:
+        if not self._coordinates():
             return
         for command in self._scheduler.propose(now, self.state, alive):
             self._proposals.tell(now, command)

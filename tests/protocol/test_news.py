@@ -1,10 +1,9 @@
 """What is spread comes out again, and the furthest progress counts."""
 
 from dmi_protocol.identity import JobId, NodeId
-from dmi_protocol.messages.membership import Rumor
+from dmi_protocol.messages.membership import FACTS, Rumor
 from dmi_protocol.messages.roles import Progressed
 from dmi_protocol.news import (
-    FACTS,
     about,
     facts_of,
     pack_facts,

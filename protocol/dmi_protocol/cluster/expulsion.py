@@ -62,6 +62,11 @@ class Expulsion:
         """It counts when it is newer than what we know ourselves: whoever is behind does not know us yet."""
         return state is not None and self._me in state.members and state.applied < message.applied
 
+    @property
+    def is_refused(self) -> bool:
+        """Does anybody not take our key? Only then it matters who is led."""
+        return bool(self._refused_by)
+
     def deadline(self) -> Instant | None:
         """When there is something to conclude."""
         if self._is_over:

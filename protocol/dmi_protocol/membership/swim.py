@@ -15,7 +15,7 @@ from dmi_protocol.membership.member import Member, overrides
 from dmi_protocol.membership.settings import SwimSettings
 from dmi_protocol.membership.suspicion import suspicion_ms
 from dmi_protocol.messages import membership as say
-from dmi_protocol.messages.membership import MembershipMessage, Rumor, Standing, Update
+from dmi_protocol.messages.membership import FACTS, MembershipMessage, Rumor, Standing, Update
 
 
 class MemberChanged(Struct, frozen=True):
@@ -57,6 +57,8 @@ class Swim:
         self.rumors: dict[tuple[NodeId, str], Rumor] = {}
         self.heard_news = 0
         """How often a rumor was new to us, or was forgotten."""
+        self.heard_facts = 0
+        """How often one of those was about a member itself (``FACTS``)."""
         self.refutations = 0
         self._health = 0
         self._updates: Gossip[Update] = Gossip(settings)
@@ -136,6 +138,7 @@ class Swim:
             return
         self.rumors[about] = rumor
         self.heard_news += 1
+        self.heard_facts += rumor.key == FACTS
         self._news.add(about, rumor)
         if self._news_at is None:
             self._news_at = now

@@ -20,6 +20,10 @@ class Update(Struct, frozen=True):
     accuser: NodeId | None = None
 
 
+FACTS = "node"
+"""The key of what a member spreads of itself."""
+
+
 class Rumor(Struct, frozen=True):
     """A small value that ``origin`` spreads; a higher version replaces a lower one."""
 
