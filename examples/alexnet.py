@@ -1,7 +1,7 @@
 """AlexNet on Fashion-MNIST where that data set is installed (Debian: dataset-fashion-mnist), else on scikit-learn's digits.
 
-The network is torchvision's (Krizhevsky 2014, "One weird trick"), written with torch alone, with the first layers adapted
-to small grey images. Prints the mean loss of each epoch, keeps a checkpoint of each, and writes alexnet.pt with both
+The network is torchvision's (Krizhevsky 2014, "One weird trick"; 57 million parameters), written with torch alone, with the
+first layers adapted to small grey images. Prints the mean loss of each epoch, keeps a checkpoint of each, and writes alexnet.pt with both
 state dicts at the end; in a job that file lies on the lead's host (its log says where), and
 `dmi-node export JOB alexnet.pt` writes the same anywhere.
 """
@@ -43,7 +43,8 @@ def digits() -> TensorDataset:
 
 
 class AlexNet(nn.Module):
-    """Five convolutions and three linear layers; a 28 by 28 image is 3 by 3 after the last pooling."""
+    """Five convolutions and three linear layers. A 28 by 28 image is 3 by 3 after the last pooling, and doubled to the 6 by 6
+    that the linear layers are made for."""
 
     def __init__(self, classes: int = 10, dropout: float = 0.5) -> None:
         super().__init__()
@@ -61,10 +62,11 @@ class AlexNet(nn.Module):
             nn.Conv2d(256, 256, kernel_size=3, padding=1),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(kernel_size=3, stride=2),
+            nn.Upsample(scale_factor=2),
         )
         self.classifier = nn.Sequential(
             nn.Dropout(dropout),
-            nn.Linear(256 * 3 * 3, 4096),
+            nn.Linear(256 * 6 * 6, 4096),
             nn.ReLU(inplace=True),
             nn.Dropout(dropout),
             nn.Linear(4096, 4096),
