@@ -1,8 +1,8 @@
 """AlexNet on Fashion-MNIST where that data set is installed (Debian: dataset-fashion-mnist), else on scikit-learn's digits.
 
 The network is torchvision's (Krizhevsky 2014, "One weird trick"; 57 million parameters), written with torch alone, with the
-first layers adapted to small grey images. Prints the mean loss of each epoch, keeps a checkpoint of each, and writes alexnet.pt with both
-state dicts at the end; in a job that file lies on the lead's host (its log says where), and
+first layers adapted to small grey images. Prints the mean loss of each epoch, keeps a checkpoint of each, and writes
+alexnet.pt with both state dicts at the end; in a job that file lies on the lead's host (its log says where), and
 `dmi-node export JOB alexnet.pt` writes the same anywhere.
 """
 
