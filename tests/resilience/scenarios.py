@@ -206,6 +206,8 @@ SCENARIOS = {
         flags=("--workers", "3", "--servers", "1"),
         script="wide",
     ),
+    "big": Scenario("`kill -9` of a primary of AlexNet, 57 million parameters", kill_server, script="alexnet"),
+    "bign": Scenario("`kill -9` of a node that is everything to AlexNet", kill_coordinator, script="alexnet"),
     "link": Scenario("a cable pulled for good", pull_the_cable, "hosts"),
     "disk": Scenario("a voter's disk full for 20 s", fill_the_disk, "hosts", disk_mib=SMALL_DISK),
     "clock": Scenario("wall clocks jump a day on and two back", turn_the_clock, "clock"),
