@@ -34,6 +34,8 @@ from dmi_wire.keys import KeyPair
 from dmi_wire.memory import keep_freed_memory
 
 _POLL_MS = 1_000
+_LOOK_MS = 250
+"""How often it is looked who is silent."""
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
 
@@ -61,7 +63,7 @@ class Server:
         self._heard: dict[int, Instant] = {}
         self._others: dict[int, Instant] = {}
         """When the other servers were heard last."""
-        self._beat_at = Instant(0)
+        self._beat_at = self._looked_at = Instant(0)
         self._leased = child.lease
         self._own: deque[Delivery] = deque()
         """What shards of ours say to one another: it is heard when the one that speaks has done all it wants."""
@@ -268,6 +270,9 @@ class Server:
             copy.go_on()
 
     def _lose_patience(self) -> None:
+        if _now() - self._looked_at < _LOOK_MS:
+            return
+        self._looked_at = _now()
         for worker, heard in self._heard.items():
             self._report("worker", worker, _now() - heard)
         late = {server for copy in self._copies.values() if copy.is_primary for server in copy.silent_copies()}

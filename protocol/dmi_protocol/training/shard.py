@@ -36,6 +36,11 @@ class Shard:
         self._gatherings: dict[int, Gathering] = {}
         self._applied: dict[int, Handle | None] = {}
         """Buckets that have the next version, and the roots that made it until that is shown."""
+        self._complete: dict[int, None] = {}
+        """Buckets whose root is there and was not applied yet: looking through all of them at each contribution would take
+        longer than the arithmetic."""
+        self._unshown: dict[int, None] = {}
+        """Buckets that were applied and not shown yet, in the order in which they were."""
         self._shown: set[int] = set()
         self._is_under_way = False
         """Has somebody contributed to the step in flight?"""
@@ -65,7 +70,7 @@ class Shard:
         made._step = min(versions.values(), default=max(backup.versions.values(), default=0))
         made._gather()
         for bucket in (bucket for bucket, version in versions.items() if version > made._step):
-            made._applied[bucket] = None
+            made._applied[bucket] = made._unshown[bucket] = None
             made._gatherings[bucket].add(Subtree(0, opened.leaves), None)
         made._readable = {made._step}
         if not made._applied and all(backup.made_by_copy[bucket] < made._step for bucket in versions):
@@ -103,7 +108,7 @@ class Shard:
 
     def _is_waiting(self) -> bool:
         """For the word of another server."""
-        for_copies = len(self._applied) > len(self._shown) or (self._copies is not None and self._copies.is_awaited())
+        for_copies = bool(self._unshown) or (self._copies is not None and self._copies.is_awaited())
         return for_copies or self._lacks_norms()
 
     def _lacks_norms(self) -> bool:
@@ -217,6 +222,8 @@ class Shard:
         root = Subtree(0, definition.leaves)
         self._gatherings = {bucket: Gathering([root]) for bucket in definition.buckets}
         self._applied.clear()
+        self._complete.clear()
+        self._unshown.clear()
         self._shown.clear()
         self._is_under_way = False
         self._norms.begin(self._step)
@@ -278,6 +285,8 @@ class Shard:
         gathering = self._gatherings[event.bucket]
         was_complete = gathering.is_complete()
         work.extend(gathering.add(event.subtree, event.handle))
+        if gathering.is_complete():
+            self._complete[event.bucket] = None
         if not was_complete and gathering.is_complete() and self._defined().clips and not self._norms.are_known:
             work.append(x.Measure(event.step, event.bucket, self._root(event.bucket)))
         return [*work, *self._advance()]
@@ -327,15 +336,16 @@ class Shard:
     def _advance(self) -> list[x.ShardEffect]:
         work = self._forget()
         if self._may_apply():
-            for bucket, gathering in self._gatherings.items():
-                if bucket not in self._applied and gathering.is_complete():
-                    work += self._apply(bucket)
+            complete, self._complete = self._complete, {}
+            for bucket in sorted(complete):
+                work += self._apply(bucket)
         return [*work, *self._show()]
 
     def _apply(self, bucket: int) -> list[x.ShardEffect]:
         assert self._copies is not None
         hyper, root, norms = self._beginnings.hyper(self._step) or b"", self._root(bucket), self._norms.all()
         self._applied[bucket] = root
+        self._unshown[bucket] = None
         followers = self._copies.followers(bucket)
         sends = [x.Replicate(followers, self._step, bucket, root, hyper, norms)] if followers else []
         applies = x.Apply(self._step, bucket, root, hyper, norms)
@@ -353,9 +363,10 @@ class Shard:
         work: list[x.ShardEffect] = []
         if not self._is_leased():
             return work
-        for bucket in [bucket for bucket in self._applied if bucket not in self._shown]:
+        for bucket in list(self._unshown):
             if self._copies is not None and self._copies.may_show(bucket, self._step + 1):
                 self._shown.add(bucket)
+                del self._unshown[bucket]
                 work.append(x.Show(self._step + 1, bucket, self._beginnings.attached()))
                 work.extend(_release(self._applied[bucket]))
         if self._shown and len(self._shown) == len(self._gatherings):
@@ -435,6 +446,10 @@ class Shard:
             gathering.check()
         assert self._step in self._readable, "the version in use is not readable"
         assert not self._shown or len(self._shown) < len(self._gatherings), "a finished step is still in flight"
+        unshown = {bucket for bucket in self._applied if bucket not in self._shown}
+        assert self._unshown.keys() == unshown, "what was applied is forgotten"
+        waiting = {b for b, gathering in self._gatherings.items() if gathering.is_complete() and b not in self._applied}
+        assert self._complete.keys() == waiting, "what is complete is forgotten"
         assert self._shown <= self._applied.keys() <= self._gatherings.keys(), "what was not applied is shown"
         assert len(self._readable) <= 2, "more versions are kept than there is room for"
         if self._applied:

@@ -6,12 +6,14 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from types import SimpleNamespace
+from typing import NoReturn, cast
 
 import pytest
 import zmq
 
 from bench.roles import Exited, Troupe
+from dmi_node.roles.copy import Copy
 from dmi_node.roles.server import Server
 from dmi_protocol import limits
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
@@ -40,7 +42,7 @@ from dmi_protocol.messages.roles import (
     Seat,
     Unheard,
 )
-from dmi_wire.bulk import Context, Endpoint, Line
+from dmi_wire.bulk import Context, Delivery, Endpoint, Line
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
 
@@ -222,3 +224,23 @@ def test_what_makes_no_sense_is_declined_and_the_server_goes_on(alone: Alone, me
     assert isinstance(declined[0], Declined)
     assert declined[0].kind == "peer"
     assert alone.line.receive(1_000) == (Beat(1), ())
+
+
+def test_a_copy_that_is_slow_and_beats_is_not_silent(alone: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It confirms late, because its disk or its link is slow: nobody need replace it. One that is not heard is reported."""
+    now = [10_000]
+    monkeypatch.setattr("dmi_node.roles.server._now", lambda: Instant(now[0]))
+    server = alone.server
+    server.roster = alone.roster
+    server._heard.clear()
+    server._copies = {0: cast(Copy, SimpleNamespace(is_primary=True, silent_copies=lambda: (1,)))}
+    server._others = {1: Instant(now[0])}
+    for _ in range(5):
+        now[0] += 1_000
+        server._from_server(1, Delivery(b"server-1", Beat(1), ()))
+        server._lose_patience()
+    now[0] += limits.PAIR_SILENT_MS + 1
+    with pytest.raises(GaveUpError):
+        server._lose_patience()
+    assert alone.child.reported is not None
+    assert (alone.child.reported.role, alone.child.reported.index) == ("server", 1)
