@@ -20,10 +20,11 @@ class Needs(Struct, frozen=True):
     parameters: int
     parameter_bytes: int
     worker_bytes: int
-    """``P * (3 + s)``: parameters, gradients, the next version, and ``s = 1 + ceil(log2 L)`` leaf sums."""
+    """``P * (4 + s)``: parameters, gradients, the next version as it comes, sums that are kept for whoever asks again, and
+    ``s = 1 + ceil(log2 L)`` leaf sums."""
     server_bytes: int
-    """``P / S * ((1 + K) * (2 + m) + W + 1 + m)``: two versions and the optimizer's state of each copy, the sums that are
-    gathered, and what is written of a checkpoint."""
+    """``P / S * ((1 + K) * (2 + m) + 2 W + 2 (1 + m))``: two versions and the optimizer's state of each copy, sums that are
+    gathered and those that wait in the socket, and a checkpoint in memory and on its way to the disk."""
     step_bytes: int
     """``P * (c + 1)``: a worker's ``c`` partial sums out, and the next version in; what its own host serves moves no byte."""
 
@@ -36,8 +37,8 @@ def needs(definition: Definition, layout: Layout, cast: Cast, kept: int) -> Need
     leaves, pushes = max(map(len, runs)), max(len(cover(run)) for run in runs)
     shard = live / len(cast.shards)
     copies = max(len(replicas.in_sync) + len(replicas.filling) for replicas in cast.shards)
-    server = shard * (copies * (2 + kept) + len(runs) + 1 + kept)
-    worker = live * (4 + ceil(log2(leaves)))
+    server = shard * (copies * (2 + kept) + 2 * len(runs) + 2 * (1 + kept))
+    worker = live * (5 + ceil(log2(leaves)))
     return Needs(count, live, round(worker), round(server), live * (pushes + 1))
 
 

@@ -25,18 +25,18 @@ def test_the_formulas() -> None:
     size = 2_000_000
     assert found.parameters == 500_000
     assert found.parameter_bytes == size
-    assert found.worker_bytes == size * (3 + 1 + 2), "three leaves at most"
-    assert found.server_bytes == round(size / 3 * (2 * 3 + 3 + 2))
+    assert found.worker_bytes == size * (4 + 1 + 2), "three leaves at most"
+    assert found.server_bytes == round(size / 3 * (2 * 3 + 2 * 3 + 2 * 2))
     assert found.step_bytes == 3 * size, "three leaves are two subtrees"
 
 
 def test_one_alone_needs_no_backups() -> None:
     found = needs(MODEL, lay_out(MODEL), cast(1, Replicas(0)), kept=0)
-    assert found.worker_bytes == 2_000_000 * (4 + 3)
-    assert found.server_bytes == 2_000_000 * (2 + 1 + 1)
+    assert found.worker_bytes == 2_000_000 * (5 + 3)
+    assert found.server_bytes == 2_000_000 * (2 + 2 + 2)
 
 
 def test_a_line_for_people() -> None:
     line = told(needs(MODEL, lay_out(MODEL), cast(2, Replicas(0), Replicas(1)), kept=2), 2, 2)
-    assert line.startswith("500,000 parameters (2 MB); beside torch and the data each of 2 workers needs about 12 MB")
+    assert line.startswith("500,000 parameters (2 MB); beside torch and the data each of 2 workers needs about 14 MB")
     assert "\n" not in line
