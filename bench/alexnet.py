@@ -16,6 +16,9 @@ import threading
 import time
 from pathlib import Path
 
+import dmi
+from dmi.mesh import Mesh as Client
+
 BIN = Path(sys.executable).parent
 SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "alexnet.py"
 _WITHIN_S = 600.0
@@ -50,9 +53,9 @@ class Mesh:
         )
         return done.stdout
 
-    def look(self) -> None:
+    def look(self, node: Client) -> None:
         """Note how much memory the role processes have had so far."""
-        for role in json.loads(self.ask("roles", "--json")):
+        for role in node.roles():
             with contextlib.suppress(OSError, StopIteration):
                 lines = Path(f"/proc/{role['pid']}/status").read_text().splitlines()
                 peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
@@ -63,13 +66,14 @@ class Mesh:
         self.ask("up", "--nodes", "3", "--home", str(self._home), "--detach")
         told = self.ask("submit", "--json", str(SCRIPT), "--", "--epochs", str(epochs))
         job = str(json.loads(told.splitlines()[-1])["id"])
+        node = dmi.connect(self._home / "n0")  # a command for each look would take a core
         seen: list[tuple[float, int]] = []
         end, pause = time.monotonic() + _WITHIN_S, threading.Event()
         while True:
-            (now,) = json.loads(self.ask("jobs", "--json"))
+            (now,) = node.status()["jobs"]
             if now["step"] and (not seen or seen[-1][1] != now["step"]):
                 seen.append((time.monotonic(), now["step"]))
-                self.look()
+                self.look(node)
             if now["state"] in {"succeeded", "failed"}:
                 break
             if time.monotonic() > end:
