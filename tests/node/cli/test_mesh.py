@@ -139,3 +139,29 @@ def test_a_node_that_answers_nonsense_has_no_version(tmp_path: Path) -> None:
     with FakeNode(tmp_path, version=refuse("internal", "out of order")):
         shown = invoke(tmp_path, "version")
     assert (shown.exit_code, shown.stderr) == (1, "out of order\n")
+
+
+TWO = STATUS | {"members": [MEMBER, MEMBER | {"name": "n1", "id": "cd" * 8}]}
+DRAINED = {"name": "n0", "id": "ab" * 8, "roles": 0, "copies": 0}
+
+
+def test_a_node_leaves_when_others_have_all_that_it_has(tmp_path: Path) -> None:
+    with FakeNode(tmp_path, status=value(TWO), drain=value(DRAINED), leave=value({})) as node:
+        assert invoke(tmp_path, "leave").exit_code == 0
+    assert [verb for verb, _ in node.asked][-1] == "leave"
+
+
+def test_a_node_that_alone_has_something_stays_and_says_so_unless_it_is_forced(tmp_path: Path) -> None:
+    with FakeNode(tmp_path, status=value(TWO), drain=value(DRAINED | {"copies": 3}), leave=value({})) as node:
+        refused = invoke(tmp_path, "leave", "--within", "0")
+        assert refused.exit_code == 1
+        assert "n0 stays: 3 files or parts of checkpoints could not be copied" in refused.output
+        assert [verb for verb, _ in node.asked][-1] == "drain"
+        assert invoke(tmp_path, "leave", "--within", "0", "--force").exit_code == 0
+
+
+def test_what_a_drained_node_alone_has_is_said(tmp_path: Path) -> None:
+    with FakeNode(tmp_path, drain=value(DRAINED | {"copies": 3})):
+        shown = invoke(tmp_path, "drain", "n0", "--within", "0")
+    assert shown.exit_code == 1
+    assert "has no roles any more, but 3 files or parts of checkpoints are on too few other nodes" in shown.output
