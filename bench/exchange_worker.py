@@ -70,7 +70,7 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     (Path(assignment.directory) / "seconds.json").write_text(json.dumps({"seconds": seconds, "peak_bytes": peak}))
     child.tell(Completed())
-    child.end(0)
+    exchange.stay()
 
 
 if __name__ == "__main__":

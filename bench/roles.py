@@ -168,11 +168,11 @@ class Troupe:
         return Seat(key, node, name, message.address, message.public_key)
 
     def finish(self, within_s: float = 60.0) -> dict[str, list[FromRole | Exited]]:
-        """What each process says until it ends; servers are stopped when no worker needs them any more, as a daemon does.
+        """What each process says until it ends; they are stopped when all have done their work, as a daemon does.
         A failure ends the wait: the rest is killed by ``close``."""
         deadline = time.monotonic() + within_s
         said: dict[str, list[FromRole | Exited]] = {child.key.name: [] for child in self.children}
-        living, stopped = list(self.children), list[RoleProcess]()
+        living, stopped = list(self.children), False
         while living:
             ready = select.select([c.channel for c in living], [], [], max(0.0, deadline - time.monotonic()))[0]
             if not ready:
@@ -186,10 +186,10 @@ class Troupe:
                     return said
                 if isinstance(message, Exited):
                     living.remove(child)
-            if not any(child.key.role == "worker" for child in living):
-                for child in [c for c in living if c not in stopped and said[c.key.name][-1:] == [Completed()]]:
-                    stopped.append(child)
+            if not stopped and all(Completed() in told for told in said.values()):
+                for child in living:
                     child.tell(Stop())
+                stopped = True
         return said
 
     def parts(self, said: Mapping[str, list[FromRole | Exited]]) -> list[PartWritten]:

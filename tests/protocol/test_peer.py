@@ -131,13 +131,11 @@ def test_a_job_runs_to_its_end() -> None:
         elif effect.role.index == 0:
             little.give(name, on.RoleHappened(effect.role, Progressed(12, 12, 100.0, 0.5)))
         little.give(name, on.RoleHappened(effect.role, Completed()))
-        if effect.role.role == "worker":  # a server is there until it is stopped
-            little.give(name, on.RoleHappened(effect.role, Exited(0, 0)))
     little.until(lambda: all(little.state(n).jobs[job].state == "succeeded" for n in little.peers))
     shown = little.peers["n2"].view(little.now).jobs[0]
     assert (shown.step, shown.steps, shown.loss) == (12, 12, 0.5)
     stopped = [effect.role for _, effect in little.did if isinstance(effect, do.StopRole)]
-    assert sorted(role.name for role in stopped if role.role == "server") == ["server-0", "server-1", "server-2"]
+    assert len(stopped) == 6, "they were there until now"
 
 
 def test_a_role_that_dies_has_the_job_placed_again_at_once() -> None:

@@ -50,6 +50,7 @@ class ScriptedWorker:
         self._welcomes: dict[int, int] = {}
         """By shard: the step at which we were welcome."""
         self._finished: set[int] = set()
+        self._has_completed = False
         self._heard_at = 0
         self._is_waiting = False
         self._phase = "greeting"
@@ -68,6 +69,7 @@ class ScriptedWorker:
             self._wait()
             return
         moved = [s for s, r in enumerate(roster.cast.shards) if r.primary != before.cast.shards[s].primary]
+        self._finished -= set(moved)
         for shard in moved:
             self._welcomes.pop(shard, None)
         self._greet(moved)
@@ -128,9 +130,9 @@ class ScriptedWorker:
                 self._welcome(said.shard, step, extra)
             case x.SayFinished():
                 self._finished.add(said.shard)
-                if len(self._finished) == len(self._roster.cast.shards):
+                if len(self._finished) == len(self._roster.cast.shards) and not self._has_completed:
+                    self._has_completed = True
                     self._tell_daemon(Completed())
-                    self._sockets.clock.later(1, exits, self, 0)
             case x.Shown(version, bucket):
                 assert said.shown is not None
                 self._shown[version, bucket] = said.shown

@@ -307,8 +307,7 @@ def _goes_on_without(job: Job) -> bool:
     """Has every shard a copy in sync, and the job a worker with a version and work to do?"""
     if not job.runs or job.cast is None:
         return False
-    there = [p.role for p in job.posts if p.role.role == "server" or p.role not in job.completed]
-    left = {(role.role, role.index) for role in there}
+    left = {(post.role.role, post.role.index) for post in job.posts}
     able = [w for w, speed in zip(job.cast.workers, job.cast.speeds, strict=True) if speed and ("worker", w) in left]
     return bool(able) and all(any(("server", i) in left for i in shard.in_sync) for shard in job.cast.shards)
 

@@ -68,7 +68,7 @@ class _Local(Struct):
     written: set[BlobHash] = field(default_factory=set)
     """Parts that it has written, and that the state does not say to be here yet."""
     has_spoken: bool = False
-    """It has said how it ended: completed, or failed."""
+    """It has said why it failed."""
     public_key: PublicKey | None = None
     """Of its data socket, once it is bound."""
     progress: Progressed | None = None
@@ -247,7 +247,6 @@ class Hosting:
                 request = _request(role, f"part-{event.shard}-{event.step}-{'final' if event.final else 'kept'}")
                 return [KeepPart(request, role.job, role.generation, event.step, part, event.final)]
             case Completed():
-                local.has_spoken = role.role == "worker"  # a server is needed until it is stopped
                 told = local.progress
                 step, loss = (None, None) if told is None else (told.step, told.loss)
                 return [CompleteRole(_request(role, "complete"), role, step, loss)]

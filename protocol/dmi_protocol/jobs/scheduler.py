@@ -138,7 +138,7 @@ def _keep_up(job: Job, nodes: list[NodeId], there: list[NodeId], load: dict[Node
 
 
 def _recast(job: Job, nodes: list[NodeId], leaving: Set[NodeId]) -> list[Command]:
-    if not job.runs or job.all_completed or (job.completed and job.state == RUNNING):
+    if not job.runs or (job.completed and job.state == RUNNING):
         return []
     cast = recast(job, leaving)
     gone = dismissed(job, cast, leaving)

@@ -188,8 +188,9 @@ class PartWritten(Struct, frozen=True, tag="part-written"):
 
 
 class Completed(Struct, frozen=True, tag="completed"):
-    """The role has done all its work: a worker's script returned 0, a server's final part is durable. A server stays until it
-    is stopped: its last word to a worker may be lost, and is asked for again."""
+    """The role has done all its work: a worker's script returned 0, a server's final part is durable. Both stay until they are
+    stopped: a server's last word to a worker may be lost, and is asked for again; a server may be lost with its final part,
+    and a worker asks its successor for another."""
 
 
 class Failed(Struct, frozen=True, tag="failed"):

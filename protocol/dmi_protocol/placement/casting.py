@@ -39,7 +39,7 @@ def recast(job: Job, leaving: Collection[NodeId] = ()) -> Cast:
     ):
         copies[server] += 1
     full = tuple(_fill(replicas, wanted_backups(job.spec), stay, copies) for replicas in shards)
-    there = [p for p in job.posts if p.role.role == "worker" and p.role in seated and p.role not in job.completed]
+    there = [p for p in job.posts if p.role.role == "worker" and p.role in seated]
     posts = sorted((p for p in there if not _is_dismissed(p, job, leaving)), key=lambda post: post.role.index)
     fit = [p.role for p in posts if p.role.generation == job.life or p.role in job.ready]
     able = [p.role for p in posts if p.role in fit and p.node not in leaving] or fit

@@ -99,6 +99,7 @@ class MeshExchange:
         was_lead, self._roster = self.is_lead, roster
         self.is_lead = roster.cast.lead == self.worker
         moved = self._servers.follow(roster)
+        self._finished -= set(moved)
         for shard in moved:
             self._beside.pop(shard, None)
         for shard in self._servers.shards if self.is_lead and not was_lead else moved:
@@ -417,8 +418,14 @@ class MeshExchange:
             heard = self._hear("after the last step")
             if isinstance(heard, Heard):
                 self._take(heard)
-        self._servers.close()
-        self._context.term()
+
+    def stay(self) -> NoReturn:
+        """Be there until the daemon ends us, when the job is over: whoever takes the place of a server that was lost with its
+        final part is asked for another one. Only after ``close``."""
+        while True:
+            heard = self._hear("after the end")
+            if isinstance(heard, Heard):
+                self._take(heard)
 
     def _give_up(self, kind: str, line: str) -> NoReturn:
         self._child.fail(kind, line, starting=False)

@@ -21,8 +21,8 @@ _NO_PORT = 0
 """A worker connects and is never connected to; its seat needs the key only."""
 
 
-def work(child: Child, assignment: Assignment) -> Ending | None:
-    """Take the seat, run the script, close the run; None when all went well."""
+def work(child: Child, assignment: Assignment) -> Ending:
+    """Take the seat, run the script, close the run, and stay until the job is over; returns what went wrong."""
     keys = KeyPair.make()
     child.tell(Bound(f"{assignment.host}:{_NO_PORT}", keys.public, os.getpid()))
     mesh = MeshExchange(child, assignment, child.roster(), keys)
@@ -37,7 +37,8 @@ def work(child: Child, assignment: Assignment) -> Ending | None:
         found.close()
     except DmiError as error:
         return Ending("script-raised", str(error))
-    return None
+    child.tell(Completed())
+    return mesh.stay()
 
 
 def main() -> None:
@@ -48,11 +49,8 @@ def main() -> None:
     child.start()
     keep_freed_memory()
     ending = work(child, assignment)
-    if ending is not None:
-        print(ending.text, file=sys.stderr, flush=True)
-        child.fail(ending.kind, ending.text, starting=ending.kind == "cannot-start")
-    child.tell(Completed())
-    child.end(0)
+    print(ending.text, file=sys.stderr, flush=True)
+    child.fail(ending.kind, ending.text, starting=ending.kind == "cannot-start")
 
 
 if __name__ == "__main__":

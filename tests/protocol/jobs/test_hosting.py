@@ -199,8 +199,8 @@ def test_what_lies_in_the_job_is_final_and_what_lies_in_a_process_is_made_good()
     assert hosting.happened(SERVER, Exited(1, 0)) == [], "it has said why"
 
 
-def test_a_server_that_ends_before_it_is_stopped_is_a_loss_though_its_work_was_done() -> None:
-    """Its last word to a worker may be lost, and nobody would say it again."""
+def test_a_process_that_ends_before_it_is_stopped_is_a_loss_though_its_work_was_done() -> None:
+    """A last word of a server may be lost, and a server with its final part: somebody must say it, or ask for it, again."""
     hosting = started()
     assert [type(fact) for fact in hosting.happened(SERVER, Completed())] == [CompleteRole]
     (lost,) = hosting.happened(SERVER, Exited(0, 9))

@@ -17,12 +17,9 @@ from dmi_tensor.checkpoint import export, read_model
 pytestmark = pytest.mark.processes
 
 SCRIPT = Path(__file__).parent / "small.py"
+STOPPED = Exited(0, signal.SIGTERM)
+"""Role processes are there until they are stopped."""
 STEPS = [32, 32, 19, 32, 32, 19]
-
-
-def ends(name: str) -> Exited:
-    """A worker returns; a server is there until it is stopped."""
-    return Exited(0, 0) if name.startswith("worker") else Exited(0, signal.SIGTERM)
 
 
 def digest(path: Path) -> str:
@@ -67,7 +64,7 @@ def test_without_a_step_the_weights_are_those_of_the_beginning(tmp_path: Path) -
     with Troupe(tmp_path, script, workers=2, servers=2, leaves=None, args=["none"]) as troupe:
         troupe.seat()
         said = troupe.finish()
-        assert all(told[-1] == ends(name) for name, told in said.items()), said
+        assert all(told[-1] == STOPPED for told in said.values()), said
         model = read_model([Path(part.path) for part in troupe.parts(said)])
     assert model.step == 0
     export(tmp_path / "weights.safetensors", model.tensors())
@@ -86,7 +83,7 @@ def test_a_mesh_gives_the_bits_of_a_plain_run(
         said = troupe.finish()
         for name, told in said.items():
             assert [type(message) for message in told[-2:]] == [Completed, Exited], f"{name}: {told}"
-            assert told[-1] == ends(name)
+            assert told[-1] == STOPPED
         model = read_model([Path(part.path) for part in troupe.parts(said)])
         check_ledgers(troupe, workers)
     assert model.step == len(STEPS)
