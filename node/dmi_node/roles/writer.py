@@ -39,22 +39,27 @@ class Writer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="parts")
         self._parts: deque[Future[Written]] = deque()
         self._got_on_at = time.monotonic()
+        """When the last part was written, or there were as many as there may be."""
 
     @property
     def is_full(self) -> bool:
-        """Are as many parts in memory as there may be? Raises ``OSError`` when the disk has not got on for long."""
-        waiting = sum(not each.done() for each in self._parts)
-        if waiting and time.monotonic() - self._got_on_at > _DISK_S:
+        """Are as many parts in memory as there may be? Raises ``OSError`` when they have been for long: a large part may take
+        its time, as long as nobody waits for it."""
+        is_full = self._waiting() >= _AT_ONCE
+        if is_full and time.monotonic() - self._got_on_at > _DISK_S:
             raise OSError(errno.EIO, f"the disk has written no part of a checkpoint for {_DISK_S:g} s")
-        return waiting >= _AT_ONCE
+        return is_full
+
+    def _waiting(self) -> int:
+        return sum(not each.done() for each in self._parts)
 
     def write(self, path: Path, part: Part, shard: int, *, final: bool) -> None:
         """Begin to write ``part`` of ``shard``, whose tensors nobody changes any more. Not while ``is_full``."""
         assert not self.is_full
-        if not self._parts:
-            self._got_on_at = time.monotonic()
         future = self._thread.submit(_write, path, part, shard, final)
         self._parts.append(future)
+        if self._waiting() >= _AT_ONCE:
+            self._got_on_at = time.monotonic()  # from now on somebody may wait
         future.add_done_callback(lambda _: os.eventfd_write(self.fd, 1))
 
     def done(self) -> Iterator[Written]:
