@@ -59,12 +59,14 @@ class Held:
 
     def happened(self, event: Event) -> None:
         """A blob that has come since is not dropped by what was decided before."""
+        if not self._effects:
+            return
         blob = None
         if isinstance(event, BlobArrived):
             blob = event.blob
         elif isinstance(event, RoleHappened) and isinstance(event.event, PartWritten):
             blob = event.event.blob
-        if blob is not None and self._effects:
+        if blob is not None:
             self._effects = [effect for effect in self._effects if effect != DropBlob(blob)]
 
     def release(self) -> list[Effect]:

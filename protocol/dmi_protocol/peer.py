@@ -322,22 +322,21 @@ class Peer:
         """Everything that follows from what is known now; until nothing new follows."""
         for _ in range(8):
             self._mind_jobs(now, effects)
+            if not self._proposals:
+                break
             due = self._proposals.due(now, self.raft.leader, self.raft.term)
             for command in due:
                 if self.raft.is_leader:
                     self._propose_here(now, command, effects)
                 elif self.raft.leader is not None:
                     effects.append(Send(self.raft.leader, Propose(command)))
-            if self._proposals:
-                effects += self._proposals.settle(now, self.state, self._why_nothing(now))
+            effects += self._proposals.settle(now, self.state, self._why_nothing(now))
             if not due:
                 break
 
     def _mind_jobs(self, now: Instant, effects: list[Effect]) -> None:
         if self.state is None:
             return
-        if not self.raft.is_leader:
-            self._removals.forget()
         if self._is_dirty:
             work, facts = self._hosting.reconcile(self.state)
             effects += work
@@ -351,12 +350,20 @@ class Peer:
             work, facts = self._hosting.tick(now, self.state)
             effects += work
             self._tell(now, facts)
+        if self.raft.is_leader:
+            self._lead_jobs(now, effects)
+        else:
+            self._removals.forget()
+            self._was_ready = False
+        if self.raft.commit - self.raft.log.start >= self._settings.compact_entries and not self._trouble:
+            self._agree(now, self.raft.compact(now, self.state.encode()), effects)
+
+    def _lead_jobs(self, now: Instant, effects: list[Effect]) -> None:
         schedule = self._scheduler.deadline() if self._coordinates() else None
         is_news = self._is_dirty or not self._was_ready or len(self.raft.abreast) != self._abreast
-        if self.raft.is_ready and (is_news or (schedule is not None and now >= schedule)):
+        if (is_news or (schedule is not None and now >= schedule)) and self.raft.is_ready:
             self._coordinate(now, effects)
         self._was_ready, self._abreast = self.raft.is_ready, len(self.raft.abreast)
-        self._compact(now, effects)
 
     def _coordinates(self) -> bool:
         return self.raft.is_ready and self.me.node in self.raft.voters
@@ -377,11 +384,6 @@ class Peer:
             return
         for command in self._scheduler.propose(now, self.state, alive):
             self._proposals.tell(now, command)
-
-    def _compact(self, now: Instant, effects: list[Effect]) -> None:
-        is_long = self.raft.commit - self.raft.log.start >= self._settings.compact_entries and not self._trouble
-        if self.state is not None and is_long:
-            self._agree(now, self.raft.compact(now, self.state.encode()), effects)
 
     # What can be asked
 

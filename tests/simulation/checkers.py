@@ -61,7 +61,8 @@ class Agreement:
             if raft.term not in self._leaders:
                 self._counters["elections"] += 1
             other = self._leaders.setdefault(raft.term, me)
-            demand("leaders", other == me, f"{other} and {me} both lead term {raft.term}")
+            if other != me:
+                raise Violation("leaders", f"{other} and {me} both lead term {raft.term}")
         seen = self._seen.get(me)
         if seen is None or seen[0] != node.life:
             seen = (node.life, 0)
@@ -83,8 +84,8 @@ class Agreement:
             self._is_safe(node, entry)
             self._advance()
             return
-        is_same = known is entry or known == entry
-        demand("committed", is_same, f"entry {index} was {known} and is {entry} on {node.name}")
+        if known is not entry and known != entry:
+            raise Violation("committed", f"entry {index} was {known} and is {entry} on {node.name}")
 
     def _is_safe(self, node: Node, entry: Entry) -> None:
         """Nobody can be elected any more who does not have the entry (3.6.3), should everybody crash now."""

@@ -37,7 +37,7 @@ from tests.simulation.network import Network
 from tests.simulation.node import Node
 from tests.simulation.roles import spawn
 from tests.simulation.sockets import Process, Sockets, exits
-from tests.simulation.trouble import demand
+from tests.simulation.trouble import Violation, demand
 
 BUNDLE = BlobHash("b" * 64)
 _CODEC_EVERY = 97
@@ -293,15 +293,19 @@ class World:
 def bounds(node: Node, peer: Peer, settings: PeerSettings) -> None:
     """Every queue stays below its bound."""
     rumors, members = len(peer.swim.rumors), len(peer.swim.members)
-    demand("queues", rumors <= limits.RUMORS * (members + 1), f"{node.name} holds {rumors} rumors")
+    if rumors > limits.RUMORS * (members + 1):
+        raise Violation("queues", f"{node.name} holds {rumors} rumors")
     over = (
         {about(job.id) for job in peer.state.jobs.values() if job.state in ENDED} if peer.state is not None else set()
     )
     told = [key for _, key in peer.swim.rumors if key in over]
-    demand("queues", not told, f"{node.name} spreads {told}, which are over")
-    demand("queues", members <= limits.MEMBERS, f"{node.name} knows {members} members")
+    if told:
+        raise Violation("queues", f"{node.name} spreads {told}, which are over")
+    if members > limits.MEMBERS:
+        raise Violation("queues", f"{node.name} knows {members} members")
     held = peer.raft.commit - peer.raft.log.start
-    demand("queues", held <= 4 * settings.compact_entries + 256, f"{node.name} has not compacted {held} entries")
+    if held > 4 * settings.compact_entries + 256:
+        raise Violation("queues", f"{node.name} has not compacted {held} entries")
 
 
 def give(node: Node, life: int, event: Event) -> None:

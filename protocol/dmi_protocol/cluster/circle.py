@@ -61,12 +61,11 @@ class Circle:
 
     def deadline(self) -> Instant | None:
         """When a farewell is over."""
-        return earliest(*self._farewells.values())
+        return earliest(*self._farewells.values()) if self._farewells else None
 
     def is_due(self, now: Instant) -> bool:
         """Is a farewell over?"""
-        due = self.deadline()
-        return due is not None and now >= due
+        return bool(self._farewells) and any(now >= until for until in self._farewells.values())
 
     def meet(self, now: Instant, state: ClusterState | None) -> list[Effect]:
         """Speak with the members, and with nobody else."""

@@ -74,7 +74,8 @@ class Expulsion:
         concludes = None if self._refused_at is None else after(self._refused_at, PATIENCE_MS)
         if self._leaves_until is not None and (self._told or concludes is not None):
             concludes = max(self._leaves_until, concludes or self._leaves_until)
-        return earliest(concludes, self._redial_at())
+        redials = self._redial_at()
+        return redials if concludes is None else earliest(concludes, redials)
 
     def _redial_at(self) -> Instant | None:
         return after(self._heard_at, PATIENCE_MS) if self._connected and self._heard_at is not None else None
@@ -96,7 +97,9 @@ class Expulsion:
         if self._was_member and not is_member:
             self._told = WasExpelled()
         self._was_member = self._was_member or is_member
-        by = frozenset() if is_led else self._refused_by & others.keys()
+        by: Set[NodeId] = frozenset()
+        if self._refused_by and not is_led:
+            by = self._refused_by & others.keys()
         reason = self._told or self._turned_away(now, by, others, voters - {self._me})
         if reason is not None and (self._leaves_until is None or now >= self._leaves_until):
             self._is_over = True
@@ -108,7 +111,7 @@ class Expulsion:
     ) -> Reason | None:
         """A minority may not have heard of our admission yet. Most of the voters, or of all that we know, have, or would
         agree on it: of what a disk remembers the voters are the newest, and may be empty."""
-        is_most = 2 * len(by & voters) > len(voters) > 0 or 2 * len(by) > len(others)
+        is_most = by and (2 * len(by & voters) > len(voters) or 2 * len(by) > len(others))
         if not is_most:
             self._refused_at = None
             return None

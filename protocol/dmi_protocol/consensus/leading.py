@@ -5,11 +5,10 @@ from collections.abc import Iterable
 from dmi_protocol import limits
 from dmi_protocol.consensus.log import Log
 from dmi_protocol.consensus.progress import Progress
-from dmi_protocol.consensus.quorum import is_quorum
 from dmi_protocol.consensus.settings import RaftSettings
 from dmi_protocol.effects import Send
 from dmi_protocol.identity import NodeId
-from dmi_protocol.instant import Instant, after, earliest
+from dmi_protocol.instant import Instant, after
 from dmi_protocol.messages.consensus import Append, Appended, Entry, Install, Installed, TimeoutNow
 
 
@@ -37,6 +36,9 @@ class Leadership:
             self.abreast.discard(gone)
         for new in sorted(wanted - self._others.keys()):  # in one order, so that equal events give equal effects
             self._others[new] = Progress(now, self._log.last + 1)
+        for node, other in self._others.items():
+            is_voter = node in voters
+            other.beat_ms = self._settings.heartbeat_ms if is_voter else self._settings.learner_heartbeat_ms
 
     def matched(self) -> dict[NodeId, int]:
         """How much of our log everybody has; we have all of it."""
@@ -49,33 +51,27 @@ class Leadership:
 
     def has_quorum(self, now: Instant) -> bool:
         """Check-quorum (6.2): may we still lead?"""
-        return is_quorum(self.voters, self.heard(now))
+        return bool(self.voters) and self.contact(now) > now - self._settings.election_ms
 
     def contact(self, now: Instant) -> Instant:
         """The latest moment since which a quorum has spoken to us."""
-        heard = {node: other.heard_at for node, other in self._others.items()} | {self._me: now}
-        times = sorted((heard.get(voter, self.since) for voter in self.voters), reverse=True)
-        return times[len(times) // 2] if times else now
+        times = sorted([now if voter == self._me else self._others[voter].heard_at for voter in self.voters])
+        return times[(len(times) - 1) // 2] if times else now
 
     def deadline(self) -> Instant | None:
         """When the next heartbeat is due, or the quorum must be looked at."""
-        beats = [self._beat_due(node, other) for node, other in self._others.items()]
-        return earliest(*beats)
-
-    def _beat_due(self, node: NodeId, other: Progress) -> Instant:
-        is_voter = node in self.voters
-        return after(other.beat_at, self._settings.heartbeat_ms if is_voter else self._settings.learner_heartbeat_ms)
+        return min([other.beat_due for other in self._others.values()], default=None)
 
     def hurry(self, node: NodeId) -> None:
         """Its connection has just come up: its heartbeat is due at once."""
         if node in self._others:
-            self._others[node].beat_at = Instant(self._others[node].beat_at - self._settings.learner_heartbeat_ms)
+            self._others[node].beat_at = after(self._others[node].beat_at, -self._settings.learner_heartbeat_ms)
 
     def beat(self, now: Instant, commit: int) -> list[Send]:
         """Heartbeats that are due; they carry what is missing."""
         sends: list[Send] = []
         for node, other in self._others.items():
-            if now >= self._beat_due(node, other):
+            if now >= other.beat_due:
                 other.doubt()
                 sends += self._send(now, node, commit, always=True)
         return sends

@@ -19,6 +19,7 @@ class Log:
         """The index that the snapshot stands for, 0 without one."""
         self.last = self.start + len(entries)
         """The index of the last entry."""
+        self._voters = _changes(entries)
 
     @property
     def last_term(self) -> int:
@@ -54,9 +55,11 @@ class Log:
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Take entries in, and drop whatever stood at their places and after."""
-        del self._entries[entries[0].index - self.start - 1 :]
+        first = entries[0].index
+        del self._entries[first - self.start - 1 :]
         self._entries.extend(entries)
         self.last = self.start + len(self._entries)
+        self._voters = [change for change in self._voters if change[0] < first] + _changes(entries)
 
     def is_covered_by(self, last_index: int, last_term: int) -> bool:
         """Is a log that ends in (``last_term``, ``last_index``) at least as complete as this one (3.6.1)?"""
@@ -72,14 +75,14 @@ class Log:
 
     def voters_at(self, index: int) -> frozenset[NodeId]:
         """Who votes when the log ends at ``index``: the last ``Voters`` entry counts as soon as it is there (4.1)."""
-        for entry in reversed(self._entries[: max(0, index - self.start)]):
-            if isinstance(entry.command, Voters):
-                return frozenset(entry.command.voters)
+        for changed_at, voters in reversed(self._voters):
+            if changed_at <= index:
+                return voters
         return frozenset() if self.snapshot is None else frozenset(self.snapshot.voters)
 
     def voters_index(self) -> int:
         """Where the voters in force were set; 0 when it was in the snapshot."""
-        return next((e.index for e in reversed(self._entries) if isinstance(e.command, Voters)), 0)
+        return self._voters[-1][0] if self._voters else 0
 
     def first_of_term(self, index: int) -> int:
         """The first index that has the same term as the entry at ``index``: where a conflict may begin."""
@@ -95,3 +98,8 @@ class Log:
             assert entry.index == self.start + 1 + place, f"a gap before {entry.index}"
             assert entry.term >= term, f"the term goes back at {entry.index}"
             term = entry.term
+
+
+def _changes(entries: Sequence[Entry]) -> list[tuple[int, frozenset[NodeId]]]:
+    """Where the voters change, and who votes from there on."""
+    return [(entry.index, frozenset(entry.command.voters)) for entry in entries if isinstance(entry.command, Voters)]

@@ -1,6 +1,6 @@
 """How far one follower is, as the leader knows it: probed until its log is known to match, then streamed to."""
 
-from dmi_protocol.instant import Instant
+from dmi_protocol.instant import Instant, after
 
 
 class Progress:
@@ -13,10 +13,17 @@ class Progress:
         """Its log is known to match: entries may follow before the last ones are acknowledged."""
         self.heard_at = now
         self.beat_at = now
+        self.beat_ms = 0
+        """It gets a heartbeat when it was sent nothing for so long."""
         self.told = 0
         """What it was told to be committed."""
         self.piece_at: int | None = None
         """The offset of the piece of our snapshot that is under way."""
+
+    @property
+    def beat_due(self) -> Instant:
+        """When it gets its next heartbeat."""
+        return after(self.beat_at, self.beat_ms)
 
     def confirm(self, index: int) -> None:
         """Its log equals ours up to ``index``."""

@@ -307,7 +307,7 @@ class Raft:
     def _advance(self, now: Instant) -> list[Output]:
         """Commit what a quorum has, if it is of our own term (3.6.2)."""
         lead = self._leadership
-        if lead is None:
+        if lead is None or self.log.last <= self.commit:
             return []
         index = committed_index(self.voters, lead.matched())
         if index <= self.commit or self.log.term_at(index) != self.term:

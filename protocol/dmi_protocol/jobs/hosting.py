@@ -185,11 +185,12 @@ class Hosting:
     def drop_parts(self, state: ClusterState) -> list[Effect]:
         """Parts of checkpoints that are here and that nothing speaks of any more."""
         needed = {blob for local in self._local.values() if not local.is_gone for blob in local.parts}
-        told = {part.blob for part in parts_of(state) if self._me in part.nodes}
+        parts = tuple(parts_of(state))
+        here = {part.blob for part in parts if self._me in part.nodes}
         for local in self._local.values():
-            local.written -= told
+            local.written -= here
             needed |= local.written
-        return self._keeping.drop(state, needed)
+        return self._keeping.drop({part.blob for part in parts}, here, needed)
 
     def arrived(self, now: Instant, state: ClusterState, blob: BlobHash) -> tuple[list[Effect], list[Command]]:
         """A blob is here: start what waited for it, tell that a copy is kept."""

@@ -2,7 +2,7 @@
 that nothing speaks of any more."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Set
 
 from msgspec import Struct
 
@@ -98,18 +98,17 @@ class Keeping:
         fact = KeepPart(RequestId(f"{job.id}/{job.life}/{what}"), job.id, job.life, step, mine, is_final)
         return _Wish(part.blob, fact)
 
-    def drop(self, state: ClusterState, needed: Collection[BlobHash]) -> list[Effect]:
-        """Parts of checkpoints that are here and that nothing speaks of any more; roles still have ``needed`` ones.
+    def drop(self, told: Set[BlobHash], here: Set[BlobHash], needed: Set[BlobHash]) -> list[Effect]:
+        """Parts of checkpoints that are here and that nothing speaks of any more. The state speaks of those that are ``told``,
+        and says that some are ``here``; roles still have ``needed`` ones.
 
         What somebody else is said to have now may have been promised here a moment ago, so all that the state speaks of
         stays; and so does what is on its way, lest it be told to be here when it was dropped meanwhile.
         """
-        told = {part.blob for part in parts_of(state)}
-        wanted = {*needed, *(wish.blob for wish in self._wishes.values() if wish.blob in told)}
-        held = self._parts | wanted | {part.blob for part in parts_of(state) if self._me in part.nodes}
-        kept = held & (wanted | told | self._under_way.keys())
-        self._parts = frozenset(kept)
-        return [DropBlob(blob) for blob in sorted(held - kept)]
+        held = self._parts | needed | here | {wish.blob for wish in self._wishes.values() if wish.blob in told}
+        gone = held - needed - told - self._under_way.keys()
+        self._parts = frozenset(held - gone)
+        return [DropBlob(blob) for blob in sorted(gone)]
 
 
 def parts_of(state: ClusterState) -> Iterator[KeptPart]:

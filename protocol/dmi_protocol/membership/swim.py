@@ -74,9 +74,13 @@ class Swim:
         self._sequence = 0
         self._probe_at: Instant | None = None
         self._news_at: Instant | None = None
+        self._due: Instant | None = None
+        self._is_new = True
+        """Has something happened since ``_due`` was worked out?"""
 
     def set_members(self, now: Instant, nodes: Iterable[NodeId]) -> None:
         """Watch these, and nobody else. A new one counts as alive until probes say otherwise."""
+        self._is_new = True
         wanted = set(nodes) - {self._me}
         for gone in self.members.keys() - wanted:
             del self.members[gone]
@@ -141,17 +145,20 @@ class Swim:
         self.heard_facts += rumor.key == FACTS
         self._news.add(about, rumor)
         if self._news_at is None:
-            self._news_at = now
+            self._news_at, self._is_new = now, True
 
     def deadline(self) -> Instant | None:
         """See ``Machine.deadline``."""
-        first = earliest(self._probe_at, self._news_at if self.members else None)
-        for probe in self._probes.values():
-            first = earliest(first, probe.indirect_at or probe.fails_at)
-        for node, member in self.members.items():
-            if member.standing == "suspect":
-                first = earliest(first, self._verdict_at(node, member))
-        return first
+        if self._is_new:
+            self._is_new = False
+            self._due = self._first_due()
+        return self._due
+
+    def _first_due(self) -> Instant | None:
+        probes = [probe.indirect_at or probe.fails_at for probe in self._probes.values()]
+        suspects = [(node, member) for node, member in self.members.items() if member.standing == "suspect"]
+        verdicts = [self._verdict_at(node, member) for node, member in suspects]
+        return earliest(self._probe_at, self._news_at if self.members else None, *probes, *verdicts)
 
     def _verdict_at(self, node: NodeId, member: Member) -> Instant:
         if node in self._cut:
@@ -160,19 +167,25 @@ class Swim:
 
     def step(self, now: Instant, event: Event) -> list[Output]:
         """See ``Machine.step``."""
+        output: list[Output] = []
         match event:
             case Received(sender, message) if isinstance(message, MembershipMessage) and sender in self.members:
-                return [*self._received(now, sender, message), *self._tick(now)]
+                output = self._received(now, sender, message)
             case Connected(peer) if peer in self.members:
                 self._cut.discard(peer)
                 self._strange.add(peer)
-                return [*self._ping(now, peer, hurried=True), *self._tick(now)]
+                output = self._ping(now, peer, hurried=True)
             case Disconnected(peer) if peer in self.members and self.members[peer].standing == "alive":
                 self._cut.add(peer)
-                return [*self._ping(now, peer, hurried=True), *self._tick(now)]
+                output = self._ping(now, peer, hurried=True)
             case Stopping():
                 return self._leave()
-        return self._tick(now)
+            case _:
+                due = self.deadline()
+                if due is None or now < due:
+                    return output
+        self._is_new = True
+        return [*output, *self._tick(now)]
 
     def _leave(self) -> list[Output]:
         """We end in good order, and say so; whoever hears it need not suspect us first (SWIM, 4.1)."""
