@@ -132,7 +132,8 @@ class Peer:
         self._expulsion.happened(now, event, self.state)
         self._take(now, event, effects)
         self._follow_up(now, effects)
-        effects += self._hosting.leases(None if self._trouble else self.raft.contact(now))
+        if self._hosting and not self._trouble:
+            effects += self._hosting.leases(self.raft.contact(now))
         known, voters = self._circle.others, self.raft.voters
         is_led = self._expulsion.is_refused and self.raft.has_quorum(now)
         effects += self._expulsion.look(now, self.state, known, voters, is_led=is_led)
@@ -144,17 +145,17 @@ class Peer:
 
     def deadline(self) -> Instant | None:
         """When a ``Ticked`` is wanted."""
-        schedule = self._scheduler.deadline() if self._coordinates() else None
-        raft = None if self._trouble else self.raft.deadline()
-        renewal = self._hosting.renewal() if self.raft.leads_alone else None
-        machines = (
-            raft,
-            self._hosting.deadline(),
+        return earliest(
+            None if self._trouble else self.raft.deadline(),
             self.swim.deadline(),
-            self._proposals.deadline(),
+            self._hosting.deadline(),
+            self._proposals.deadline() if self._proposals else None,
             self._circle.deadline(),
+            self._search.deadline(),
+            self._expulsion.deadline(),
+            self._scheduler.deadline() if self._coordinates() else None,
+            self._hosting.renewal() if self.raft.leads_alone else None,
         )
-        return earliest(*machines, self._search.deadline(), self._expulsion.deadline(), schedule, renewal)
 
     def check(self) -> None:
         """Assert the invariants of every machine."""
@@ -165,6 +166,7 @@ class Peer:
     def _begin(self, now: Instant, effects: list[Effect]) -> None:
         self._is_new = False
         self._meet(now, effects)
+        self._tidy(effects)
         self._publish(now)
 
     def _publish(self, now: Instant) -> None:
@@ -172,8 +174,11 @@ class Peer:
 
     def _take(self, now: Instant, event: Event, effects: list[Effect]) -> None:
         match event:
-            case Received(sender, message) if isinstance(message, ControlMessage):
-                self._hear(now, sender, message, effects)
+            case Received(sender, message):
+                if isinstance(message, ControlMessage):
+                    self._hear(now, sender, message, effects)
+                else:
+                    self._pass(now, event, effects)
             case Asked(_, command, within_ms):
                 self._proposals.ask(now, command, within_ms)
             case JoinAsked():
@@ -252,7 +257,9 @@ class Peer:
                 case _:
                     effects.append(output)
         if is_news:  # after the sends: whoever is removed is told so before it is unlinked
-            self._meet(now, effects)
+            if not self._circle.knows(self.state):
+                self._meet(now, effects)
+            self._tidy(effects)
 
     def _restore(self, snapshot: Snapshot) -> None:
         self.state = ClusterState.decode(snapshot.state)
@@ -284,6 +291,8 @@ class Peer:
         effects += self._circle.meet(now, self.state)
         self.swim.set_members(now, self._circle.members)
         self.raft.follow(now, self._circle.linked)
+
+    def _tidy(self, effects: list[Effect]) -> None:
         if self.state is not None:
             effects += self._hosting.drop_parts(self.state)
 

@@ -295,11 +295,10 @@ def bounds(node: Node, peer: Peer, settings: PeerSettings) -> None:
     rumors, members = len(peer.swim.rumors), len(peer.swim.members)
     if rumors > limits.RUMORS * (members + 1):
         raise Violation("queues", f"{node.name} holds {rumors} rumors")
-    over = (
-        {about(job.id) for job in peer.state.jobs.values() if job.state in ENDED} if peer.state is not None else set()
-    )
-    told = [key for _, key in peer.swim.rumors if key in over]
-    if told:
+    told = {key for _, key in peer.swim.rumors if key.startswith("job:")}
+    if told and peer.state is not None:
+        told &= {about(job.id) for job in peer.state.jobs.values() if job.state in ENDED}
+    if told and peer.state is not None:
         raise Violation("queues", f"{node.name} spreads {told}, which are over")
     if members > limits.MEMBERS:
         raise Violation("queues", f"{node.name} knows {members} members")

@@ -4,7 +4,7 @@ moment those that left by their own wish, so that they hear that they are out.""
 from collections.abc import Mapping, Sequence
 
 from dmi_protocol.address import is_address
-from dmi_protocol.cluster.state import ClusterState
+from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.effects import AllowInvitations, Effect, Link, Send, Unlink
 from dmi_protocol.identity import NodeId, PublicKey, is_public_key, node_id
 from dmi_protocol.instant import Instant, after, earliest
@@ -38,6 +38,8 @@ class Circle:
         self._wishes: dict[NodeId, Instant] = {}
         self._farewells: dict[NodeId, Instant] = {}
         self._invitations: tuple[PublicKey, ...] = ()
+        self._agreed: Mapping[NodeId, MemberRecord] = {}
+        """The members of the state when it was met last."""
 
     @property
     def others(self) -> Mapping[NodeId, Introduced]:
@@ -67,8 +69,17 @@ class Circle:
         """Is a farewell over?"""
         return bool(self._farewells) and any(now >= until for until in self._farewells.values())
 
+    def knows(self, state: ClusterState | None) -> bool:
+        """Would ``meet`` change nothing? So it is with most of what is agreed on."""
+        is_settled = self._is_caught_up and not (self._vouched or self._wishes or self._farewells)
+        return is_settled and state is not None and state.members == self._agreed and not self._is_invited(state)
+
+    def _is_invited(self, state: ClusterState) -> bool:
+        return tuple(sorted(state.invitations)) != self._invitations
+
     def meet(self, now: Instant, state: ClusterState | None) -> list[Effect]:
         """Speak with the members, and with nobody else."""
+        self._agreed = {} if state is None else dict(state.members)
         members = self._members(state)
         members.pop(self._me, None)
         self._farewells = self._still_parting(now, members)
@@ -85,7 +96,7 @@ class Circle:
         self._linked = wanted
         self.linked = frozenset(wanted)
         self.members = self.linked - self._farewells.keys()
-        if state is not None and tuple(sorted(state.invitations)) != self._invitations:
+        if state is not None and self._is_invited(state):
             self._invitations = tuple(sorted(state.invitations))
             effects.append(AllowInvitations(self._invitations))
         return effects

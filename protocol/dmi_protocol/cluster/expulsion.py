@@ -100,7 +100,7 @@ class Expulsion:
         by: Set[NodeId] = frozenset()
         if self._refused_by and not is_led:
             by = self._refused_by & others.keys()
-        reason = self._told or self._turned_away(now, by, others, voters - {self._me})
+        reason = self._told or self._turned_away(now, by, others, voters)
         if reason is not None and (self._leaves_until is None or now >= self._leaves_until):
             self._is_over = True
             return [Retire(reason)]
@@ -111,6 +111,7 @@ class Expulsion:
     ) -> Reason | None:
         """A minority may not have heard of our admission yet. Most of the voters, or of all that we know, have, or would
         agree on it: of what a disk remembers the voters are the newest, and may be empty."""
+        voters = voters - {self._me} if by else voters
         is_most = by and (2 * len(by & voters) > len(voters) or 2 * len(by) > len(others))
         if not is_most:
             self._refused_at = None

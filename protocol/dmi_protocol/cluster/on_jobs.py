@@ -147,7 +147,7 @@ def _place(state: ClusterState, command: Place) -> Outcome:
         return _STALE
     job.generation = job.life = command.generation
     job.restore, job.keepers = command.restore, command.keepers
-    job.posts, job.cast = command.posts, command.cast
+    job.posts, job.cast = _in_order(command.posts), command.cast
     job.next_index = 1 + max(post.role.index for post in command.posts)
     if job.state == QUEUED:
         job.state = STARTING
@@ -174,7 +174,7 @@ def _recruit(state: ClusterState, command: Recruit) -> Outcome:
         return _STALE
     if any(post.role.index < job.next_index for post in command.posts):
         return _STALE
-    job.posts = (*job.posts, *command.posts)
+    job.posts = _in_order((*job.posts, *command.posts))
     job.next_index = 1 + max(post.role.index for post in command.posts)
     job.born = max(job.born, *(post.role.generation for post in command.posts))
     return _DONE
@@ -201,6 +201,10 @@ def _shift(state: ClusterState, command: Shift) -> Outcome:
     job.generation, job.cast, job.synced, job.pairs = command.generation, command.cast, (), ()
     job.state, job.reason = RUNNING, None if command.is_full else job.reason
     return _DONE
+
+
+def _in_order(posts: tuple[Post, ...]) -> tuple[Post, ...]:
+    return tuple(sorted(posts, key=lambda post: (post.role, post.node)))
 
 
 def _are_posts(posts: tuple[Post, ...], job: JobId, generation: int) -> bool:

@@ -62,7 +62,7 @@ class Pair(Struct, frozen=True):
 
 
 class Job(Struct):
-    """One job. ``posts`` are the role processes that are wanted; there are none while the job waits for a placement.
+    """One job. ``posts`` are the role processes that are wanted, in order; there are none while the job waits for a placement.
     ``cast`` says what they do in ``generation``, which is 0 before the first."""
 
     id: JobId
@@ -171,7 +171,7 @@ class Job(Struct):
 
     def roles(self) -> tuple[tuple[RoleKey, NodeId], ...]:
         """Every wanted role process, and its node: servers first."""
-        return tuple(sorted((post.role, post.node) for post in self.posts))
+        return tuple([(post.role, post.node) for post in self.posts])
 
 
 class Outcome(Struct, frozen=True):

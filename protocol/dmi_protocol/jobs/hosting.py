@@ -92,6 +92,10 @@ class Hosting:
         self._is_new = True
         """Has something happened since ``_due`` was worked out?"""
 
+    def __bool__(self) -> bool:
+        """Is any role process here, or was a moment ago?"""
+        return bool(self._local)
+
     def progress(self, job: JobId) -> Progressed | None:
         """The last progress that a worker of ``job`` told here."""
         return next((local.progress for key, local in self._local.items() if key.job == job and local.progress), None)

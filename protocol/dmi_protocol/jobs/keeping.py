@@ -74,7 +74,8 @@ class Keeping:
 
     def reconcile(self, state: ClusterState) -> list[Effect]:
         """Fetch what this host is to keep, and has not."""
-        due = {wish.fact.request: wish for job in state.jobs.values() for wish in self._due(job)}
+        jobs = [job for job in state.jobs.values() if job.copies or job.goes_on]
+        due = {wish.fact.request: wish for job in jobs for wish in self._due(job)}
         new = sorted(due.keys() - self._wishes.keys())
         self._wishes = due
         return [self.fetch(state, due[request].blob) for request in new]

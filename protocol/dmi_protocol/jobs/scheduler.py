@@ -12,7 +12,7 @@ from dmi_protocol.cluster.command import Command, Finish, LoseRole, Place, Post,
 from dmi_protocol.cluster.state import ENDED, FAILED, RUNNING, SUCCEEDED, ClusterState, Job
 from dmi_protocol.codec import pack
 from dmi_protocol.identity import NodeId, RequestId
-from dmi_protocol.instant import Instant, after, earliest
+from dmi_protocol.instant import Instant, after
 from dmi_protocol.messages.roles import RoleKey
 from dmi_protocol.placement.casting import dismissed, first_cast, is_full, recast, recruits
 from dmi_protocol.placement.holding import recopies
@@ -30,8 +30,8 @@ class Scheduler:
 
     def deadline(self) -> Instant | None:
         """When a dead member is not counted on any more."""
-        due = [after(since, limits.RECOPY_MS) for since in self._dead.values()]
-        return earliest(*[at for at in due if at > self._seen])
+        due = [at for since in self._dead.values() if (at := after(since, limits.RECOPY_MS)) > self._seen]
+        return min(due, default=None)
 
     def propose(self, now: Instant, state: ClusterState, alive: Set[NodeId]) -> list[Command]:
         """All that is due now."""
