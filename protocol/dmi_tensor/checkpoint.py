@@ -6,14 +6,15 @@ optimizer's state (``state/7/0/exp_avg``: bucket, segment, name).
 
 import base64
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 
 from dmi_protocol.training.layout import Definition, Layout, lay_out
 from dmi_tensor.buckets import Buckets
@@ -48,11 +49,16 @@ class Part(msgspec.Struct, frozen=True):
     buckets: dict[int, torch.Tensor]
     state: dict[tuple[int, int], dict[str, Any]]
 
-    def copy(self) -> "Part":
-        """The same, in memory that nobody writes."""
-        buckets = {bucket: tensor.clone() for bucket, tensor in self.buckets.items()}
+    def copy(self, meanwhile: Callable[[], None] = lambda: None) -> "Part":
+        """The same, in memory that nobody writes. It may take long: ``meanwhile`` is called after each tensor."""
+
+        def copied(tensor: torch.Tensor) -> torch.Tensor:
+            meanwhile()
+            return tensor.clone()
+
+        buckets = {bucket: copied(tensor) for bucket, tensor in self.buckets.items()}
         state = {
-            place: {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+            place: {name: copied(value) if isinstance(value, torch.Tensor) else value for name, value in values.items()}
             for place, values in self.state.items()
         }
         return Part(self.header, buckets, state)
@@ -86,13 +92,24 @@ def write_part(path: Path, part: Part) -> int:
                 tensors[f"state/{bucket}/{place}/{name}"] = value.detach().contiguous()
     header = base64.b64encode(msgspec.msgpack.encode(part.header)).decode("ascii")
     temporary = path.with_suffix(".part")
-    data = save(tensors, metadata={_HEADER: header})
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
+    _save(tensors, temporary, {_HEADER: header})
+    with temporary.open("rb") as file:
         os.fsync(file.fileno())
+        size = os.fstat(file.fileno()).st_size
     temporary.replace(path)
-    return len(data)
+    return size
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write without a copy in memory and without the interpreter's lock. Raises ``OSError``, as Python's own files do."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        number = int(found.group(1))
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def read_part(path: Path) -> Part:
@@ -115,8 +132,9 @@ def read_part(path: Path) -> Part:
     return Part(header, buckets, state)
 
 
-def restore(shard: Shard, parts: Sequence[Part]) -> int:
+def restore(shard: Shard, parts: Sequence[Part], meanwhile: Callable[[], None] = lambda: None) -> int:
     """Put the buckets of ``shard`` to what ``parts`` hold of them, with their optimizers' state; gives the version.
+    ``meanwhile`` is called after each bucket.
 
     The layout is a function of the job, so the parts may be those of another number of shards. Raises
     ``CorruptPartError`` when they are of another model, or lack a bucket.
@@ -131,6 +149,7 @@ def restore(shard: Shard, parts: Sequence[Part]) -> int:
             places = range(len(shard.layout.buckets[bucket].segments))
             state = [part.state.get((bucket, place), {}) for place in places]
             shard.restore(step, bucket, part.buckets[bucket], hyper, state)
+            meanwhile()
         missing -= part.buckets.keys()
     if missing:
         raise CorruptPartError(f"its parts lack the buckets {sorted(missing)}")
@@ -171,18 +190,26 @@ class Model:
 
     def optimizer_state(self) -> dict[str, Any]:
         """What torch's ``Optimizer.state_dict`` would give."""
-        pieces = _by_parameter(self._layout, self._state)
-        groups = groups_of(base64.b64decode(self._hyper)) if self._hyper else [{} for _ in self.definition.order]
-        shapes = {p.name: p.shape for p in self.definition.parameters}
-        state: dict[int, dict[str, Any]] = {}
-        number = 0
-        for names, group in zip(self.definition.order, groups, strict=True):
-            group["params"] = list(range(number, number + len(names)))
-            for name in names:
-                if any(pieces.get(name, [])):
-                    state[number] = _joined(pieces[name], shapes[name])
-                number += 1
-        return {"state": state, "param_groups": groups}
+        return optimizer_state(self.definition, self._layout, base64.b64decode(self._hyper), self._state)
+
+
+def optimizer_state(
+    definition: Definition, layout: Layout, hyper: bytes, kept: Mapping[tuple[int, int], dict[str, Any]]
+) -> dict[str, Any]:
+    """What torch's ``Optimizer.state_dict`` would give, from what is ``kept`` by bucket and segment. ``hyper`` is empty before
+    the first step."""
+    pieces = _by_parameter(layout, kept)
+    groups = groups_of(hyper) if hyper else [{} for _ in definition.order]
+    shapes = {p.name: p.shape for p in definition.parameters}
+    state: dict[int, dict[str, Any]] = {}
+    number = 0
+    for names, group in zip(definition.order, groups, strict=True):
+        group["params"] = list(range(number, number + len(names)))
+        for name in names:
+            if any(pieces.get(name, [])):
+                state[number] = _joined(pieces[name], shapes[name])
+            number += 1
+    return {"state": state, "param_groups": groups}
 
 
 def _by_parameter(layout: Layout, state: Mapping[tuple[int, int], dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -222,7 +249,7 @@ def export(path: Path, tensors: Mapping[str, torch.Tensor], optimizer_state: Map
         if path.suffix in {".pt", ".pth"}:
             torch.save({"model_state_dict": own, "optimizer_state_dict": dict(optimizer_state or {})}, temporary)
         else:
-            save_file(own, temporary)
+            _save(own, temporary)
         temporary.chmod(mode)
         temporary.replace(path)
     finally:

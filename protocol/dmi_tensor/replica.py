@@ -1,6 +1,6 @@
 """A bucket as it travels to a copy: its values, and the state of its optimizer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgpack
@@ -27,15 +27,29 @@ class Bucketful(Struct, frozen=True):
 
 def bucketful(shard: Shard, bucket: int, version: int) -> Bucketful:
     """``bucket`` at ``version``, the newest here, in memory that nobody writes."""
-    kind = shard.layout.buckets[bucket].kind
-    tensors = [] if kind == "metrics" else [shard.read(bucket, version).clone()]
+    is_metrics = shard.layout.buckets[bucket].kind == "metrics"
+    values = () if is_metrics else (shard.read(bucket, version).clone(),)
+    tensors, state = pack_state(shard, bucket)
+    return Bucketful((*values, *tensors), state, shard.hyper, shard.detail(bucket))
+
+
+def pack_state(shard: Shard, bucket: int) -> tuple[tuple[torch.Tensor, ...], bytes]:
+    """The state of the bucket's optimizer, of each of its segments: tensors in memory that nobody writes, and what names
+    them."""
+    tensors: list[torch.Tensor] = []
     names: list[list[_Named]] = []
-    for values in shard.state(bucket) if kind == "parameter" else ():
+    for values in shard.state(bucket) if shard.layout.buckets[bucket].kind == "parameter" else ():
         there = {name: value for name, value in values.items() if value is not None}
         names.append([(name, None if isinstance(value, torch.Tensor) else value) for name, value in there.items()])
         tensors += [value.clone() for value in there.values() if isinstance(value, torch.Tensor)]
     packed: bytes = msgpack.packb(names)
-    return Bucketful(tuple(tensors), packed, shard.hyper, shard.detail(bucket))
+    return tuple(tensors), packed
+
+
+def unpack_state(packed: bytes, tensors: Iterable[torch.Tensor]) -> list[dict[str, Any]]:
+    """What ``pack_state`` was given, by segment. Raises ``RemoteProtocolError``."""
+    rest = iter(tensors)
+    return [dict(_values(named, rest)) for named in convert(unpack(packed), list[list[_Named]])]
 
 
 def put_in_place(shard: Shard, bucket: int, version: int, found: Bucketful) -> None:
@@ -46,11 +60,11 @@ def put_in_place(shard: Shard, bucket: int, version: int, found: Bucketful) -> N
         return
     if not found.tensors:
         raise RemoteProtocolError(f"bucket {bucket} comes without its values")
-    values, rest = found.tensors[0], iter(found.tensors[1:])
+    values = found.tensors[0]
     expected = shard.read(bucket, version)
     if values.shape != expected.shape or values.dtype != expected.dtype:
         raise RemoteProtocolError(f"bucket {bucket} has {expected.numel()} elements of {expected.dtype}")
-    state = [dict(_values(named, rest)) for named in convert(unpack(found.state), list[list[_Named]])]
+    state = unpack_state(found.state, found.tensors[1:])
     if state and len(state) != len(layout.segments):
         raise RemoteProtocolError(f"bucket {bucket} has {len(layout.segments)} segments, and {len(state)} states came")
     if layout.kind == "parameter" and (found.hyper or any(state)):

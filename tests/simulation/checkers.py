@@ -28,7 +28,6 @@ from dmi_protocol.reasons import Reason
 from tests.simulation.node import Node
 from tests.simulation.trouble import Violation, demand
 
-
 _DIGEST_EVERY = 8
 """Entries: states that differ once stay different, so not every one of them need be looked at."""
 

@@ -1,5 +1,7 @@
 """Parts of a checkpoint: what they hold comes back, and what is no part of this job's is refused."""
 
+import errno
+import resource
 from pathlib import Path
 
 import msgpack
@@ -77,3 +79,15 @@ def test_parts_of_another_model_or_too_few_are_refused(tmp_path: Path) -> None:
         restore(Shard(definition()), kept[:2])
     with pytest.raises(CorruptPartError, match="another model or step"):
         restore(Shard(definition()), [*kept[:2], *parts(3, 3, tmp_path)[2:]])
+
+
+def test_what_a_disk_refuses_is_an_os_error_with_its_number(tmp_path: Path) -> None:
+    """The library that writes the file has an error of its own; whoever asked looks at the number to know a full disk."""
+    found, limit = part_of(trained(1, 1)[0], 0, 1, 1, b""), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            write_part(tmp_path / "a.safetensors", found)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert caught.value.errno == errno.EFBIG

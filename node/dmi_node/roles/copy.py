@@ -13,13 +13,12 @@ from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.instant import Instant
 from dmi_protocol.messages import parameters as say
 from dmi_protocol.messages.roles import CaughtUp, Roster
-from dmi_protocol.tensor_spec import describe
 from dmi_protocol.training import exchange as x
 from dmi_protocol.training.backup import Backup, BackupEffect, Tell
 from dmi_protocol.training.copies import HEADER
 from dmi_protocol.training.shard import Shard
 from dmi_protocol.training.step import Handle, Release, Subtree, Sum
-from dmi_tensor.checkpoint import CorruptPartError, write_part
+from dmi_tensor.checkpoint import CorruptPartError
 from dmi_tensor.frames import frame_of, spec_of
 from dmi_tensor.tree_sum import DisagreementError
 from dmi_wire.bulk import Buffer
@@ -44,6 +43,10 @@ class Host(Protocol):
 
     def to_server(self, server: int, message: say.ParameterMessage, frames: Iterable[Buffer] = ()) -> None:
         """Send without waiting; in order."""
+        ...
+
+    def meanwhile(self) -> None:
+        """Something takes long: answer whoever asks whether we are there."""
         ...
 
     def is_local(self, worker: int) -> bool:
@@ -106,6 +109,7 @@ class Copy:
             self._shard, effects = Shard.promoted(event, self._index, self._backup, self._now(), leased)
             self._backup = None
             for effect in effects:
+                self._host.meanwhile()
                 self._do(effect)
 
     def waited(self) -> None:
@@ -125,6 +129,7 @@ class Copy:
             return
         assert self._shard is not None
         for effect in self._shard.step(self._now(), event):
+            self._host.meanwhile()
             self._do(effect)
 
     def go_on(self) -> None:
@@ -169,8 +174,8 @@ class Copy:
                 return x.Pulled(worker, version, buckets)
             case say.Checkpoint(_, _, step, extra):
                 return x.CheckpointAsked(worker, step, extra)
-            case say.AskState(_, _, step):
-                return x.StateAsked(worker, step)
+            case say.AskState(_, _, step, buckets):
+                return x.StateAsked(worker, step, buckets)
             case say.Finish(_, _, step, extra):
                 return x.FinishAsked(worker, step, extra)
             case _:
@@ -297,8 +302,8 @@ class Copy:
                 host.to_worker(worker, say.Outstanding(generation, shard, step, told))
             case x.TellLacking(worker, buckets):
                 host.to_worker(worker, say.Lacking(generation, shard, buckets))
-            case x.GiveState(worker, step):
-                self._give(worker, step)
+            case x.GiveState(worker, step, buckets):
+                self._give_state(worker, step, buckets)
             case x.Decline(worker, kind, value):
                 host.to_worker(worker, say.Declined(generation, kind, f"{kind}: here it is {value}"))
             case x.SayFinished(workers):
@@ -313,14 +318,13 @@ class Copy:
         message = say.Show(generation, self._index, version, bucket, shown.tensors, shown.detail, shown.region)
         self._tensors.lend(worker, bucket, version, self._host.to_worker(worker, message, shown.frames))
 
-    def _give(self, worker: int, step: int) -> None:
-        """The same bytes as on disk, for the lead's own file."""
-        path = self._host.directory / f"state-{self._index}.safetensors"
-        write_part(path, self._tensors.part(step, b"", ()))
-        data = memoryview(path.read_bytes())
-        path.unlink()
-        message = say.State(self._host.roster.generation, self._index, step, (describe("uint8", (len(data),)),))
-        self._host.to_worker(worker, message, [data])
+    def _give_state(self, worker: int, step: int, buckets: Iterable[int]) -> None:
+        generation = self._host.roster.generation
+        for bucket in buckets:
+            found = self._tensors.optimizer_state(bucket)
+            specs = tuple(spec_of(tensor) for tensor in found.tensors)
+            message = say.State(generation, self._index, step, bucket, specs, found.state, found.hyper)
+            self._host.to_worker(worker, message, [frame_of(tensor) for tensor in found.tensors])
 
     def _sentence(self, found: x.Disagree) -> str:
         """One line that names both hosts and the field."""

@@ -35,7 +35,7 @@ from dmi_wire.memory import keep_freed_memory
 
 _POLL_MS = 1_000
 _LOOK_MS = 250
-"""How often it is looked who is silent."""
+"""How often it is looked who is silent, and said that we are not, whatever takes long."""
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
 
@@ -46,6 +46,7 @@ class Server:
         self,
         child: Child,
         assignment: Assignment,
+        parts: tuple[Part, ...],
         endpoint: Endpoint,
         context: "zmq.Context[zmq.Socket[bytes]]",
         keys: KeyPair,
@@ -56,14 +57,15 @@ class Server:
         self._assignment = assignment
         self._endpoint, self._context, self._keys = endpoint, context, keys
         self._index = assignment.key.index
-        self._parts: tuple[Part, ...] = tuple(read_part(Path(path)) for path in assignment.parts)
+        self._parts = parts
         self._copies: dict[int, Copy] = {}
         self._lines: dict[int, Line] = {}
         self._workers: dict[int, Seat] = {}
         self._heard: dict[int, Instant] = {}
         self._others: dict[int, Instant] = {}
         """When the other servers were heard last."""
-        self._beat_at = self._looked_at = Instant(0)
+        self._beat_at = self._looked_at = self._answered_at = Instant(0)
+        self._heard_meanwhile: deque[Delivery] = deque()
         self._leased = child.lease
         self._own: deque[Delivery] = deque()
         """What shards of ours say to one another: it is heard when the one that speaks has done all it wants."""
@@ -86,7 +88,7 @@ class Server:
             if newer is not None and newer.generation > self.roster.generation:
                 self._take_part(newer)
             self._endpoint.authenticate()
-            self._drain()
+            self._hear_all()
             self._tell_written()
             self._look_at_clock()
             self._hear_own()
@@ -107,6 +109,8 @@ class Server:
                     copy.happened(x.Leased(self._leased.until))
 
     def _patience_ms(self) -> int:
+        if self._heard_meanwhile:
+            return 0
         due = [deadline for copy in self._copies.values() if (deadline := copy.deadline()) is not None]
         return max(0, min([_POLL_MS, *(deadline - _now() for deadline in due)]))
 
@@ -155,24 +159,55 @@ class Server:
         """What we have of a shard; ``parts`` are those of the checkpoint that its first primary begins from."""
         if shard not in self._copies:
             is_beside = any(map(self.is_local, self._workers))
-            tensors = Tensors(shard, len(self.roster.cast.shards), shares_memory=is_beside, parts=parts)
+            shards = len(self.roster.cast.shards)
+            tensors = Tensors(shard, shards, shares_memory=is_beside, parts=parts, meanwhile=self.meanwhile)
             self._copies[shard] = Copy(self, shard, tensors, _now)
         return self._copies[shard]
 
     # What is said here
 
-    def _drain(self) -> None:
-        """Take all that waits."""
+    def _hear_all(self) -> None:
+        """Take what waits, for a while: there is more to look at than what others say."""
+        until = _now() + _LOOK_MS
+        while _now() < until:
+            delivery = self._heard_meanwhile.popleft() if self._heard_meanwhile else self._receive()
+            if delivery is None:
+                return
+            self._take_or_refuse(delivery)
+            self._hear_own()
+
+    def meanwhile(self) -> None:
+        """Something takes long: answer whoever asks whether we are there. All else is heard in its turn."""
+        if _now() - self._answered_at < _LOOK_MS:
+            return
+        self._answered_at = _now()
+        self._endpoint.authenticate()
+        while (delivery := self._receive()) is not None:
+            self._heard_meanwhile.append(delivery)
+        self._beat()
+
+    def _receive(self) -> Delivery | None:
+        """The next message that is more than a beat."""
         while True:
             try:
                 delivery = self._endpoint.receive()
             except RemoteProtocolError as error:
                 _refuse(error)
                 continue
-            if delivery is None:
-                return
-            self._take_or_refuse(delivery)
-            self._hear_own()
+            if delivery is None or not self._is_only_a_beat(delivery):
+                return delivery
+
+    def _is_only_a_beat(self, delivery: Delivery) -> bool:
+        """Whoever says anything is there; a worker's beat is answered."""
+        role, index = _speaker(delivery)
+        heard = self._others if role == "server" else self._heard
+        if index in heard:
+            heard[index] = _now()
+        if not isinstance(delivery.message, say.Beat):
+            return False
+        if role == "worker":
+            self._endpoint.send(delivery.sender, say.Beat(self.roster.generation))
+        return True
 
     def _hear_own(self) -> None:
         while self._own:
@@ -187,15 +222,9 @@ class Server:
 
     def _take(self, delivery: Delivery) -> None:
         """One message, from a server or from a worker under its own name."""
-        role, _, number = delivery.sender.partition(b"/")[0].decode("ascii").partition("-")
-        index, message = int(number), delivery.message
+        (role, index), message = _speaker(delivery), delivery.message
         if role == "server":
             self._from_server(index, delivery)
-            return
-        if index in self._heard:
-            self._heard[index] = _now()
-        if isinstance(message, say.Beat):
-            self._endpoint.send(delivery.sender, say.Beat(self.roster.generation))
             return
         shard = getattr(message, "shard", None)
         copy = self._copies.get(shard) if shard is not None else None
@@ -209,9 +238,6 @@ class Server:
     def _from_server(self, index: int, delivery: Delivery) -> None:
         """The fence: only the primary of the generation in force is obeyed."""
         message = delivery.message
-        self._others[index] = _now()
-        if isinstance(message, say.Beat):
-            return
         if message.generation > self.roster.generation:
             self._keep(delivery)
         elif isinstance(message, say.Norms):
@@ -300,6 +326,12 @@ def _refuse(error: RemoteProtocolError) -> None:
     print(f"refused: {error}", file=sys.stderr, flush=True)
 
 
+def _speaker(delivery: Delivery) -> tuple[str, int]:
+    """Role and index, from a name that the endpoint has checked against the sender's key."""
+    role, _, number = delivery.sender.partition(b"/")[0].decode("ascii").partition("-")
+    return role, int(number)
+
+
 def _now() -> Instant:
     return Instant(time.monotonic_ns() // 1_000_000)
 
@@ -310,11 +342,14 @@ def _name(seat: Seat) -> bytes:
 
 def serve(child: Child, assignment: Assignment) -> NoReturn:
     """Bind, wait for the first roster, serve; until the daemon ends us."""
+    parts = tuple(
+        read_part(Path(path)) for path in assignment.parts
+    )  # before anybody hears of us, and expects an answer
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     keys = KeyPair.make()
     endpoint = Endpoint(context, keys, assignment.host, assignment.ports)
     child.tell(Bound(endpoint.address, keys.public, os.getpid()))
-    Server(child, assignment, endpoint, context, keys).run(child.roster())
+    Server(child, assignment, parts, endpoint, context, keys).run(child.roster())
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """The tensors of a server: where handles point, and the memory that it shares with the worker beside it."""
 
 import base64
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 import zmq
@@ -20,7 +20,7 @@ from dmi_tensor.checkpoint import Part, part_of, restore
 from dmi_tensor.dtypes import sum_dtype
 from dmi_tensor.frames import frame_of, spec_of, tensors_of
 from dmi_tensor.optimizers import ELEMENTWISE, WHOLE
-from dmi_tensor.replica import Bucketful, bucketful, put_in_place
+from dmi_tensor.replica import Bucketful, bucketful, pack_state, put_in_place
 from dmi_tensor.shard import Shard
 from dmi_tensor.tree_sum import Share, add, share_of
 from dmi_wire.shared_memory import Segment
@@ -76,10 +76,19 @@ def _check(definition: Definition) -> None:
 
 class Tensors:
     """What the shard's machine speaks of by handles. ``shares_memory`` says that a worker is on this node; ``parts`` are
-    those of the checkpoint that the job goes on from, all that hold buckets of this shard."""
+    those of the checkpoint that the job goes on from, all that hold buckets of this shard; ``meanwhile`` is called again and
+    again in whatever takes long."""
 
-    def __init__(self, shard: int, shards: int, *, shares_memory: bool, parts: Sequence[Part] = ()) -> None:
-        self._shard, self._shards, self._shares_memory = shard, shards, shares_memory
+    def __init__(
+        self,
+        shard: int,
+        shards: int,
+        *,
+        shares_memory: bool,
+        parts: Sequence[Part] = (),
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._shard, self._shards, self._shares_memory, self._meanwhile = shard, shards, shares_memory, meanwhile
         self._parts = tuple(parts)
         self.extra = base64.b64decode(parts[0].header.extra) if parts else b""
         """What the checkpoint keeps of the run itself."""
@@ -111,9 +120,14 @@ class Tensors:
         if len(layout.buckets) > limits.BUCKETS:
             raise RemoteProtocolError(f"a model of {len(layout.buckets)} buckets, more than {limits.BUCKETS}")
         self._arena = self._make_arena(layout)
-        memory = aligned_empty if self._arena is None else self._arena.allocate
+        allocate = aligned_empty if self._arena is None else self._arena.allocate
+
+        def memory(length: int, dtype: torch.dtype) -> torch.Tensor:
+            self._meanwhile()
+            return allocate(length, dtype)
+
         self._arithmetic = Shard(definition, self._shard, self._shards, memory)
-        step = restore(self._arithmetic, self._parts) if self._parts else None
+        step = restore(self._arithmetic, self._parts, self._meanwhile) if self._parts else None
         fingerprint = self._parts[0].header.fingerprint if self._parts else ()
         self._parts = ()
         holders = {self._arithmetic.owners[bucket.index] for bucket in layout.buckets[: layout.live]}
@@ -154,7 +168,8 @@ class Tensors:
 
     def part(self, step: int, extra: bytes, fingerprint: tuple[tuple[str, str], ...]) -> Part:
         """Our part of version ``step``, with the optimizer's state, in memory of its own."""
-        return part_of(self.arithmetic, self._shard, self._shards, step, extra, fingerprint).copy()
+        part = part_of(self.arithmetic, self._shard, self._shards, step, extra, fingerprint)
+        return part.copy(self._meanwhile)
 
     def greet(self, worker: int, name: str | None, size: int) -> None:
         """Map the memory that the worker beside us offers; nothing is mapped for anybody else."""
@@ -236,6 +251,13 @@ class Tensors:
     def copy_out(self, bucket: int, version: int) -> Bucketful:
         """A bucket for another server that is to have a copy."""
         return bucketful(self.arithmetic, bucket, version)
+
+    def optimizer_state(self, bucket: int) -> Bucketful:
+        """A bucket without its values, for the lead's own file. Raises ``RemoteProtocolError``."""
+        if bucket not in self.arithmetic.buckets:
+            raise RemoteProtocolError(f"bucket {bucket} is not of shard {self._shard}, or does not change")
+        tensors, state = pack_state(self.arithmetic, bucket)
+        return Bucketful(tensors, state, self.arithmetic.hyper, b"")
 
     def copy_in(self, message: say.Copy, frames: Sequence[memoryview]) -> None:
         """A bucket from the primary; ``RemoteProtocolError`` when it is not like ours."""

@@ -183,20 +183,26 @@ class Checkpoint(Struct, frozen=True, tag="exchange-checkpoint"):
 
 
 class AskState(Struct, frozen=True, tag="exchange-ask-state"):
-    """The lead wants the shard's part of version ``step`` itself, to write the optimizer's state into a file."""
+    """The lead wants the optimizer's state of these ``buckets`` at version ``step``: a few at a time, and those that do not come
+    again."""
 
     generation: int
     shard: int
     step: int
+    buckets: tuple[int, ...]
 
 
 class State(Struct, frozen=True, tag="exchange-state"):
-    """The part as a checkpoint would hold it, in one frame of bytes."""
+    """The optimizer's state of one bucket: ``state`` names the ``tensors`` and has what is no tensor, as in ``Copy``; ``hyper``
+    are the hyperparameters of the step before, empty when there was none."""
 
     generation: int
     shard: int
     step: int
+    bucket: int
     tensors: tuple[TensorSpec, ...]
+    state: bytes
+    hyper: bytes
 
 
 class Finish(Struct, frozen=True, tag="exchange-finish"):

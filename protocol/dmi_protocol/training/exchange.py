@@ -119,10 +119,11 @@ class CheckpointAsked(Struct, frozen=True):
 
 
 class StateAsked(Struct, frozen=True):
-    """The lead wants to have version ``step`` with its optimizer state."""
+    """The lead wants to have the optimizer's state of these buckets at version ``step``."""
 
     worker: int
     step: int
+    buckets: tuple[int, ...]
 
 
 class FinishAsked(Struct, frozen=True):
@@ -325,10 +326,11 @@ class WritePart(Struct, frozen=True):
 
 
 class GiveState(Struct, frozen=True):
-    """Send this worker version ``step`` with its optimizer state."""
+    """Send this worker the optimizer's state of these buckets at version ``step``."""
 
     worker: int
     step: int
+    buckets: tuple[int, ...]
 
 
 class SayFinished(Struct, frozen=True):

@@ -429,7 +429,7 @@ class Shard:
         self._follow(event.step)
         if event.worker != self._roster.lead or event.step != self._step or self._applied:
             return [x.Decline(event.worker, "step", str(self._step))]
-        return [x.GiveState(event.worker, event.step)]
+        return [x.GiveState(event.worker, event.step, event.buckets)]
 
     def _finish(self, event: x.FinishAsked) -> list[x.ShardEffect]:
         self._follow(event.step)

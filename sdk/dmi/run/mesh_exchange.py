@@ -12,11 +12,13 @@ import torch
 import zmq
 
 from dmi.errors import UsageError
+from dmi.run.collected import Collected
 from dmi.run.exchange import Arrival
-from dmi.run.records import Ledger, Progress, StateFiles
+from dmi.run.records import Ledger, Progress
 from dmi.run.servers import Heard, Servers
 from dmi.run.shares import Neighbour, Shares, neighbours
 from dmi_protocol.codec import encode_struct
+from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.instant import Instant
 from dmi_protocol.messages import parameters as say
 from dmi_protocol.messages.roles import Assignment, Ready, Roster
@@ -27,6 +29,7 @@ from dmi_protocol.training.step import Handle, Release, Subtree, Sum, cover
 from dmi_protocol.training.tree import shares as shares_of_leaves
 from dmi_protocol.training.worker import Worker
 from dmi_tensor.buckets import Buckets
+from dmi_tensor.checkpoint import optimizer_state
 from dmi_tensor.frames import frame_of, spec_of, tensors_of
 from dmi_tensor.tree_sum import DisagreementError, Share, means, share_of
 from dmi_wire.child import Child
@@ -389,22 +392,30 @@ class MeshExchange:
         """See ``Exchange.optimizer_state``. Only the lead can have it; raises ``UsageError`` elsewhere."""
         if not self.is_lead:
             raise UsageError("only the lead worker can have the optimizer's state; ask run.is_lead first")
-        files = StateFiles(Path(self._assignment.directory))
+        found = Collected(self._buckets.layout, self._owner)
 
-        def ask(shard: int) -> None:
-            if shard not in files.paths:
-                self._servers.send(shard, say.AskState(self._roster.generation, shard, self._step))
+        def ask(shard: int, buckets: tuple[int, ...]) -> None:
+            if buckets:
+                self._servers.send(shard, say.AskState(self._roster.generation, shard, self._step, buckets))
 
-        self._asked = ask
-        self._send_all(ask)
-        while len(files.paths) < len(self._roster.cast.shards):
+        self._asked = lambda shard: ask(shard, found.under_way(shard))
+        self._send_all(lambda shard: ask(shard, found.next(shard)))
+        while not found.is_whole:
             heard = self._hear("while it sends the optimizer's state")
             if isinstance(heard, Heard) and isinstance(heard.message, say.State):
-                files.take(heard.shard, heard.frames[0])
+                self._collect(found, heard)
+                ask(heard.shard, found.next(heard.shard))
             elif isinstance(heard, Heard):
                 self._take(heard)
         self._asked = None
-        return files.state()
+        return optimizer_state(self._definition, self._buckets.layout, found.hyper, found.state)
+
+    def _collect(self, found: Collected, heard: Heard) -> None:
+        assert isinstance(heard.message, say.State)
+        try:
+            found.take(heard.message, heard.frames)
+        except RemoteProtocolError as error:
+            self._give_up("peer-broken", f"{self._servers.name(heard.shard)} sends no optimizer state: {error}")
 
     def close(self, step: int, extra: bytes) -> None:
         """See ``Exchange.close``."""

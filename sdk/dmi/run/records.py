@@ -1,4 +1,4 @@
-"""What a worker writes down: how far it is, which leaves it computed, and the optimizer's state that it was sent."""
+"""What a worker writes down: how far it is, and which leaves it computed."""
 
 import errno
 import json
@@ -8,7 +8,6 @@ from pathlib import Path
 
 from dmi_protocol import limits
 from dmi_protocol.messages.roles import Progressed
-from dmi_tensor.checkpoint import read_model
 from dmi_wire.child import Child
 
 
@@ -57,24 +56,3 @@ class Ledger:
         except OSError as error:
             self._room = 0
             print(f"the ledger of this worker ends at step {step}: {error.strerror}", file=sys.stderr, flush=True)
-
-
-class StateFiles:
-    """The servers' parts of the optimizer's state, on their way into one file."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self.paths: dict[int, Path] = {}
-        """By shard."""
-
-    def take(self, shard: int, data: memoryview) -> None:
-        """A shard's part."""
-        self.paths[shard] = self._directory / f"state-{shard}.safetensors"
-        self.paths[shard].write_bytes(data)
-
-    def state(self) -> dict[str, object]:
-        """torch's ``state_dict`` of the optimizer, once all parts are here."""
-        found = read_model(self.paths.values()).optimizer_state()
-        for path in self.paths.values():
-            path.unlink()
-        return found

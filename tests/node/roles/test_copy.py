@@ -31,7 +31,7 @@ class Script:
 def test_nothing_is_applied_before_the_part_is_taken_and_then_all_is_in_order() -> None:
     written: list[int] = []
     writer = SimpleNamespace(is_full=True, write=lambda path, part, shard, final: written.append(part))
-    host = cast(Host, SimpleNamespace(writer=writer, directory=Path()))
+    host = cast(Host, SimpleNamespace(writer=writer, directory=Path(), meanwhile=lambda: None))
     tensors = cast(Tensors, SimpleNamespace(part=lambda step, extra, fingerprint: step))
     copy, script = Copy(host, 0, tensors, lambda: Instant(0)), Script()
     copy._shard = cast(Shard, script)

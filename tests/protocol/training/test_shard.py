@@ -159,9 +159,9 @@ def test_the_lead_must_have_begun_so_that_its_checkpoint_comes_first() -> None:
 
 def test_the_lead_may_have_the_optimizer_state_between_two_steps() -> None:
     shard = ready()
-    assert shard.step(NOW, x.StateAsked(0, 0)) == [x.GiveState(0, 0)]
-    assert shard.step(NOW, x.StateAsked(1, 0)) == [x.Decline(1, "step", "0")]
-    assert shard.step(NOW, x.StateAsked(0, 4)) == [x.Decline(0, "step", "0")]
+    assert shard.step(NOW, x.StateAsked(0, 0, (0,))) == [x.GiveState(0, 0, (0,))]
+    assert shard.step(NOW, x.StateAsked(1, 0, (0,))) == [x.Decline(1, "step", "0")]
+    assert shard.step(NOW, x.StateAsked(0, 4, (0,))) == [x.Decline(0, "step", "0")]
 
 
 def test_a_repeated_contribution_to_a_finished_step_is_dropped() -> None:
