@@ -22,6 +22,8 @@ class Beats:
         self._beat = Beat(0)
         self._servers: Mapping[int, Seat] = {}
         self._heard: dict[int, float] = {}
+        self._looked_at = time.monotonic()
+        """What was not looked for cannot be said to be silent: the script may have kept this thread from running."""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._live, name="beats", daemon=True)
         self._thread.start()
@@ -36,7 +38,7 @@ class Beats:
         """The server that was not heard for longest, and for how many seconds; None when there is none."""
         heard = self._heard
         server = min(heard, key=lambda index: heard[index], default=None)
-        return None if server is None else (server, time.monotonic() - heard[server])
+        return None if server is None else (server, max(0.0, self._looked_at - heard[server]))
 
     def close(self) -> None:
         """End the thread and its lines."""
@@ -54,6 +56,7 @@ class Beats:
                     key = PublicKey(seat.public_key)
                     lines[index] = Line(self._context, self._keys, self._name, seat.address, key)
                 self._one(index, lines[index])
+            self._looked_at = time.monotonic()
         for line in lines.values():
             line.close()
 

@@ -45,5 +45,6 @@ def test_a_server_that_answers_is_never_silent_and_one_that_stops_is(monkeypatch
     assert silent[0] == 0
     assert silent[1] > 0.5
     beats.close()
+    assert beats.silent() == beats.silent(), "nobody looks any more: a script that keeps us from it silences no server"
     endpoint.close()
     context.term()
