@@ -140,9 +140,12 @@ class Node:
         del self._events[: limits.EVENTS_PER_WRITE]
         effects: list[Effect] = []
         for event in events:
-            self._held.happened(event)
+            if self.in_trouble:
+                self._held.happened(event)
             effects += peer.step(now, event)
-        first = next((place for place, effect in enumerate(effects) if isinstance(effect, WRITES)), None)
+        first = None
+        if effects:
+            first = next((place for place, effect in enumerate(effects) if isinstance(effect, WRITES)), None)
         self._unchecked += 1
         if first is not None or self._unchecked >= _CHECK_EVERY:
             self._unchecked = 0

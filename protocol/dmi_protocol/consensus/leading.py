@@ -38,7 +38,7 @@ class Leadership:
             self._others[new] = Progress(now, self._log.last + 1)
         for node, other in self._others.items():
             is_voter = node in voters
-            other.beat_ms = self._settings.heartbeat_ms if is_voter else self._settings.learner_heartbeat_ms
+            other.beats_every(self._settings.heartbeat_ms if is_voter else self._settings.learner_heartbeat_ms)
 
     def matched(self) -> dict[NodeId, int]:
         """How much of our log everybody has; we have all of it."""
@@ -65,7 +65,7 @@ class Leadership:
     def hurry(self, node: NodeId) -> None:
         """Its connection has just come up: its heartbeat is due at once."""
         if node in self._others:
-            self._others[node].beat_at = after(self._others[node].beat_at, -self._settings.learner_heartbeat_ms)
+            self._others[node].beat_due = after(self._others[node].beat_due, -self._settings.learner_heartbeat_ms)
 
     def beat(self, now: Instant, commit: int) -> list[Send]:
         """Heartbeats that are due; they carry what is missing."""
@@ -97,7 +97,7 @@ class Leadership:
 
     def _send(self, now: Instant, node: NodeId, commit: int, *, always: bool = False) -> list[Send]:
         other = self._others[node]
-        other.beat_at = now if always else other.beat_at
+        other.beat_due = after(now, other.beat_ms) if always else other.beat_due
         previous = other.next_index - 1
         previous_term = self._log.term_at(previous)
         if previous_term is None:

@@ -12,18 +12,18 @@ class Progress:
         self.is_streaming = False
         """Its log is known to match: entries may follow before the last ones are acknowledged."""
         self.heard_at = now
-        self.beat_at = now
         self.beat_ms = 0
-        """It gets a heartbeat when it was sent nothing for so long."""
+        """It gets a heartbeat when it was told nothing for so long."""
+        self.beat_due = now
         self.told = 0
         """What it was told to be committed."""
         self.piece_at: int | None = None
         """The offset of the piece of our snapshot that is under way."""
 
-    @property
-    def beat_due(self) -> Instant:
-        """When it gets its next heartbeat."""
-        return after(self.beat_at, self.beat_ms)
+    def beats_every(self, milliseconds: int) -> None:
+        """From now on: a learner is not in a hurry."""
+        self.beat_due = after(self.beat_due, milliseconds - self.beat_ms)
+        self.beat_ms = milliseconds
 
     def confirm(self, index: int) -> None:
         """Its log equals ours up to ``index``."""
