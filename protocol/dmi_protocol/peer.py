@@ -149,7 +149,7 @@ class Peer:
             None if self._trouble else self.raft.deadline(),
             self.swim.deadline(),
             self._hosting.deadline(),
-            self._proposals.deadline() if self._proposals else None,
+            self._proposals.deadline() if self._proposals.pending else None,
             self._circle.deadline(),
             self._search.deadline(),
             self._expulsion.deadline(),
@@ -331,7 +331,7 @@ class Peer:
         """Everything that follows from what is known now; until nothing new follows."""
         for _ in range(8):
             self._mind_jobs(now, effects)
-            if not self._proposals:
+            if not self._proposals.pending:
                 break
             due = self._proposals.due(now, self.raft.leader, self.raft.term)
             for command in due:

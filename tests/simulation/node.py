@@ -12,7 +12,7 @@ from msgspec import structs
 
 from dmi_protocol import limits
 from dmi_protocol.consensus.settings import Restored
-from dmi_protocol.effects import Effect, Link, Unlink
+from dmi_protocol.effects import Effect, Link, Send, Unlink
 from dmi_protocol.events import DiskFailed, DiskReturned, Event, Ticked
 from dmi_protocol.held import RETRY_MS, Held
 from dmi_protocol.identity import BlobHash, NodeId
@@ -143,9 +143,9 @@ class Node:
             if self.in_trouble:
                 self._held.happened(event)
             effects += peer.step(now, event)
-        first = None
-        if effects:
-            first = next((place for place, effect in enumerate(effects) if isinstance(effect, WRITES)), None)
+        first = (
+            next((place for place, effect in enumerate(effects) if type(effect) in WRITES), None) if effects else None
+        )
         self._unchecked += 1
         if first is not None or self._unchecked >= _CHECK_EVERY:
             self._unchecked = 0
@@ -204,12 +204,15 @@ class Node:
 
     def _do(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
-            if isinstance(effect, Link):
-                self.known[effect.node] = Introduced(effect.node, effect.name, effect.address, effect.public_key)
-                self.linked.add(effect.node)
-            elif isinstance(effect, Unlink):
-                self.known.pop(effect.node, None)
-                self.linked.discard(effect.node)
+            match effect:
+                case Send():
+                    pass
+                case Link(other, name, address, public_key):
+                    self.known[other] = Introduced(other, name, address, public_key)
+                    self.linked.add(other)
+                case Unlink(other):
+                    self.known.pop(other, None)
+                    self.linked.discard(other)
             self._shell.do(self, effect)
 
     def _end_turn(self) -> None:

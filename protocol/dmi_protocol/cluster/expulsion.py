@@ -97,23 +97,24 @@ class Expulsion:
         if self._was_member and not is_member:
             self._told = WasExpelled()
         self._was_member = self._was_member or is_member
-        by: Set[NodeId] = frozenset()
-        if self._refused_by and not is_led:
-            by = self._refused_by & others.keys()
-        reason = self._told or self._turned_away(now, by, others, voters)
+        reason = self._told
+        if reason is None and self._refused_by and not is_led:
+            reason = self._turned_away(now, self._refused_by & others.keys(), others, voters - {self._me})
+        elif reason is None:
+            self._refused_at = None
         if reason is not None and (self._leaves_until is None or now >= self._leaves_until):
             self._is_over = True
             return [Retire(reason)]
-        return self._redial(now)
+        due = self._redial_at()
+        return [] if due is None or now < due else self._redial()
 
     def _turned_away(
         self, now: Instant, by: Set[NodeId], others: Mapping[NodeId, Introduced], voters: Set[NodeId]
     ) -> Reason | None:
         """A minority may not have heard of our admission yet. Most of the voters, or of all that we know, have, or would
         agree on it: of what a disk remembers the voters are the newest, and may be empty."""
-        voters = voters - {self._me} if by else voters
-        is_most = by and (2 * len(by & voters) > len(voters) or 2 * len(by) > len(others))
-        if not is_most:
+        is_most = 2 * len(by & voters) > len(voters) or 2 * len(by) > len(others)
+        if not by or not is_most:
             self._refused_at = None
             return None
         self._refused_at = now if self._refused_at is None else self._refused_at
@@ -121,9 +122,6 @@ class Expulsion:
             return None
         return WasTurnedAway(tuple(sorted(others[node].name for node in by)))
 
-    def _redial(self, now: Instant) -> list[Effect]:
-        due = self._redial_at()
-        if due is None or now < due:
-            return []
+    def _redial(self) -> list[Effect]:
         silent, self._connected = sorted(self._connected), set()
         return [Redial(node) for node in silent]

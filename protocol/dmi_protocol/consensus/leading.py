@@ -25,11 +25,13 @@ class Leadership:
         """Who has had nearly all that was committed: a newcomer must, before its vote is needed (4.2.1)."""
         self.voters: frozenset[NodeId] = frozenset()
         self.since = now
+        self._quorum_at = Instant(0)
+        """Since when a quorum has spoken to us at least: it never gets older while the voters are the same."""
         self._successor: tuple[NodeId, Instant] | None = None
 
     def follow(self, now: Instant, voters: frozenset[NodeId], learners: Iterable[NodeId]) -> None:
         """Replicate to these from now on, and to nobody else."""
-        self.voters = voters
+        self.voters, self._quorum_at = voters, Instant(0)
         wanted = (voters | frozenset(learners)) - {self._me}
         for gone in self._others.keys() - wanted:
             del self._others[gone]
@@ -51,7 +53,10 @@ class Leadership:
 
     def has_quorum(self, now: Instant) -> bool:
         """Check-quorum (6.2): may we still lead?"""
-        return bool(self.voters) and self.contact(now) > now - self._settings.election_ms
+        since = now - self._settings.election_ms
+        if self._quorum_at <= since:
+            self._quorum_at = self.contact(now) if self.voters else Instant(since)
+        return self._quorum_at > since
 
     def contact(self, now: Instant) -> Instant:
         """The latest moment since which a quorum has spoken to us."""

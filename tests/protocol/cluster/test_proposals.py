@@ -47,12 +47,12 @@ def test_a_fact_is_told_until_it_is_known_and_nobody_is_answered() -> None:
     proposals, state = Proposals(), ClusterState("mesh")
     proposals.tell(Instant(0), ASK)
     proposals.tell(Instant(5), ASK)
-    assert len(proposals) == 1
+    assert len(proposals.pending) == 1
     assert proposals.settle(Instant(10**9), state, None) == []
     assert proposals.due(Instant(10**9), A, 1) == [ASK]
     state.requests[ASK.request] = Outcome()
     assert proposals.settle(Instant(10**9), state, None) == []
-    assert len(proposals) == 0
+    assert len(proposals.pending) == 0
 
 
 def test_what_no_log_takes_is_refused_at_once_and_given_to_nobody() -> None:
@@ -62,4 +62,4 @@ def test_what_no_log_takes_is_refused_at_once_and_given_to_nobody() -> None:
     assert proposals.due(Instant(0), A, 1) == []
     (answer,) = proposals.settle(Instant(0), None, None)
     assert answer.refusal == LimitReached("bytes in a command", limits.COMMAND_BYTES)
-    assert len(proposals) == 0
+    assert len(proposals.pending) == 0
