@@ -56,7 +56,7 @@ def mesh(parameters: int, workers: int, servers: int, leaves: int, steps: int, d
         environment={"PYTHONPATH": str(script.resolve().parents[1])},
         modules={**MODULES, "worker": command},
     ) as troupe:
-        troupe.seat()
+        troupe.endpoint()
         said = troupe.finish(_WITHIN_S)
         failures = [message for told in said.values() for message in told if isinstance(message, Failed)]
         if failures:

@@ -60,15 +60,15 @@ def main() -> None:
     """The process: ``script`` of the assignment is where the result goes, ``args`` are parameters, leaves, steps."""
     torch.set_num_threads(1)
     child = Child.inherit()
-    assignment = child.assignment()
+    launch = child.launch()
     child.start()
     keep_freed_memory()
     keys = KeyPair.make()
-    child.tell(Bound(f"{assignment.host}:0", keys.public, os.getpid()))
-    exchange = MeshExchange(child, assignment, child.roster(), keys)
-    seconds = measure(exchange, *map(int, assignment.args))
+    child.tell(Bound(f"{launch.host}:0", keys.public, os.getpid()))
+    exchange = MeshExchange(child, launch, child.roster(), keys)
+    seconds = measure(exchange, *map(int, launch.args))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    (Path(assignment.directory) / "seconds.json").write_text(json.dumps({"seconds": seconds, "peak_bytes": peak}))
+    (Path(launch.directory) / "seconds.json").write_text(json.dumps({"seconds": seconds, "peak_bytes": peak}))
     child.tell(Completed())
     exchange.stay()
 

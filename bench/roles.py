@@ -17,11 +17,12 @@ from dmi_protocol.instant import Instant
 from dmi_protocol.messages.roles import (
     Assignment,
     Bound,
-    Cast,
     Completed,
+    Endpoint,
     Exited,
     Failed,
     FromRole,
+    Launch,
     Lease,
     Moving,
     PartWritten,
@@ -29,7 +30,6 @@ from dmi_protocol.messages.roles import (
     Replicas,
     RoleKey,
     Roster,
-    Seat,
     Stop,
     ToRole,
 )
@@ -45,13 +45,13 @@ _FOR_EVER = Instant(1 << 60)
 class RoleProcess:
     """One child and its channel."""
 
-    def __init__(self, assignment: Assignment, command: tuple[str, ...], environment: Mapping[str, str]) -> None:
-        self.assignment = assignment
-        self.key = assignment.key
-        directory = Path(assignment.directory)
+    def __init__(self, launch: Launch, command: tuple[str, ...], environment: Mapping[str, str]) -> None:
+        self.launch = launch
+        self.key = launch.key
+        directory = Path(launch.directory)
         (directory / "work").mkdir(parents=True, exist_ok=True)
-        if assignment.key.role == "worker":
-            shutil.copy(Path(assignment.bundle) / assignment.script, directory / "work")
+        if launch.key.role == "worker":
+            shutil.copy(Path(launch.bundle) / launch.script, directory / "work")
         self.log = directory / "log"
         self.channel, theirs = socket.socketpair()
         with theirs, self.log.open("wb") as log:
@@ -63,7 +63,7 @@ class RoleProcess:
                 stdout=log,
                 stderr=log,
             )
-        self.tell(assignment)
+        self.tell(launch)
 
     def tell(self, message: ToRole) -> None:
         """Send one message to the child."""
@@ -125,7 +125,7 @@ class Troupe:
         self.children: list[RoleProcess] = []
         for role, count in (("server", servers), ("worker", workers)):
             for index in range(count):
-                assignment = Assignment(
+                launch = Launch(
                     key=RoleKey(JobId("bench-000000"), 1, "server" if role == "server" else "worker", index),
                     node=NodeId(f"{index:016x}"),
                     node_name=f"n{index}",
@@ -141,31 +141,31 @@ class Troupe:
                     host="127.0.0.1",
                     ports=PORTS,
                 )
-                self.children.append(RoleProcess(assignment, modules[role], environment or {}))
+                self.children.append(RoleProcess(launch, modules[role], environment or {}))
 
     def of(self, role: str, index: int) -> RoleProcess:
         """One of the processes."""
         return next(child for child in self.children if (child.key.role, child.key.index) == (role, index))
 
-    def seat(self, within_s: float = 60.0) -> Roster:
+    def endpoint(self, within_s: float = 60.0) -> Roster:
         """Wait until all are bound, and tell all who takes part."""
         deadline = time.monotonic() + within_s
-        seats = [self._bound(child, deadline) for child in self.children]
-        servers = tuple(seat for seat in seats if seat.key.role == "server")
-        workers = tuple(seat for seat in seats if seat.key.role == "worker")
+        endpoints = [self._bound(child, deadline) for child in self.children]
+        servers = tuple(endpoint for endpoint in endpoints if endpoint.key.role == "server")
+        workers = tuple(endpoint for endpoint in endpoints if endpoint.key.role == "worker")
         shards = tuple(Replicas(server) for server in range(len(servers)))
-        cast = Cast(tuple(range(len(workers))), (1.0,) * len(workers), 0, shards)
-        roster = Roster(1, 1, servers, workers, cast)
+        assignment = Assignment(tuple(range(len(workers))), (1.0,) * len(workers), 0, shards)
+        roster = Roster(1, 1, servers, workers, assignment)
         for child in self.children:
             child.tell(roster)
             child.tell(Lease(_FOR_EVER))
         return roster
 
-    def _bound(self, child: RoleProcess, deadline: float) -> Seat:
+    def _bound(self, child: RoleProcess, deadline: float) -> Endpoint:
         message = child.next(deadline)
         assert isinstance(message, Bound), f"{message}\n{child.log.read_text()}"
-        key, node, name = child.key, child.assignment.node, child.assignment.node_name
-        return Seat(key, node, name, message.address, message.public_key)
+        key, node, name = child.key, child.launch.node, child.launch.node_name
+        return Endpoint(key, node, name, message.address, message.public_key)
 
     def finish(self, within_s: float = 60.0) -> dict[str, list[FromRole | Exited]]:
         """What each process says until it ends; they are stopped when all have done their work, as a daemon does.

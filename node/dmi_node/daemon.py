@@ -131,7 +131,7 @@ class Node:
         self._mesh = Mesh(keys, self._tasks, self._refusals, self._give, self._take_blob, self._take_join)
         try:
             identity = await self._identity(journal, keys)
-            me = self._me(identity, keys, journal.next_life())
+            me = self._me(identity, keys, journal.next_boot())
             self.library = Library(self._home, self.blobs, self._tasks, self._mesh.send)
             self._supervisor = Supervisor(self._home, self.blobs, self._tasks, self._give)
             stored = journal.fact("members")
@@ -205,7 +205,7 @@ class Node:
         host, port = split(address, "listen")
         return f"{host}:{self._mesh.listen(host, port)}"
 
-    def _me(self, identity: Identity, keys: KeyPair, life: int) -> Me:
+    def _me(self, identity: Identity, keys: KeyPair, boot_count: int) -> Me:
         return Me(
             node=node_id(keys.public),
             name=identity.name,
@@ -215,7 +215,7 @@ class Node:
             version=version("dmi"),
             witness=identity.witness,
             ports=self._config.data_ports,
-            life=life,
+            boot_count=boot_count,
         )
 
     # Events

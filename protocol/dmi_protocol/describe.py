@@ -30,7 +30,7 @@ _INSIDE: tuple[type[msgspec.Struct], ...] = (
     membership.Update,
     membership.Rumor,
     roles.RoleKey,
-    roles.Seat,
+    roles.Endpoint,
     parameters.Region,
     parameters.Fingerprint,
     TensorSpec,

@@ -9,7 +9,7 @@ from msgspec import Struct
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.messages.consensus import Entry, Snapshot
 from dmi_protocol.messages.mesh import Message
-from dmi_protocol.messages.roles import Assignment, Lease, RoleKey, Roster
+from dmi_protocol.messages.roles import Launch, Lease, RoleKey, Roster
 from dmi_protocol.reasons import Reason
 
 
@@ -86,7 +86,7 @@ class StartRole(Struct, frozen=True):
     """Start the role process. Its bundle is already in the blob store (the machine asked with ``FetchBlob``)."""
 
     role: RoleKey
-    assignment: Assignment
+    launch: Launch
 
 
 class TellRole(Struct, frozen=True):

@@ -86,7 +86,7 @@ FETCH_AGAIN_MS = 1_000
 RECOPY_MS = 30_000
 """A member that is dead for so long is not counted on to keep its copies."""
 RECOPIES = 64
-"""Copies of blobs that are on their way to new keepers at once."""
+"""Copies of blobs that are on their way to new checkpoint holders at once."""
 
 
 def check() -> None:

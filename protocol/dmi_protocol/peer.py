@@ -60,7 +60,7 @@ class Me(Struct, frozen=True):
     version: str = ""
     witness: bool = False
     ports: tuple[int, int] = (0, 0)
-    life: int = 0
+    boot_count: int = 0
     """How often this node was started before: larger after each restart."""
 
 
@@ -96,7 +96,7 @@ class Peer:
         self.me = me
         self._settings = settings
         self.raft = Raft(me.node, settings.raft, Random(random.random()), restored)
-        self.swim = Swim(me.node, settings.swim, Random(random.random()), me.life)
+        self.swim = Swim(me.node, settings.swim, Random(random.random()), me.boot_count)
         self.state: ClusterState | None = None
         if restored.snapshot is not None:
             self._restore(restored.snapshot)

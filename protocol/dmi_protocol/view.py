@@ -14,7 +14,7 @@ from dmi_protocol.sentences import detail, sentence
 
 
 class RoleView(Struct, frozen=True):
-    """A role process that is seated."""
+    """A role process that is bound."""
 
     job: str
     role: str
@@ -107,24 +107,26 @@ def why(job: Job, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
         return reasons.FilesAway(_names(state, job.holders))
     ready = sum(node in alive and not member.witness for node, member in state.members.items())
     if job.state == STARTING:
-        seated = {record.seat.key for record in job.seats}
-        awaited = [(r.name, _names(state, (node,))[0]) for r, node in job.roles() if r not in seated]
-        return reasons.Starting(len(job.seats), len(job.roles()), tuple(awaited))
+        bound = {record.endpoint.key for record in job.endpoints}
+        awaited = [(r.name, _names(state, (node,))[0]) for r, node in job.roles() if r not in bound]
+        return reasons.Starting(len(job.endpoints), len(job.roles()), tuple(awaited))
     if job.state == RUNNING:
-        seats = [record.seat for record in job.seats]
-        workers = tuple(seat.node_name for seat in seats if seat.key.role == "worker")
-        return reasons.Running(workers, tuple(seat.node_name for seat in seats if seat.key.role == "server"))
+        endpoints = [record.endpoint for record in job.endpoints]
+        workers = tuple(endpoint.node_name for endpoint in endpoints if endpoint.key.role == "worker")
+        return reasons.Running(
+            workers, tuple(endpoint.node_name for endpoint in endpoints if endpoint.key.role == "server")
+        )
     assert job.state == QUEUED
     return reasons.Waiting(wanted_nodes(job.spec), ready)
 
 
 def _weakened(job: Job, loss: reasons.Loss) -> reasons.Reason:
-    assert job.cast is not None
-    able = [w for w, speed in zip(job.cast.workers, job.cast.speeds, strict=True) if speed]
-    seats = [record.seat for record in job.seats]
-    workers = tuple(s.node_name for s in seats if s.key.role == "worker" and s.key.index in able)
-    coming = len(job.posts) - len(seats) + len(job.cast.workers) - len(able)
-    return reasons.Weakened(loss, workers, sum(not shard.backups for shard in job.cast.shards), coming)
+    assert job.assignment is not None
+    able = [w for w, speed in zip(job.assignment.workers, job.assignment.speeds, strict=True) if speed]
+    endpoints = [record.endpoint for record in job.endpoints]
+    workers = tuple(s.node_name for s in endpoints if s.key.role == "worker" and s.key.index in able)
+    coming = len(job.placements) - len(endpoints) + len(job.assignment.workers) - len(able)
+    return reasons.Weakened(loss, workers, sum(not shard.backups for shard in job.assignment.shards), coming)
 
 
 def _recovering(job: Job, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
@@ -135,7 +137,7 @@ def _recovering(job: Job, state: ClusterState, alive: Set[NodeId]) -> reasons.Re
     away = job.parts_away(alive)
     if step is not None and away:
         return reasons.PartsAway(job.reason, step, _names(state, away))
-    return reasons.Recovering(job.reason, step, len(job.seats), len(job.roles()))
+    return reasons.Recovering(job.reason, step, len(job.endpoints), len(job.roles()))
 
 
 def _names(state: ClusterState, nodes: Iterable[NodeId]) -> tuple[str, ...]:
@@ -153,20 +155,20 @@ def no_quorum(state: ClusterState | None, voters: Set[NodeId], is_alive: Callabl
 
 
 def role_views(state: ClusterState) -> list[RoleView]:
-    """Every seated role process of the jobs that go on."""
+    """Every bound role process of the jobs that go on."""
     found = []
     for job in state.jobs.values():
         if job.state in ENDED:
             continue
-        for record in job.seats:
-            key = record.seat.key
+        for record in job.endpoints:
+            key = record.endpoint.key
             shards = _copies(job, key.index) if key.role == "server" else ()
-            found.append(RoleView(job.id, f"{key.role}-{key.index}", record.seat.node_name, record.pid, shards))
+            found.append(RoleView(job.id, f"{key.role}-{key.index}", record.endpoint.node_name, record.pid, shards))
     return found
 
 
 def _copies(job: Job, server: int) -> tuple[tuple[int, bool], ...]:
-    shards = job.cast.shards if job.cast is not None else ()
+    shards = job.assignment.shards if job.assignment is not None else ()
     return tuple((shard, server == copy.primary) for shard, copy in enumerate(shards) if server in copy.in_sync)
 
 

@@ -1,6 +1,7 @@
 """Blocking data sockets between role processes: CURVE, checked keys, frames that nobody copies.
 
-A server binds one ``Endpoint``; each peer opens one ``Line`` to it. Blocking sockets are faster here than asyncio ones,
+A server binds one ``DataListener``; each peer opens one ``DataConnection`` to it. Blocking sockets are faster here than asyncio
+ones,
 and a role process has nothing else to do. A message is one msgpack envelope and the raw frames that it describes.
 """
 
@@ -68,13 +69,13 @@ def _parts(message: ParameterMessage, frames: Iterable[Buffer]) -> list[Buffer]:
     return [seal(message), *frames]
 
 
-class Endpoint:
+class DataListener:
     """The bound end. Nobody is let in before ``admit`` has said who may come, and then nobody else."""
 
     def __init__(self, context: Context, keys: KeyPair, host: str, ports: tuple[int, int]) -> None:
         """Bind the first free port of ``ports`` (first, last) on ``host``; ``OSError`` when there is none.
 
-        One context can hold one endpoint, because it answers the context's questions of authentication.
+        One context can hold one listener, because it answers the context's questions of authentication.
         """
         self._admitted: Mapping[PublicKey, bytes] = {}
         self.refused = 0
@@ -174,7 +175,7 @@ class Endpoint:
         self._zap.close()
 
 
-class Line:
+class DataConnection:
     """The connecting end: one per server."""
 
     def __init__(self, context: Context, keys: KeyPair, name: bytes, address: str, server: PublicKey) -> None:

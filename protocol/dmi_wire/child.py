@@ -19,7 +19,7 @@ from dmi_protocol import limits
 from dmi_protocol.codec import decode_struct, encode_struct
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.instant import Instant
-from dmi_protocol.messages.roles import Assignment, Failed, FromRole, Lease, Moving, Roster, Stop, ToRole
+from dmi_protocol.messages.roles import Failed, FromRole, Launch, Lease, Moving, Roster, Stop, ToRole
 from dmi_wire.channel import framed, unframed
 
 DESCRIPTOR = "DMI_ROLE_FD"
@@ -59,11 +59,11 @@ class Child:
         os.set_inheritable(descriptor, False)  # noqa: FBT003
         return cls(socket.socket(fileno=descriptor))
 
-    def assignment(self) -> Assignment:
+    def launch(self) -> Launch:
         """The first message; waits for it."""
         first = self._receive()
-        if not isinstance(first, Assignment):
-            raise RemoteProtocolError(f"the daemon begins with {type(first).__name__} and not with an assignment")
+        if not isinstance(first, Launch):
+            raise RemoteProtocolError(f"the daemon begins with {type(first).__name__} and not with a launch")
         return first
 
     def start(self) -> None:

@@ -70,7 +70,7 @@ def test_an_invitation_works_once_and_not_when_it_is_old(make_mesh: MakeMesh) ->
     mesh = make_mesh(1)
     token = json.loads(command("invite", "--json", home=mesh.node(0)).stdout)["token"]
     first, second = KeyPair.make(), KeyPair.make()
-    join = Join("guest", "127.0.0.1:9", first.public, witness=False)
+    join = Join("joiner", "127.0.0.1:9", first.public, witness=False)
     assert len(asyncio.run(redeem(token, join)).members) == 2
     with pytest.raises(JoinError, match="used already"):
         asyncio.run(redeem(token, Join("other", "127.0.0.1:9", second.public, witness=False)))

@@ -186,10 +186,10 @@ async def test_an_invitation_names_this_node(tmp_path: Path) -> None:
         made = (await ask(door, "invite", ttl_s=60))["ok"]
         assert made["token"].startswith("dmi-")
         other = tmp_path / "other"
-        async with node(other, Config(name="guest", listen="127.0.0.1:0", join=made["token"])) as guest:
-            while [m["state"] for m in (await status(guest))["members"]] != ["alive", "alive"]:
+        async with node(other, Config(name="joiner", listen="127.0.0.1:0", join=made["token"])) as joiner:
+            while [m["state"] for m in (await status(joiner))["members"]] != ["alive", "alive"]:
                 continue
-            assert (await status(guest))["mesh"] == seen["mesh"]
+            assert (await status(joiner))["mesh"] == seen["mesh"]
 
 
 async def test_nobody_misses_a_change() -> None:

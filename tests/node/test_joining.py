@@ -27,7 +27,7 @@ pytestmark = pytest.mark.processes
 
 KEYS = KeyPair.make()
 INVITATION = Invitation("mesh", (("127.0.0.1:7600", KEYS.public), ("10.0.0.2:7600", KEYS.public)), KEYS.secret, 2**31)
-JOIN = Join("guest", "127.0.0.1:9", KEYS.public, witness=False)
+JOIN = Join("joiner", "127.0.0.1:9", KEYS.public, witness=False)
 
 
 def test_a_token_is_one_printable_word() -> None:
@@ -141,7 +141,7 @@ async def test_who_is_undecided_is_passed_over(doors: list[Door]) -> None:
         (reasons.TimedOut(10_000), MeshAwayError),
         (reasons.InvitationUsed(), JoinError),
         (reasons.InvitationExpired(), JoinError),
-        (reasons.NameTaken("guest"), JoinError),
+        (reasons.NameTaken("joiner"), JoinError),
         (reasons.LimitReached("members", 1), JoinError),
     ],
 )

@@ -13,7 +13,7 @@ from dmi_protocol.messages.consensus import ConsensusMessage, TimeoutNow
 from dmi_protocol.messages.roles import Bound, Completed, Exited, Lease, PartWritten, Progressed, Roster
 from dmi_protocol.reasons import DiskFree, DiskFull, InvitationUsed, NoQuorum, RoleDied, TimedOut, WasExpelled
 from dmi_protocol.sentences import sentence
-from tests.protocol.casts import workers
+from tests.protocol.assignments import workers
 from tests.protocol.little import Little, me
 
 
@@ -319,7 +319,7 @@ def test_a_voter_whose_disk_is_full_is_replaced_and_its_roles_are_played_elsewhe
     little.give(full, on.DiskFailed("no space"))
     others = [name for name in little.peers if name != full]
     little.until(lambda: all(little.state(name).jobs[job].generation == 2 for name in others))
-    assert me(full).node not in workers(little.state(others[0]).jobs[job].posts)
+    assert me(full).node not in workers(little.state(others[0]).jobs[job].placements)
     leader = little.peers[little.leader()]
     little.until(lambda: me(full).node not in leader.raft.voters and len(leader.raft.voters) == 3)
     little.give(full, on.DiskReturned())

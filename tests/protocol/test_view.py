@@ -10,13 +10,13 @@ from dmi_protocol.cluster.state import (
     STARTING,
     Checkpoint,
     ClusterState,
+    EndpointRecord,
     Job,
     KeptPart,
     MemberRecord,
-    SeatRecord,
 )
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
-from dmi_protocol.messages.roles import Progressed, RoleKey, Seat
+from dmi_protocol.messages.roles import Endpoint, Progressed, RoleKey
 from dmi_protocol.reasons import (
     Cancelled,
     FilesAway,
@@ -35,14 +35,14 @@ from dmi_protocol.view import (
     role_views,
     why,
 )
-from tests.protocol.casts import put
+from tests.protocol.assignments import put
 
 A, B = NodeId("a" * 16), NodeId("b" * 16)
 BOTH = frozenset({A, B})
 
 
 def state(job_state: str) -> tuple[ClusterState, Job]:
-    """One job of two workers with a server each, all on their seats when it runs."""
+    """One job of two workers with a server each, all bound when it runs."""
     found = ClusterState("mesh")
     for node in (B, A):
         found.members[node] = MemberRecord(node, f"n-{node[0]}", "h:1", PublicKey(node), witness=False)
@@ -51,12 +51,12 @@ def state(job_state: str) -> tuple[ClusterState, Job]:
     if job_state != "queued":
         put(job, (A, B), (A, B))
     if job_state == RUNNING:
-        job.seats = tuple(seat(role, node, pid) for pid, (role, node) in enumerate(job.roles()))
+        job.endpoints = tuple(endpoint(role, node, pid) for pid, (role, node) in enumerate(job.roles()))
     return found, job
 
 
-def seat(role: RoleKey, node: NodeId, pid: int) -> SeatRecord:
-    return SeatRecord(Seat(role, node, f"n-{node[0]}", "h:2", PublicKey("k")), pid)
+def endpoint(role: RoleKey, node: NodeId, pid: int) -> EndpointRecord:
+    return EndpointRecord(Endpoint(role, node, f"n-{node[0]}", "h:2", PublicKey("k")), pid)
 
 
 def test_every_state_has_its_reason() -> None:
@@ -103,7 +103,7 @@ def test_a_job_whose_processes_go_on_says_what_it_lacks() -> None:
     assert why(job, found, BOTH) == TakingOver(job.reason)
     job.state = RUNNING
     assert why(job, found, BOTH) == Weakened(job.reason, ("n-a", "n-b"), 2, 0), "copies are not in sync yet"
-    job.seats = tuple(record for record in job.seats if record.seat.node == A)
+    job.endpoints = tuple(record for record in job.endpoints if record.endpoint.node == A)
     assert why(job, found, BOTH) == Weakened(job.reason, ("n-a",), 2, 2), "they were called, and are not bound yet"
 
 

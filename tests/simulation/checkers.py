@@ -7,15 +7,15 @@ from msgspec import msgpack
 from dmi_protocol.cluster.apply import apply
 from dmi_protocol.cluster.command import (
     Admit,
+    BindRole,
     Command,
     CompleteRole,
     Finish,
     KeepPart,
     LoseRole,
     Place,
-    Rekeep,
-    SeatRole,
-    Shift,
+    Reassign,
+    SetCheckpointHolders,
 )
 from dmi_protocol.cluster.state import Checkpoint, ClusterState, Job
 from dmi_protocol.consensus.quorum import is_quorum
@@ -43,7 +43,7 @@ class Agreement:
         self._committed: dict[int, Entry] = {}
         self._digests: dict[int, int] = {}
         self._seen: dict[NodeId, tuple[int, int]] = {}
-        """By node: its life, and up to where its commits were looked at."""
+        """By node: its boot count, and up to where its commits were looked at."""
         self.state = ClusterState.decode(begun.encode())
         """The dumb twin: one replica that applies every committed entry, one after another."""
         self.commit = begun.applied
@@ -66,15 +66,15 @@ class Agreement:
             if other != me:
                 raise Violation("leaders", f"{other} and {me} both lead term {raft.term}")
         seen = self._seen.get(me)
-        if seen is None or seen[0] != node.life:
-            seen = (node.life, 0)
+        if seen is None or seen[0] != node.boot_count:
+            seen = (node.boot_count, 0)
         if raft.commit > seen[1]:
             for index in range(seen[1] + 1, raft.commit + 1):
                 self._commits(node, index)
             for job in self.state.jobs.values():
                 if job.checkpoint is not None:
                     self._is_kept(job, job.checkpoint)
-            self._seen[me] = (node.life, raft.commit)
+            self._seen[me] = (node.boot_count, raft.commit)
             self._applies(node, peer)
 
     def _commits(self, node: Node, index: int) -> None:
@@ -120,7 +120,7 @@ class Agreement:
         """What counts as a checkpoint is on the disks that it is said to be on, and on two where there are two."""
         for part in checkpoint.parts:
             holders = [node for node in part.nodes if part.blob in self._nodes[node].blobs or self._is_ahead(node)]
-            if len(holders) < (2 if job.keepers else 1):
+            if len(holders) < (2 if job.checkpoint_holders else 1):
                 raise Violation("parts", f"{job.id}: shard {part.shard} of step {checkpoint.step} is only on {holders}")
 
     def _is_ahead(self, node: NodeId) -> bool:
@@ -179,10 +179,12 @@ class Fencing:
 
     def after(self, state: ClusterState, command: Command) -> None:
         """It was applied."""
-        if self._before is not None and isinstance(command, Finish | KeepPart | Place | Rekeep | Shift):
+        if self._before is not None and isinstance(
+            command, Finish | KeepPart | Place | SetCheckpointHolders | Reassign
+        ):
             is_same = _shape(state.jobs[command.job]) == self._before
             demand("generations", is_same, f"{command} of a stale generation changed job {command.job}")
-        elif self._before is not None and isinstance(command, SeatRole | CompleteRole | LoseRole):
+        elif self._before is not None and isinstance(command, BindRole | CompleteRole | LoseRole):
             is_same = _shape(state.jobs[command.role.job]) == self._before
             demand("generations", is_same, f"{command} of a stale generation changed job {command.role.job}")
         if isinstance(command, Admit) and state.requests[command.request].refusal is None:
@@ -194,31 +196,34 @@ class Fencing:
 def _stale(state: ClusterState, command: Command) -> Job | None:
     """The job, when ``command`` speaks of a generation of it that is not in force."""
     match command:
-        case Finish(_, job, generation) | KeepPart(_, job, generation) | Rekeep(_, job, generation):
+        case Finish(_, job, generation) | KeepPart(_, job, generation) | SetCheckpointHolders(_, job, generation):
             expected = generation
-        case SeatRole(_, role) | CompleteRole(_, role) | LoseRole(_, role):
+        case BindRole(_, role) | CompleteRole(_, role) | LoseRole(_, role):
             gone = state.jobs.get(role.job)
             return gone if gone is not None and role not in dict(gone.roles()) else None
-        case Place(_, job, generation) | Shift(_, job, generation):
+        case Place(_, job, generation) | Reassign(_, job, generation):
             expected = generation - 1
         case _:
             return None
     found = state.jobs.get(job)
     if found is None:
         return None
-    is_of_life = isinstance(command, Finish | KeepPart | Rekeep) and found.life <= expected <= found.generation
-    return None if is_of_life or found.generation == expected else found
+    is_in_force = (
+        isinstance(command, Finish | KeepPart | SetCheckpointHolders)
+        and found.start_generation <= expected <= found.generation
+    )
+    return None if is_in_force or found.generation == expected else found
 
 
 def _shape(job: Job) -> tuple[object, ...]:
     return (
         job.state,
         job.generation,
-        job.posts,
-        job.cast,
-        job.seats,
+        job.placements,
+        job.assignment,
+        job.endpoints,
         job.completed,
-        job.keepers,
+        job.checkpoint_holders,
         dict(job.parts),
         dict(job.final_parts),
         job.checkpoint,
@@ -246,7 +251,7 @@ class Incarnations:
 
     def turned(self, node: Node, peer: Peer) -> None:
         """Look at all that a node knows. A member that was removed and comes again is known anew."""
-        known = self._known.setdefault((node.me.node, node.life), {})
+        known = self._known.setdefault((node.me.node, node.boot_count), {})
         for other, member in peer.swim.members.items():
             before = known.get(other)
             identity = id(member)
@@ -262,16 +267,16 @@ class Answers:
     def __init__(self, agreement: Agreement) -> None:
         self._agreement = agreement
         self._open: dict[tuple[RequestId, str, int], tuple[Node, int]] = {}
-        """By request, node and life of the node: who must answer, and until when."""
+        """By request, node and its boot count: who must answer, and until when."""
         self._said: dict[str, list[Answer]] = {}
 
     def asked(self, node: Node, request: RequestId, ends_at: int) -> None:
         """At this node, which has until ``ends_at``."""
-        self._open[request, node.name, node.life] = (node, ends_at)
+        self._open[request, node.name, node.boot_count] = (node, ends_at)
 
     def answered(self, node: Node, answer: Answer) -> None:
         """By this node."""
-        asked = self._open.pop((answer.request, node.name, node.life), None)
+        asked = self._open.pop((answer.request, node.name, node.boot_count), None)
         demand("answers", asked is not None, f"{node.name} answers {answer.request} twice")
         if answer.refusal is None:
             self._said.setdefault(node.name, []).append(answer)
@@ -287,6 +292,6 @@ class Answers:
         """Nobody waits beyond the patience; what was said before a crash was so."""
         for name in list(self._said):
             self.turned(name)
-        for (request, _, life), (node, ends_at) in self._open.items():
-            waits = node.life == life and node.is_up and now > ends_at + 1_000
+        for (request, _, boot_count), (node, ends_at) in self._open.items():
+            waits = node.boot_count == boot_count and node.is_up and now > ends_at + 1_000
             demand("answers", not waits, f"{node.name} never answers {request}")

@@ -171,12 +171,12 @@ class Faults:
         if node is None or node.is_paused:
             return None
         node.give(Stopping())
-        life = node.life
-        self._world.clock.later(60, self._ended, node, life)
+        boot_count = node.boot_count
+        self._world.clock.later(60, self._ended, node, boot_count)
         return lambda: self._back(node)
 
-    def _ended(self, node: Node, life: int) -> None:
-        if node.life == life:
+    def _ended(self, node: Node, boot_count: int) -> None:
+        if node.boot_count == boot_count:
             self._world.crash(node)
             if self._is_over:
                 self._world.start(node)
@@ -186,8 +186,8 @@ class Faults:
         if node is None:
             return None
         node.pause()
-        life = node.life
-        return lambda: node.unpause() if node.life == life else None
+        boot_count = node.boot_count
+        return lambda: node.unpause() if node.boot_count == boot_count else None
 
     def _slow_disk(self) -> Undo | None:
         node = self._some()
@@ -219,14 +219,14 @@ class Faults:
         return None
 
     def _crash_starting(self) -> Undo | None:
-        """A host is lost for longer than others wait for it, while its roles are seated and others are not yet."""
-        self._on_role(self._is_seated_early, lambda process: self._lose(process.node))
+        """A host is lost for longer than others wait for it, while its roles are bound and others are not yet."""
+        self._on_role(self._is_bound_early, lambda process: self._lose(process.node))
         return None
 
-    def _is_seated_early(self, process: Process) -> bool:
+    def _is_bound_early(self, process: Process) -> bool:
         job = self._world.agreement.state.jobs.get(process.key.job)
         is_starting = job is not None and job.state == STARTING
-        return is_starting and job is not None and any(record.seat.key == process.key for record in job.seats)
+        return is_starting and job is not None and any(record.endpoint.key == process.key for record in job.endpoints)
 
     def _lose(self, node: Node) -> None:
         self._world.crash(node)

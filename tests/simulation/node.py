@@ -42,7 +42,7 @@ class Shell(Protocol):
 
 
 class Node:
-    """``life`` counts starts; whatever was planned for an earlier life does not happen."""
+    """``boot_count`` counts starts; whatever was planned before the last one does not happen."""
 
     def __init__(
         self, clock: Clock, me: Me, restored: Restored, introduced: Sequence[Introduced], shell: Shell
@@ -51,7 +51,7 @@ class Node:
         self.name = me.name
         self.disk = Disk(restored)
         self.peer: Peer | None = None
-        self.life = 0
+        self.boot_count = 0
         self.is_writing = False
         self.write_ms = 2
         self.disk_is_full = False
@@ -89,11 +89,11 @@ class Node:
 
     def start(self, settings: PeerSettings) -> None:
         """The daemon starts from what the disk holds."""
-        self.life += 1
+        self.boot_count += 1
         self.linked = set()
         introduced = tuple(self.known.values())
         random = Random(self._clock.random.random())
-        who = structs.replace(self.me, life=self.life)
+        who = structs.replace(self.me, boot_count=self.boot_count)
         self.peer = Peer(who, settings, random, self.disk.restored(), introduced)
         self.give(Ticked())
 
@@ -101,7 +101,7 @@ class Node:
         """Gone without a word; a write under way is torn."""
         assert self.peer is not None
         self.refutations += self.peer.swim.refutations
-        self.life += 1
+        self.boot_count += 1
         if self.is_writing:
             self.torn += self.disk.tear(self.writes, self._clock.random)
         self.peer = None
@@ -161,11 +161,11 @@ class Node:
             self.is_writing = True
             self._pending = effects[first:]
             delay = 1 + int(self.write_ms * self._clock.random.random())
-            self._clock.later(delay, self._written, self.life)
+            self._clock.later(delay, self._written, self.boot_count)
             self._do(effects[:first])
 
-    def _written(self, life: int) -> None:
-        if life != self.life:
+    def _written(self, boot_count: int) -> None:
+        if boot_count != self.boot_count:
             return
         effects, self._pending = self._pending, []
         self.is_writing = False
@@ -189,18 +189,18 @@ class Node:
             self.in_trouble = True
             self._events.insert(0, DiskFailed(_CAUSE))
         self._do(self._held.hold(_CAUSE, effects))
-        self._clock.later(RETRY_MS, self._retry, self.life)
+        self._clock.later(RETRY_MS, self._retry, self.boot_count)
         self._end_turn()
 
-    def _retry(self, life: int) -> None:
-        if life != self.life:
+    def _retry(self, boot_count: int) -> None:
+        if boot_count != self.boot_count:
             return
         if self.is_writing or self.is_paused or self.disk_is_full:
-            self._clock.later(RETRY_MS, self._retry, life)
+            self._clock.later(RETRY_MS, self._retry, boot_count)
             return
         self._pending = self._held.writes
         self.is_writing = True
-        self._clock.later(1 + int(self.write_ms * self._clock.random.random()), self._written, life)
+        self._clock.later(1 + int(self.write_ms * self._clock.random.random()), self._written, boot_count)
 
     def _do(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
@@ -230,10 +230,10 @@ class Node:
         deadline = self.peer.deadline()
         if deadline is not None and (self._tick_at is None or deadline < self._tick_at):
             self._tick_at = deadline
-            self._clock.at(deadline, self._tick, self.life, deadline)
+            self._clock.at(deadline, self._tick, self.boot_count, deadline)
 
-    def _tick(self, life: int, planned: int) -> None:
-        if life != self.life or self._tick_at != planned:
+    def _tick(self, boot_count: int, planned: int) -> None:
+        if boot_count != self.boot_count or self._tick_at != planned:
             return
         self._tick_at = None
         if self.is_writing or self.is_paused or self.peer is None:

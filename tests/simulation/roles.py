@@ -1,6 +1,6 @@
 """Role processes come to life."""
 
-from dmi_protocol.messages.roles import Assignment, Bound, Started
+from dmi_protocol.messages.roles import Bound, Launch, Started
 from tests.simulation.clock import Clock
 from tests.simulation.node import Node
 from tests.simulation.server import Server
@@ -8,11 +8,11 @@ from tests.simulation.sockets import Process, Sockets, tell_daemon
 from tests.simulation.worker import ScriptedWorker
 
 
-def spawn(sockets: Sockets, node: Node, assignment: Assignment) -> Process:
+def spawn(sockets: Sockets, node: Node, launch: Launch) -> Process:
     """A new process, which will be bound a little later."""
-    made = Server if assignment.key.role == "server" else ScriptedWorker
-    process: Process = made(sockets, node, assignment)
-    sockets.processes[process.public_key] = sockets.holders[assignment.key] = process
+    made = Server if launch.key.role == "server" else ScriptedWorker
+    process: Process = made(sockets, node, launch)
+    sockets.processes[process.public_key] = sockets.holders[launch.key] = process
     clock = sockets.clock
     tell_daemon(process, clock, Started(1))
     slowest = clock.random.choice([50, 50, 500, 4_000])  # some import torch on a busy host

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from dmi_protocol.identity import BlobHash, PublicKey
 from dmi_protocol.instant import Instant
-from dmi_protocol.messages.roles import Assignment, CaughtUp, Completed, Lease, PartWritten, RoleEvent, RoleKey, Roster
+from dmi_protocol.messages.roles import CaughtUp, Completed, Launch, Lease, PartWritten, RoleEvent, RoleKey, Roster
 from dmi_protocol.training import exchange as x
 from dmi_protocol.training.backup import Backup, BackupEffect, Tell
 from dmi_protocol.training.copies import HEADER
@@ -46,15 +46,15 @@ class _Heard(NamedTuple):
 class Server:
     """See the module."""
 
-    def __init__(self, sockets: Sockets, node: Node, assignment: Assignment) -> None:
-        self.key = assignment.key
+    def __init__(self, sockets: Sockets, node: Node, launch: Launch) -> None:
+        self.key = launch.key
         self.public_key = PublicKey(f"{len(sockets.processes)}".ljust(40, "."))
         self.node = node
-        self.life = node.life
+        self.boot_count = node.boot_count
         self.is_alive = True
         self._sockets = sockets
-        self._leaves = assignment.leaves or 4
-        self._parts = assignment.part_hashes
+        self._leaves = launch.leaves or 4
+        self._parts = launch.part_hashes
         self._tensors = Tensors(str(self.key))
         self._roster: Roster | None = None
         self._copies: dict[int, _Copy] = {}
@@ -69,21 +69,26 @@ class Server:
     def roster(self, roster: Roster) -> None:
         """See ``Process``."""
         before, self._roster = self._roster, roster
-        self._peers = {seat.key: seat.public_key for seat in (*roster.servers, *roster.workers)}
-        for shard, replicas in enumerate(roster.cast.shards):
-            self._cast(shard, roster, was_there=before is not None)
+        self._peers = {endpoint.key: endpoint.public_key for endpoint in (*roster.servers, *roster.workers)}
+        for shard, replicas in enumerate(roster.assignment.shards):
+            self._assignment(shard, roster, was_there=before is not None)
             if self.key.index not in (*replicas.in_sync, *replicas.filling):
                 self._copies.pop(shard, None)
         early, self._early = self._early, []
         for heard in early:
             self.hear(*heard)
 
-    def _cast(self, shard: int, roster: Roster, *, was_there: bool) -> None:
-        replicas = roster.cast.shards[shard]
+    def _assignment(self, shard: int, roster: Roster, *, was_there: bool) -> None:
+        replicas = roster.assignment.shards[shard]
         if replicas.primary != self.key.index:
             return
         event = x.Rostered(
-            roster.generation, roster.cast.workers, roster.cast.lead, roster.guests, replicas.backups, replicas.filling
+            roster.generation,
+            roster.assignment.workers,
+            roster.assignment.lead,
+            roster.joiners,
+            replicas.backups,
+            replicas.filling,
         )
         held = self._copies.get(shard)
         if held is None:
@@ -108,8 +113,8 @@ class Server:
     def _promote(self, shard: int, held: _Copy, event: x.Rostered) -> None:
         assert held.backup is not None
         assert self._roster is not None
-        for bucket in owned(shard, len(self._roster.cast.shards)):
-            seen = self._sockets.seen.get((self.key.job, self._roster.life, bucket), 0)
+        for bucket in owned(shard, len(self._roster.assignment.shards)):
+            seen = self._sockets.seen.get((self.key.job, self._roster.start_generation, bucket), 0)
             has = held.backup.versions.get(bucket, -1)
             demand("survival", has >= seen, f"bucket {bucket} was shown at {seen}, and {self.key} has {has}")
         self._sockets.counters["promotions"] += 1
@@ -126,7 +131,7 @@ class Server:
         for blob in self._parts:
             demand("parts", blob in self.node.blobs, f"{self.key} begins without a part of its checkpoint")
             had |= self.node.blobs[blob]
-        for bucket in owned(shard, len(self._roster.cast.shards)):
+        for bucket in owned(shard, len(self._roster.assignment.shards)):
             found = had.get(bucket)
             demand("parts", found == step, f"{self.key} begins step {step} with version {found} of bucket {bucket}")
 
@@ -134,7 +139,7 @@ class Server:
 
     def hear(self, sender: RoleKey, said: Said) -> None:
         """See ``Process``."""
-        if self._roster is None or (sender not in self._peers and sender.generation >= self._roster.life):
+        if self._roster is None or (sender not in self._peers and sender.generation >= self._roster.start_generation):
             self._early.append(_Heard(sender, said))
             demand("queues", len(self._early) < HELD, f"{self.key} keeps {len(self._early)} early messages")
             return
@@ -171,7 +176,7 @@ class Server:
             return
         if isinstance(said.event, x.CopyTold):
             return
-        if sender.index != self._roster.cast.shards[said.shard].primary:
+        if sender.index != self._roster.assignment.shards[said.shard].primary:
             return
         held = self._copies.setdefault(said.shard, _Copy())
         match said.event:
@@ -179,7 +184,7 @@ class Server:
                 told = () if held.backup is None else held.backup.told()
                 self._send(self._roster.primary(said.shard).public_key, said.shard, x.CopyTold(self.key.index, told))
             case Filled(definition, fields):
-                buckets = owned(said.shard, len(self._roster.cast.shards))
+                buckets = owned(said.shard, len(self._roster.assignment.shards))
                 held.memory = Memory()
                 held.backup = Backup(x.Opened(buckets, (), self._leaves, clips=False, shards=()), definition, fields)
                 self._do_all(said.shard, [Tell(HEADER, 0)])
@@ -230,7 +235,7 @@ class Server:
 
     def _server(self, index: int) -> PublicKey:
         assert self._roster is not None
-        return next(seat.public_key for seat in self._roster.servers if seat.key.index == index)
+        return next(endpoint.public_key for endpoint in self._roster.servers if endpoint.key.index == index)
 
     def _do(self, shard: int, effect: x.ShardEffect) -> None:
         assert self._roster is not None
@@ -239,7 +244,7 @@ class Server:
             case Sum() | Release():
                 self._tensors.do(effect)
             case x.Open():
-                shards = len(self._roster.cast.shards)
+                shards = len(self._roster.assignment.shards)
                 holders = tuple(s for s in range(shards) if owned(s, shards))
                 step, buckets = self._roster.restore, owned(shard, shards)
                 for bucket in buckets:
@@ -291,7 +296,7 @@ class Server:
         held = self._copies.get(shard)
         if self._roster is None or held is None or held.shard is None:
             return
-        if self._roster.life == roster.life and self._roster.generation > roster.generation:
+        if self._roster.start_generation == roster.start_generation and self._roster.generation > roster.generation:
             has = held.memory.latest(bucket)
             demand(
                 "primaries",
@@ -309,7 +314,7 @@ class Server:
             case x.WritePart(step, _, final):
                 memory = self._copies[shard].memory
                 assert self._roster is not None
-                buckets = owned(shard, len(self._roster.cast.shards))
+                buckets = owned(shard, len(self._roster.assignment.shards))
                 held = {bucket: memory.read(bucket, step) for bucket in buckets}
                 clock = self._sockets.clock
                 self._written_at = max(clock.now, self._written_at) + 1 + int(_WRITE_MS * clock.random.random())
@@ -339,7 +344,7 @@ class Server:
         """The part is on the disk, under a name that is the hash of what is in it."""
         if not self.is_alive or shard not in self._copies or self._roster is None:
             return
-        name = f"{self.key.job}/{len(self._roster.cast.shards)}/{shard}/{step}"
+        name = f"{self.key.job}/{len(self._roster.assignment.shards)}/{shard}/{step}"
         blob = BlobHash(hashlib.sha256(name.encode()).hexdigest())
         self.node.blobs[blob] = held
         self._tell_daemon(PartWritten(step, shard, blob, "part", 1, final))
@@ -347,7 +352,7 @@ class Server:
 
     def _say(self, worker: int, shard: int, event: object, *, shown: int | None = None) -> None:
         assert self._roster is not None
-        key = next((seat.public_key for seat in self._roster.workers if seat.key.index == worker), None)
+        key = next((endpoint.public_key for endpoint in self._roster.workers if endpoint.key.index == worker), None)
         if key is not None:
             self._send(key, shard, event, shown=shown)
 

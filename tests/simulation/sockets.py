@@ -63,12 +63,12 @@ class Process(Protocol):
     key: RoleKey
     public_key: PublicKey
     node: Node
-    life: int
-    """The life of its daemon: what a process said before it ended still arrives, unless the whole host is gone."""
+    boot_count: int
+    """That of its daemon: what a process said before it ended still arrives, unless the whole host is gone."""
     is_alive: bool
 
     def roster(self, roster: Roster) -> None:
-        """All seats are taken, or somebody does something else now."""
+        """All roles are bound, or somebody does something else now."""
         ...
 
     def lease(self, lease: Lease) -> None:
@@ -89,7 +89,7 @@ class Sockets:
         self._network = network
         self.processes: dict[PublicKey, Process] = {}
         self.seen: dict[tuple[str, int, int], int] = {}
-        """By job, life and bucket: the last version that a worker was shown."""
+        """By job, start generation and bucket: the last version that a worker was shown."""
         self.holders: dict[RoleKey, Process] = {}
         """The last process that was started for each role."""
         self._ways: dict[tuple[PublicKey, PublicKey], deque[Said]] = {}
@@ -125,7 +125,7 @@ class Sockets:
         way = self._ways[source.public_key, target]
         self._pumped.discard((source.public_key, target))
         heard = self.processes.get(target)
-        if source.life != source.node.life or heard is None or not heard.is_alive:
+        if source.boot_count != source.node.boot_count or heard is None or not heard.is_alive:
             way.clear()
             return
         if not self._network.is_open(source.node.name, heard.node.name):
@@ -146,12 +146,12 @@ def owned(shard: int, shards: int) -> tuple[int, ...]:
 
 def tell_daemon(process: Process, clock: Clock, event: RoleEvent) -> None:
     """Through the pipe to the parent: in order, and only while both live."""
-    node, life = process.node, process.node.life
-    clock.later(1, _tell, node, life, RoleHappened(process.key, event))
+    node, boot_count = process.node, process.node.boot_count
+    clock.later(1, _tell, node, boot_count, RoleHappened(process.key, event))
 
 
-def _tell(node: Node, life: int, event: RoleHappened) -> None:
-    if node.life == life:
+def _tell(node: Node, boot_count: int, event: RoleHappened) -> None:
+    if node.boot_count == boot_count:
         node.give(event)
 
 
@@ -159,4 +159,4 @@ def exits(process: Process, code: int, signal: int = 0) -> None:
     """The process ends, and its parent sees it."""
     if process.is_alive:
         process.is_alive = False
-        _tell(process.node, process.node.life, RoleHappened(process.key, Exited(code, signal)))
+        _tell(process.node, process.node.boot_count, RoleHappened(process.key, Exited(code, signal)))

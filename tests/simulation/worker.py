@@ -2,8 +2,8 @@
 
 from dmi_protocol.identity import PublicKey
 from dmi_protocol.messages.roles import (
-    Assignment,
     Completed,
+    Launch,
     Lease,
     Progressed,
     Ready,
@@ -30,15 +30,15 @@ _FIELDS = (("torch", "fake"),)
 class ScriptedWorker:
     """With a script of ``steps`` steps and a checkpoint after every third."""
 
-    def __init__(self, sockets: Sockets, node: Node, assignment: Assignment) -> None:
-        self.key = assignment.key
+    def __init__(self, sockets: Sockets, node: Node, launch: Launch) -> None:
+        self.key = launch.key
         self.public_key = PublicKey(f"{len(sockets.processes)}".ljust(40, "."))
         self.node = node
-        self.life = node.life
+        self.boot_count = node.boot_count
         self.is_alive = True
         self._sockets = sockets
-        self._leaves = assignment.leaves or 4
-        self._steps = int(assignment.args[0])
+        self._leaves = launch.leaves or 4
+        self._steps = int(launch.args[0])
         self._tensors = Tensors(str(self.key))
         self._roster: Roster | None = None
         self._machine: Worker | None = None
@@ -65,17 +65,17 @@ class ScriptedWorker:
         self.is_idle = not leaves
         if before is None or self._machine is None:
             self._machine = Worker(x.Assigned(roster.generation, leaves), BUCKETS)
-            self._greet(range(len(roster.cast.shards)))
+            self._greet(range(len(roster.assignment.shards)))
             self._wait()
             return
-        moved = [s for s, r in enumerate(roster.cast.shards) if r.primary != before.cast.shards[s].primary]
+        moved = [s for s, r in enumerate(roster.assignment.shards) if r.primary != before.assignment.shards[s].primary]
         self._finished -= set(moved)
         for shard in moved:
             self._welcomes.pop(shard, None)
         self._greet(moved)
-        is_new_lead = self._is_lead() and before.cast.lead != self.key.index
-        self._say_where_we_are(range(len(roster.cast.shards)) if is_new_lead else moved)
-        buckets = tuple(bucket for shard in moved for bucket in owned(shard, len(roster.cast.shards)))
+        is_new_lead = self._is_lead() and before.assignment.lead != self.key.index
+        self._say_where_we_are(range(len(roster.assignment.shards)) if is_new_lead else moved)
+        buckets = tuple(bucket for shard in moved for bucket in owned(shard, len(roster.assignment.shards)))
         if self._phase == "fetching":
             self._pull(self._version, buckets)
         self._happened(x.Assigned(roster.generation, leaves, buckets))
@@ -84,14 +84,14 @@ class ScriptedWorker:
         """See ``Process``; no worker needs one."""
 
     def _share(self, roster: Roster) -> tuple[int, ...]:
-        place = roster.cast.workers.index(self.key.index)
-        return tuple(shares(roster.cast.speeds, self._leaves)[place])
+        place = roster.assignment.workers.index(self.key.index)
+        return tuple(shares(roster.assignment.speeds, self._leaves)[place])
 
     def _is_lead(self) -> bool:
-        return self._roster is not None and self._roster.cast.lead == self.key.index
+        return self._roster is not None and self._roster.assignment.lead == self.key.index
 
     def _is_founder(self) -> bool:
-        return self._roster is not None and self.key.generation == self._roster.life
+        return self._roster is not None and self.key.generation == self._roster.start_generation
 
     def _greet(self, shards: "range | list[int]") -> None:
         assert self._roster is not None
@@ -102,7 +102,7 @@ class ScriptedWorker:
     def _bring_initial(self, shard: int, only: tuple[int, ...] | None = None) -> None:
         assert self._roster is not None
         gives = self._is_lead() and self._roster.restore is None and self._phase == "greeting"
-        for bucket in owned(shard, len(self._roster.cast.shards)) if gives else ():
+        for bucket in owned(shard, len(self._roster.assignment.shards)) if gives else ():
             if only is not None and bucket not in only:
                 continue
             self._say(shard, x.Initialized(self.key.index, bucket))
@@ -130,7 +130,7 @@ class ScriptedWorker:
                 self._welcome(said.shard, step, extra)
             case x.SayFinished():
                 self._finished.add(said.shard)
-                if len(self._finished) == len(self._roster.cast.shards) and not self._has_completed:
+                if len(self._finished) == len(self._roster.assignment.shards) and not self._has_completed:
                     self._has_completed = True
                     self._tell_daemon(Completed())
             case x.Shown(version, bucket):
@@ -153,16 +153,16 @@ class ScriptedWorker:
 
     def _see(self, version: int, bucket: int) -> None:
         assert self._roster is not None
-        place = (self.key.job, self._roster.life, bucket)
+        place = (self.key.job, self._roster.start_generation, bucket)
         self._sockets.seen[place] = max(version, self._sockets.seen.get(place, 0))
 
     def _welcome(self, shard: int, step: int, extra: bytes | None) -> None:
         assert self._roster is not None
         if self._phase != "greeting":
             return
-        demand("guests", (extra is None) == self._is_founder(), f"{self.key} is welcomed with {extra!r}")
+        demand("joiners", (extra is None) == self._is_founder(), f"{self.key} is welcomed with {extra!r}")
         self._welcomes[shard] = step
-        if len(self._welcomes) < len(self._roster.cast.shards):
+        if len(self._welcomes) < len(self._roster.assignment.shards):
             return
         if self._is_founder() and self._roster.restore is None:
             self._train()
@@ -180,7 +180,7 @@ class ScriptedWorker:
             for bucket in range(BUCKETS):
                 self._parameters[bucket] = self._shown.pop((self._version, bucket))
             if not self._is_founder():
-                self._sockets.counters["guests"] += 1
+                self._sockets.counters["joiners"] += 1
                 self._tell_daemon(Ready())
             self._train()
 
@@ -192,7 +192,7 @@ class ScriptedWorker:
 
     def _next_step(self) -> None:
         assert self._roster is not None
-        step, shards = self._version, range(len(self._roster.cast.shards))
+        step, shards = self._version, range(len(self._roster.assignment.shards))
         if self._is_lead() and step and (step % 3 == 0 or step == self._steps):
             self._tell_daemon(Progressed(step, self._steps, 1.0, 0.5))
         for shard in shards:
@@ -214,7 +214,7 @@ class ScriptedWorker:
 
     def _begin(self, shard: int) -> None:
         assert self._roster is not None
-        extra = b"kept" if self._is_lead() and self._roster.guests else None
+        extra = b"kept" if self._is_lead() and self._roster.joiners else None
         self._say(shard, x.Began(self.key.index, self._version, (1,) * self._leaves, b"lr", extra))
 
     def _happened(self, event: x.WorkerEvent) -> None:
@@ -269,7 +269,7 @@ class ScriptedWorker:
     def _ask_again(self) -> None:
         assert self._roster is not None
         assert self._machine is not None
-        shards = range(len(self._roster.cast.shards))
+        shards = range(len(self._roster.assignment.shards))
         if self._phase == "greeting":
             for shard in shards:
                 self._say(shard, x.Greeted(self.key.index, _FIELDS, b"model"))
@@ -289,19 +289,19 @@ class ScriptedWorker:
         assert self._roster is not None
         assert self._machine is not None
         shards = {self._shard_of(bucket) for bucket in self._machine.missing()}
-        for server in sorted({self._roster.cast.shards[shard].primary for shard in shards}):
+        for server in sorted({self._roster.assignment.shards[shard].primary for shard in shards}):
             self._tell_daemon(Unheard(self._roster.generation, "server", server, _SILENT_MS))
 
     # To the servers
 
     def _shard_of(self, bucket: int) -> int:
         assert self._roster is not None
-        return bucket % len(self._roster.cast.shards)
+        return bucket % len(self._roster.assignment.shards)
 
     def _say(self, shard: int, event: object, tensor: Tensor | None = None) -> None:
         assert self._roster is not None
-        seat = self._roster.primary(shard)
-        self._sockets.say(self, seat.public_key, Said(shard, self._roster.generation, event, tensor))
+        endpoint = self._roster.primary(shard)
+        self._sockets.say(self, endpoint.public_key, Said(shard, self._roster.generation, event, tensor))
 
     def _tell_daemon(self, event: RoleEvent) -> None:
         tell_daemon(self, self._sockets.clock, event)

@@ -126,11 +126,13 @@ class World:
     # Links
 
     def _connect_soon(self, node: Node, other: Node, within_ms: int = _RECONNECT_MS) -> None:
-        self.clock.later(1 + int(within_ms * self.random.random()), self._connect, node, node.life, other)
+        self.clock.later(1 + int(within_ms * self.random.random()), self._connect, node, node.boot_count, other)
 
-    def _connect(self, node: Node, life: int, other: Node) -> None:
+    def _connect(self, node: Node, boot_count: int, other: Node) -> None:
         is_wanted = (
-            node.life == life and other.me.node in node.linked and (node.name, other.name) not in self._connected
+            node.boot_count == boot_count
+            and other.me.node in node.linked
+            and (node.name, other.name) not in self._connected
         )
         if not is_wanted or not other.is_up:
             return
@@ -147,10 +149,10 @@ class World:
         """The connection of ``node`` to ``other`` breaks, and it is noticed in a while."""
         if (node.name, other.name) in self._connected:
             self._connected.discard((node.name, other.name))
-            self.clock.later(1 + int(within_ms * self.random.random()), self._broken, node, node.life, other)
+            self.clock.later(1 + int(within_ms * self.random.random()), self._broken, node, node.boot_count, other)
 
-    def _broken(self, node: Node, life: int, other: Node) -> None:
-        if node.life == life:
+    def _broken(self, node: Node, boot_count: int, other: Node) -> None:
+        if node.boot_count == boot_count:
             node.give(Disconnected(other.me.node))
             self._connect_soon(node, other)
 
@@ -178,12 +180,14 @@ class World:
             case Retire(reason):
                 self.agreement.expulsions.retires(node.me.node, reason)
                 self.counters["retired"] += 1
-                self.clock.later(1, self._retire, node, node.life)
+                self.clock.later(1, self._retire, node, node.boot_count)
             case Answer():
                 self._answered(node, effect)
             case FetchBlob(blob, sources):
                 slowest = self.random.choice([100, 100, 2_500])
-                self.clock.later(5 + int(slowest * self.random.random()), self._fetch, node, node.life, blob, sources)
+                self.clock.later(
+                    5 + int(slowest * self.random.random()), self._fetch, node, node.boot_count, blob, sources
+                )
             case DropBlob(blob):
                 node.blobs.pop(blob, None)
             case StartRole() | TellRole() | StopRole():
@@ -191,13 +195,13 @@ class World:
             case _:
                 pass
 
-    def _retire(self, node: Node, life: int) -> None:
-        if node.life == life:
+    def _retire(self, node: Node, boot_count: int) -> None:
+        if node.boot_count == boot_count:
             self.crash(node)
 
-    def _fetch(self, node: Node, life: int, blob: BlobHash, sources: Sequence[NodeId]) -> None:
+    def _fetch(self, node: Node, boot_count: int, blob: BlobHash, sources: Sequence[NodeId]) -> None:
         """A blob is had from those who have it."""
-        if node.life != life:
+        if node.boot_count != boot_count:
             return
         for other in (self.of[source] for source in sources):
             is_open = self.network.is_open(node.name, other.name) and self.network.is_open(other.name, node.name)
@@ -206,7 +210,7 @@ class World:
         if blob in node.blobs:
             node.give(BlobArrived(blob))
         else:
-            self.clock.later(2_000, give, node, life, BlobFailed(blob, "nobody gives it"))
+            self.clock.later(2_000, give, node, boot_count, BlobFailed(blob, "nobody gives it"))
 
     def _do_role(self, node: Node, effect: StartRole | TellRole | StopRole) -> None:
         process = self.sockets.holders.get(effect.role)
@@ -215,7 +219,7 @@ class World:
             record = self.agreement.state.members.get(node.me.node)
             demand("roles", record is None or not record.witness, f"{node.name} is a witness and starts {effect.role}")
             self.roles.starts(node.me.node, effect, is_living)
-            spawn(self.sockets, node, effect.assignment)
+            spawn(self.sockets, node, effect.launch)
         elif process is None or not is_living:
             pass
         elif isinstance(effect, TellRole):
@@ -311,9 +315,9 @@ def bounds(node: Node, peer: Peer, settings: PeerSettings) -> None:
         raise Violation("queues", f"{node.name} has not compacted {held} entries")
 
 
-def give(node: Node, life: int, event: Event) -> None:
+def give(node: Node, boot_count: int, event: Event) -> None:
     """An event for a daemon, if it is still the same one."""
-    if node.life == life:
+    if node.boot_count == boot_count:
         node.give(event)
 
 

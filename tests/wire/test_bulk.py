@@ -10,7 +10,7 @@ from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import PublicKey
 from dmi_protocol.messages.parameters import Beat, Checkpoint
 from dmi_wire import bulk
-from dmi_wire.bulk import Context, Delivery, Endpoint, Line
+from dmi_wire.bulk import Context, DataConnection, DataListener, Delivery
 from dmi_wire.keys import KeyPair
 
 PORTS = (30_000, 30_999)
@@ -18,39 +18,39 @@ PATIENCE_S = 10.0
 
 
 class Pair:
-    """An endpoint, and lines to it."""
+    """A listener, and lines to it."""
 
     def __init__(self) -> None:
         self.context: Context = zmq.Context()
         self.keys = KeyPair.make()
-        self.endpoint = Endpoint(self.context, self.keys, "127.0.0.1", PORTS)
+        self.listener = DataListener(self.context, self.keys, "127.0.0.1", PORTS)
         self.poller = zmq.Poller()
-        self.endpoint.register(self.poller)
-        self.lines: list[Line] = []
+        self.listener.register(self.poller)
+        self.lines: list[DataConnection] = []
 
-    def line(self, keys: KeyPair, name: bytes) -> Line:
-        self.lines.append(Line(self.context, keys, name, self.endpoint.address, PublicKey(self.keys.public)))
+    def line(self, keys: KeyPair, name: bytes) -> DataConnection:
+        self.lines.append(DataConnection(self.context, keys, name, self.listener.address, PublicKey(self.keys.public)))
         return self.lines[-1]
 
     def close(self) -> None:
         for line in self.lines:
             line.close()
-        self.endpoint.close()
+        self.listener.close()
         self.context.term()
 
     def wait(self, enough: Callable[[], object]) -> None:
-        """Let the endpoint live until ``enough`` says so."""
+        """Let the listener live until ``enough`` says so."""
         deadline = time.monotonic() + PATIENCE_S
         while not enough():
             assert time.monotonic() < deadline, "nothing came"
             self.poller.poll(100)
-            self.endpoint.authenticate()
+            self.listener.authenticate()
 
     def receive(self) -> Delivery:
         found: list[Delivery] = []
 
         def look() -> bool:
-            delivery = self.endpoint.receive()
+            delivery = self.listener.receive()
             if delivery is not None:
                 found.append(delivery)
             return bool(found)
@@ -68,7 +68,7 @@ def pair() -> Iterator[Pair]:
 
 def test_frames_come_writable_and_the_answer_finds_its_way(pair: Pair) -> None:
     keys = KeyPair.make()
-    pair.endpoint.admit({PublicKey(keys.public): b"worker-0"})
+    pair.listener.admit({PublicKey(keys.public): b"worker-0"})
     line = pair.line(keys, b"worker-0")
     payload = bytearray(b"x" * 1_000_000)
     tracker = line.send(Checkpoint(1, 0, 2, b"extra"), [memoryview(payload)])
@@ -77,7 +77,7 @@ def test_frames_come_writable_and_the_answer_finds_its_way(pair: Pair) -> None:
     assert delivery.frames[0] == payload
     delivery.frames[0][:1] = b"y"
     tracker.wait(PATIENCE_S)
-    assert pair.endpoint.send(delivery.sender, Beat(1), [b"back"]) is not None
+    assert pair.listener.send(delivery.sender, Beat(1), [b"back"]) is not None
     answer = line.receive(10_000)
     assert answer is not None
     assert (answer[0], bytes(answer[1][0])) == (Beat(1), b"back")
@@ -85,24 +85,24 @@ def test_frames_come_writable_and_the_answer_finds_its_way(pair: Pair) -> None:
 
 def test_a_stranger_is_refused_and_counted(pair: Pair) -> None:
     known, stranger = KeyPair.make(), KeyPair.make()
-    pair.endpoint.admit({PublicKey(known.public): b"worker-0"})
+    pair.listener.admit({PublicKey(known.public): b"worker-0"})
     pair.line(stranger, b"worker-0").send(Beat(1))
-    pair.wait(lambda: pair.endpoint.refused)
-    assert pair.endpoint.receive() is None
+    pair.wait(lambda: pair.listener.refused)
+    assert pair.listener.receive() is None
     pair.line(known, b"worker-0").send(Beat(2))
     assert pair.receive().message == Beat(2)
 
 
 def test_who_is_in_the_next_roster_waits_at_the_door(pair: Pair) -> None:
     known, early = KeyPair.make(), KeyPair.make()
-    pair.endpoint.admit({PublicKey(known.public): b"worker-0"})
+    pair.listener.admit({PublicKey(known.public): b"worker-0"})
     pair.line(early, b"worker-1").send(Beat(2))
-    pair.wait(lambda: pair.endpoint._undecided)
-    assert pair.endpoint.receive() is None
-    pair.endpoint.admit({PublicKey(known.public): b"worker-0", PublicKey(early.public): b"worker-1"})
+    pair.wait(lambda: pair.listener._undecided)
+    assert pair.listener.receive() is None
+    pair.listener.admit({PublicKey(known.public): b"worker-0", PublicKey(early.public): b"worker-1"})
     delivery = pair.receive()
     assert (delivery.sender, delivery.message) == (b"worker-1", Beat(2))
-    assert pair.endpoint.refused == 0
+    assert pair.listener.refused == 0
 
 
 def test_who_was_refused_because_the_roster_was_late_gets_in_after_all(
@@ -112,49 +112,49 @@ def test_who_was_refused_because_the_roster_was_late_gets_in_after_all(
     monkeypatch.setattr(bulk, "_UNDECIDED_S", 0.0)
     monkeypatch.setattr(bulk, "_HANDSHAKE_MS", 500)
     late = KeyPair.make()
-    pair.endpoint.admit({})
+    pair.listener.admit({})
     pair.line(late, b"worker-1").send(Beat(2))
-    pair.wait(lambda: pair.endpoint.refused)
-    pair.endpoint.admit({PublicKey(late.public): b"worker-1"})
+    pair.wait(lambda: pair.listener.refused)
+    pair.listener.admit({PublicKey(late.public): b"worker-1"})
     assert pair.receive().message == Beat(2)
 
 
 def test_who_waits_at_the_door_keeps_nobody_else_waiting(pair: Pair) -> None:
     known, early = KeyPair.make(), KeyPair.make()
-    pair.endpoint.admit({PublicKey(known.public): b"worker-0"})
+    pair.listener.admit({PublicKey(known.public): b"worker-0"})
     pair.line(early, b"worker-1").send(Beat(2))
-    pair.wait(lambda: pair.endpoint._undecided)
+    pair.wait(lambda: pair.listener._undecided)
     pair.line(known, b"worker-0").send(Beat(1))
     assert pair.receive().sender == b"worker-0"
-    assert pair.endpoint.refused == 0
+    assert pair.listener.refused == 0
 
 
 def test_the_door_is_not_for_crowds(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bulk, "_UNDECIDED", 3)
     monkeypatch.setattr(bulk, "_UNDECIDED_S", 2 * PATIENCE_S)
-    pair.endpoint.admit({})
+    pair.listener.admit({})
     for number in range(5):
         pair.line(KeyPair.make(), b"worker-%d" % number).send(Beat(1))
-    pair.wait(lambda: pair.endpoint.refused)
-    assert len(pair.endpoint._undecided) <= 3
+    pair.wait(lambda: pair.listener.refused)
+    assert len(pair.listener._undecided) <= 3
 
 
 def test_a_key_that_is_no_longer_admitted_is_refused_on_its_open_connection(pair: Pair) -> None:
     keys = KeyPair.make()
-    pair.endpoint.admit({PublicKey(keys.public): b"worker-0"})
+    pair.listener.admit({PublicKey(keys.public): b"worker-0"})
     line = pair.line(keys, b"worker-0")
     line.send(Beat(1))
     pair.receive()
-    pair.endpoint.admit({})
+    pair.listener.admit({})
     line.send(Beat(2))
     with pytest.raises(RemoteProtocolError):
         pair.receive()
-    assert pair.endpoint.refused == 1
+    assert pair.listener.refused == 1
 
 
 def test_nobody_speaks_under_anothers_name(pair: Pair) -> None:
     keys = KeyPair.make()
-    pair.endpoint.admit({PublicKey(keys.public): b"worker-1"})
+    pair.listener.admit({PublicKey(keys.public): b"worker-1"})
     pair.line(keys, b"worker-0").send(Beat(1))
     with pytest.raises(RemoteProtocolError):
         pair.receive()
@@ -162,7 +162,7 @@ def test_nobody_speaks_under_anothers_name(pair: Pair) -> None:
 
 def test_what_is_no_message_is_the_peers_fault(pair: Pair) -> None:
     keys = KeyPair.make()
-    pair.endpoint.admit({PublicKey(keys.public): b"worker-0"})
+    pair.listener.admit({PublicKey(keys.public): b"worker-0"})
     line = pair.line(keys, b"worker-0")
     line.socket.send(b"\xc1 garbage")
     with pytest.raises(RemoteProtocolError):
@@ -172,12 +172,12 @@ def test_what_is_no_message_is_the_peers_fault(pair: Pair) -> None:
 
 
 def test_who_is_not_connected_is_told_apart(pair: Pair) -> None:
-    assert pair.endpoint.send(b"worker-9", Beat(1)) is None
+    assert pair.listener.send(b"worker-9", Beat(1)) is None
 
 
 def test_a_full_range_of_ports_is_an_os_error(pair: Pair) -> None:
-    port = int(pair.endpoint.address.rpartition(":")[2])
+    port = int(pair.listener.address.rpartition(":")[2])
     other: Context = zmq.Context()
     with pytest.raises(OSError, match="no free port"):
-        Endpoint(other, KeyPair.make(), "127.0.0.1", (port, port))
+        DataListener(other, KeyPair.make(), "127.0.0.1", (port, port))
     other.term()

@@ -15,10 +15,10 @@ from dmi_protocol.identity import BlobHash, JobId, NodeId
 from dmi_protocol.instant import Instant
 from dmi_protocol.messages.roles import (
     Assignment,
-    Cast,
     Completed,
     Failed,
     FromRole,
+    Launch,
     Lease,
     Moving,
     RoleKey,
@@ -32,7 +32,7 @@ from dmi_wire.child import Child
 pytestmark = pytest.mark.processes
 
 PATIENCE_S = 20.0
-ASSIGNMENT = Assignment(
+ASSIGNMENT = Launch(
     key=RoleKey(JobId("job-000000"), 1, "worker", 0),
     node=NodeId("0" * 16),
     node_name="n0",
@@ -115,7 +115,7 @@ def daemon() -> Iterator[Daemon]:
 def test_a_child_beats_and_hears_its_roster(daemon: Daemon) -> None:
     assert daemon.hear() == Moving()
     assert daemon.hear() == Moving()
-    daemon.tell(Roster(1, 1, (), (), Cast((), (), 0, ())))
+    daemon.tell(Roster(1, 1, (), (), Assignment((), (), 0, ())))
     assert daemon.news() == Completed()
 
 
@@ -192,7 +192,7 @@ def told() -> Iterator[Told]:
 
 
 def roster(generation: int) -> Roster:
-    return Roster(generation, 1, (), (), Cast((), (), 0, ()))
+    return Roster(generation, 1, (), (), Assignment((), (), 0, ()))
 
 
 def test_the_newest_roster_is_the_last_one_and_is_given_once(told: Told) -> None:

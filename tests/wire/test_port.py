@@ -111,7 +111,7 @@ async def test_a_newcomer_that_was_denied_gets_in_once_it_is_allowed(port: Port)
     await asyncio.wait_for(up.wait(), SECONDS)
 
 
-async def test_a_bad_question_does_not_end_the_gatekeeper(port: Port) -> None:
+async def test_a_bad_question_does_not_end_the_gatecheckpoint_holder(port: Port) -> None:
     asker = port.context.socket(zmq.REQ)
     asker.linger = 0
     asker.connect("inproc://zeromq.zap.01")

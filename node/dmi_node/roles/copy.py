@@ -199,7 +199,7 @@ class Copy:
             case say.AskCopy():
                 versions = () if self._backup is None else self._backup.told()
                 told = say.HasCopy(self._host.roster.generation, self._index, versions)
-                self._host.to_server(self._host.roster.cast.shards[self._index].primary, told)
+                self._host.to_server(self._host.roster.assignment.shards[self._index].primary, told)
             case _:
                 pass  # the beginning was lost, and will come again when we say what we have
 
@@ -208,7 +208,7 @@ class Copy:
         for effect in effects:
             if isinstance(effect, Tell):
                 told = say.Replicated(roster.generation, self._index, effect.version, effect.bucket)
-                self._host.to_server(roster.cast.shards[self._index].primary, told)
+                self._host.to_server(roster.assignment.shards[self._index].primary, told)
             else:
                 self._do(effect)
 
@@ -279,7 +279,7 @@ class Copy:
                 for server in servers:
                     host.to_server(server, told, root.frames)
             case x.TellNorms(step, squares, asks):
-                for index in {replicas.primary for replicas in host.roster.cast.shards}:
+                for index in {replicas.primary for replicas in host.roster.assignment.shards}:
                     host.to_server(index, say.Norms(generation, step, shard, squares, asks))
             case x.AskCopy(server):
                 host.to_server(server, say.AskCopy(generation, shard))

@@ -24,11 +24,11 @@ from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import PublicKey
 from dmi_protocol.instant import Instant
 from dmi_protocol.messages import parameters as say
-from dmi_protocol.messages.roles import Assignment, Bound, Completed, PartWritten, Role, Roster, Seat, Unheard
+from dmi_protocol.messages.roles import Bound, Completed, Endpoint, Launch, PartWritten, Role, Roster, Unheard
 from dmi_protocol.training import exchange as x
 from dmi_tensor.checkpoint import Part, read_part
 from dmi_tensor.optimizers import warm_up
-from dmi_wire.bulk import Buffer, Delivery, Endpoint, Line
+from dmi_wire.bulk import Buffer, DataConnection, DataListener, Delivery
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
 from dmi_wire.memory import keep_freed_memory
@@ -45,22 +45,22 @@ class Server:
     def __init__(
         self,
         child: Child,
-        assignment: Assignment,
+        launch: Launch,
         parts: tuple[Part, ...],
-        endpoint: Endpoint,
+        listener: DataListener,
         context: "zmq.Context[zmq.Socket[bytes]]",
         keys: KeyPair,
     ) -> None:
         self.child = child
-        self.directory = Path(assignment.directory)
+        self.directory = Path(launch.directory)
         self.writer = Writer()
-        self._assignment = assignment
-        self._endpoint, self._context, self._keys = endpoint, context, keys
-        self._index = assignment.key.index
+        self._launch = launch
+        self._listener, self._context, self._keys = listener, context, keys
+        self._index = launch.key.index
         self._parts = parts
         self._copies: dict[int, Copy] = {}
-        self._lines: dict[int, Line] = {}
-        self._workers: dict[int, Seat] = {}
+        self._lines: dict[int, DataConnection] = {}
+        self._workers: dict[int, Endpoint] = {}
         self._heard: dict[int, Instant] = {}
         self._others: dict[int, Instant] = {}
         """When the other servers were heard last."""
@@ -77,7 +77,7 @@ class Server:
     def run(self, roster: Roster) -> NoReturn:
         """Serve until the process is ended: whoever waits for a last word asks again until it has come."""
         poller = zmq.Poller()
-        self._endpoint.register(poller)
+        self._listener.register(poller)
         poller.register(self.writer.fd, zmq.POLLIN)
         poller.register(self.child.fd, zmq.POLLIN)
         self._take_part(roster)
@@ -87,7 +87,7 @@ class Server:
             self._lease()
             if newer is not None and newer.generation > self.roster.generation:
                 self._take_part(newer)
-            self._endpoint.authenticate()
+            self._listener.authenticate()
             self._hear_all()
             self._tell_written()
             self._look_at_clock()
@@ -127,20 +127,22 @@ class Server:
     def _take_part(self, roster: Roster) -> None:
         """A new generation: who may speak, whom we speak to, and what each shard is to us."""
         self.roster = roster
-        self._workers = {seat.key.index: seat for seat in roster.workers}
+        self._workers = {endpoint.key.index: endpoint for endpoint in roster.workers}
         self._heard = {worker: self._heard.get(worker, _now()) for worker in self._workers}
         self._reported = set()
-        others = [seat for seat in roster.servers if seat.key.index != self._index]
-        self._others = {seat.key.index: self._others.get(seat.key.index, _now()) for seat in others}
+        others = [endpoint for endpoint in roster.servers if endpoint.key.index != self._index]
+        self._others = {endpoint.key.index: self._others.get(endpoint.key.index, _now()) for endpoint in others}
         peers = [*roster.workers, *others]
-        self._endpoint.admit({PublicKey(seat.public_key): _name(seat) for seat in peers})
-        for gone in self._lines.keys() - {seat.key.index for seat in others}:
+        self._listener.admit({PublicKey(endpoint.public_key): _name(endpoint) for endpoint in peers})
+        for gone in self._lines.keys() - {endpoint.key.index for endpoint in others}:
             self._lines.pop(gone).close()
-        for seat in others:
-            if seat.key.index not in self._lines:
+        for endpoint in others:
+            if endpoint.key.index not in self._lines:
                 name = b"server-%d" % self._index
-                self._lines[seat.key.index] = Line(self._context, self._keys, name, seat.address, seat.public_key)
-        for shard, replicas in enumerate(roster.cast.shards):
+                self._lines[endpoint.key.index] = DataConnection(
+                    self._context, self._keys, name, endpoint.address, endpoint.public_key
+                )
+        for shard, replicas in enumerate(roster.assignment.shards):
             if replicas.primary == self._index:
                 self._copy(shard, self._parts).lead(self._rostered(shard), x.Leased(self._leased.until))
             elif self._index not in (*replicas.backups, *replicas.filling):
@@ -151,15 +153,17 @@ class Server:
             self._take_or_refuse(delivery)
 
     def _rostered(self, shard: int) -> x.Rostered:
-        cast, replicas = self.roster.cast, self.roster.cast.shards[shard]
-        guests = self.roster.guests
-        return x.Rostered(self.roster.generation, cast.workers, cast.lead, guests, replicas.backups, replicas.filling)
+        assignment, replicas = self.roster.assignment, self.roster.assignment.shards[shard]
+        joiners = self.roster.joiners
+        return x.Rostered(
+            self.roster.generation, assignment.workers, assignment.lead, joiners, replicas.backups, replicas.filling
+        )
 
     def _copy(self, shard: int, parts: tuple[Part, ...] = ()) -> Copy:
         """What we have of a shard; ``parts`` are those of the checkpoint that its first primary begins from."""
         if shard not in self._copies:
             is_beside = any(map(self.is_local, self._workers))
-            shards = len(self.roster.cast.shards)
+            shards = len(self.roster.assignment.shards)
             tensors = Tensors(shard, shards, shares_memory=is_beside, parts=parts, meanwhile=self.meanwhile)
             self._copies[shard] = Copy(self, shard, tensors, _now)
         return self._copies[shard]
@@ -181,7 +185,7 @@ class Server:
         if _now() - self._answered_at < _LOOK_MS:
             return
         self._answered_at = _now()
-        self._endpoint.authenticate()
+        self._listener.authenticate()
         while (delivery := self._receive()) is not None:
             self._heard_meanwhile.append(delivery)
         self._beat()
@@ -190,7 +194,7 @@ class Server:
         """The next message that is more than a beat."""
         while True:
             try:
-                delivery = self._endpoint.receive()
+                delivery = self._listener.receive()
             except RemoteProtocolError as error:
                 _refuse(error)
                 continue
@@ -206,7 +210,7 @@ class Server:
         if not isinstance(delivery.message, say.Beat):
             return False
         if role == "worker":
-            self._endpoint.send(delivery.sender, say.Beat(self.roster.generation))
+            self._listener.send(delivery.sender, say.Beat(self.roster.generation))
         return True
 
     def _hear_own(self) -> None:
@@ -218,7 +222,7 @@ class Server:
             self._take(delivery)
         except RemoteProtocolError as error:
             _refuse(error)
-            self._endpoint.send(delivery.sender, say.Declined(self.roster.generation, "peer", str(error)))
+            self._listener.send(delivery.sender, say.Declined(self.roster.generation, "peer", str(error)))
 
     def _take(self, delivery: Delivery) -> None:
         """One message, from a server or from a worker under its own name."""
@@ -252,9 +256,9 @@ class Server:
             led = self._copies.get(message.shard)
             if led is not None and led.is_primary and message.generation == self.roster.generation:
                 led.happened(x.CopyTold(index, message.versions))
-        elif not isinstance(message, FromServer) or not 0 <= message.shard < len(self.roster.cast.shards):
+        elif not isinstance(message, FromServer) or not 0 <= message.shard < len(self.roster.assignment.shards):
             raise RemoteProtocolError(f"a {type(message).__name__} from server-{index}")
-        elif index == self.roster.cast.shards[message.shard].primary:
+        elif index == self.roster.assignment.shards[message.shard].primary:
             self._copy(message.shard).follow(message, delivery.frames)
 
     def _keep(self, delivery: Delivery) -> None:
@@ -268,7 +272,7 @@ class Server:
         self, worker: int, message: say.ParameterMessage, frames: Iterable[Buffer] = ()
     ) -> zmq.MessageTracker | None:
         """See ``copy.Host``."""
-        return self._endpoint.send(b"worker-%d" % worker, message, frames)
+        return self._listener.send(b"worker-%d" % worker, message, frames)
 
     def to_server(self, server: int, message: say.ParameterMessage, frames: Iterable[Buffer] = ()) -> None:
         """See ``copy.Host``."""
@@ -279,7 +283,7 @@ class Server:
 
     def is_local(self, worker: int) -> bool:
         """See ``copy.Host``."""
-        return worker in self._workers and self._workers[worker].node == self._assignment.node
+        return worker in self._workers and self._workers[worker].node == self._launch.node
 
     def worker_name(self, worker: int) -> str:
         """See ``copy.Host``."""
@@ -327,7 +331,7 @@ def _refuse(error: RemoteProtocolError) -> None:
 
 
 def _speaker(delivery: Delivery) -> tuple[str, int]:
-    """Role and index, from a name that the endpoint has checked against the sender's key."""
+    """Role and index, from a name that the listener has checked against the sender's key."""
     role, _, number = delivery.sender.partition(b"/")[0].decode("ascii").partition("-")
     return role, int(number)
 
@@ -336,31 +340,29 @@ def _now() -> Instant:
     return Instant(time.monotonic_ns() // 1_000_000)
 
 
-def _name(seat: Seat) -> bytes:
-    return f"{seat.key.role}-{seat.key.index}".encode("ascii")
+def _name(endpoint: Endpoint) -> bytes:
+    return f"{endpoint.key.role}-{endpoint.key.index}".encode("ascii")
 
 
-def serve(child: Child, assignment: Assignment) -> NoReturn:
+def serve(child: Child, launch: Launch) -> NoReturn:
     """Bind, wait for the first roster, serve; until the daemon ends us."""
-    parts = tuple(
-        read_part(Path(path)) for path in assignment.parts
-    )  # before anybody hears of us, and expects an answer
+    parts = tuple(read_part(Path(path)) for path in launch.parts)  # before anybody hears of us, and expects an answer
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     keys = KeyPair.make()
-    endpoint = Endpoint(context, keys, assignment.host, assignment.ports)
-    child.tell(Bound(endpoint.address, keys.public, os.getpid()))
-    Server(child, assignment, parts, endpoint, context, keys).run(child.roster())
+    listener = DataListener(context, keys, launch.host, launch.ports)
+    child.tell(Bound(listener.address, keys.public, os.getpid()))
+    Server(child, launch, parts, listener, context, keys).run(child.roster())
 
 
 def main() -> None:
     """The process."""
     child = Child.inherit()
-    assignment = child.assignment()
+    launch = child.launch()
     warm_up()  # before we are watched: it can stand still for long on a busy host
     child.start()
     keep_freed_memory()
     try:
-        serve(child, assignment)
+        serve(child, launch)
     except OSError as error:
         kind = "disk" if error.errno in _DISK else "server"
         child.fail(kind, f"the parameter server cannot go on: {error}", starting=False)

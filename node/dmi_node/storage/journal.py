@@ -131,11 +131,11 @@ class Journal:
         except sqlite3.Error as error:
             raise self._failed(error) from error
 
-    def next_life(self) -> int:
+    def next_boot(self) -> int:
         """1 at the first start of this node, 2 at the second. No clock tells so well what comes after what."""
-        life = int(self.fact("life") or b"0") + 1
-        self.keep("life", b"%d" % life)
-        return life
+        boot_count = int(self.fact("boot_count") or b"0") + 1
+        self.keep("boot_count", b"%d" % boot_count)
+        return boot_count
 
     def close(self) -> None:
         """No more writes."""

@@ -21,13 +21,13 @@ from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import is_public_key
 from dmi_protocol.instant import Instant
 from dmi_protocol.messages.roles import (
-    Assignment,
     Bound,
     CaughtUp,
     Completed,
     Exited,
     Failed,
     FromRole,
+    Launch,
     Moving,
     PartWritten,
     Progressed,
@@ -62,10 +62,10 @@ class RoleProcess:
     """Start it with ``run``, which returns when the process is gone. Everything it says goes to ``happened``, one thing
     at a time: a process that says more than can be taken in waits."""
 
-    def __init__(self, assignment: Assignment, happened: Happened) -> None:
-        self._assignment = assignment
+    def __init__(self, launch: Launch, happened: Happened) -> None:
+        self._launch = launch
         self._happened = happened
-        self._directory = Path(assignment.directory)
+        self._directory = Path(launch.directory)
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._output: asyncio.BaseTransport | None = None
@@ -88,7 +88,7 @@ class RoleProcess:
         tasks = [asyncio.create_task(work) for work in (self._listen(reader), self._log(output), self._watch())]
         try:
             await self._happened(Started(process.pid))
-            self.tell(self._assignment)
+            self.tell(self._launch)
             if self._stop_after_ms is not None:
                 self.stop(self._stop_after_ms)
             code = await process.wait()
@@ -124,7 +124,7 @@ class RoleProcess:
             self._process = process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                _MODULES[self._assignment.key.role],
+                _MODULES[self._launch.key.role],
                 cwd=self._directory / "work",
                 env=environment(theirs.fileno(), os.environ),
                 pass_fds=(theirs.fileno(),),
@@ -189,7 +189,7 @@ class RoleProcess:
         except (asyncio.IncompleteReadError, ConnectionError):
             return
         except RemoteProtocolError as error:
-            _logger.warning("%s speaks nonsense and is ended: %s", self._assignment.key, error)
+            _logger.warning("%s speaks nonsense and is ended: %s", self._launch.key, error)
             self.kill()
         finally:
             if self._writer is not None:
@@ -244,7 +244,7 @@ class RoleProcess:
                 if not room:
                     _write(file, b"\n[the log is full; the rest is left out]\n")
         except OSError as error:
-            _logger.warning("the log of %s ends early: %s", self._assignment.key, error)
+            _logger.warning("the log of %s ends early: %s", self._launch.key, error)
         while await output.read(_PIECE):
             continue
 

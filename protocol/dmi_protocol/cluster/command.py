@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
-from dmi_protocol.messages.roles import Cast, Role, RoleKey
+from dmi_protocol.messages.roles import Assignment, Role, RoleKey
 from dmi_protocol.reasons import Loss, Reason
 
 
@@ -21,7 +21,7 @@ class JobSpec(Struct, frozen=True):
 
 
 class Part(Struct, frozen=True):
-    """A shard's part of a checkpoint, and a node on whose disk it is: the server's own, or the keeper of its copies."""
+    """A shard's part of a checkpoint, and a node on whose disk it is: the server's own, or another checkpoint holder."""
 
     shard: int
     blob: BlobHash
@@ -89,7 +89,7 @@ class Cancel(Struct, frozen=True, tag="cancel"):
     job: JobId
 
 
-class Post(Struct, frozen=True):
+class Placement(Struct, frozen=True):
     """A role process that is wanted, and the node that it is to run on."""
 
     role: RoleKey
@@ -102,24 +102,24 @@ class Place(Struct, frozen=True, tag="place"):
     request: RequestId
     job: JobId
     generation: int
-    posts: tuple[Post, ...]
-    cast: Cast
-    keepers: tuple[NodeId, ...] = ()
+    placements: tuple[Placement, ...]
+    assignment: Assignment
+    checkpoint_holders: tuple[NodeId, ...] = ()
     """The i-th keeps a second copy of each part of the i-th shard; empty where nobody else is there."""
     restore: int | None = None
     """The step of the checkpoint that everybody begins from; None: from the initial weights."""
 
 
 class Recruit(Struct, frozen=True, tag="recruit"):
-    """More processes are wanted while a job runs. They do nothing before a ``Shift`` casts them."""
+    """More processes are wanted while a job runs. They do nothing before a ``Reassign`` assigns them something."""
 
     request: RequestId
     job: JobId
     generation: int
-    posts: tuple[Post, ...]
+    placements: tuple[Placement, ...]
 
 
-class Shift(Struct, frozen=True, tag="shift"):
+class Reassign(Struct, frozen=True, tag="reassign"):
     """A new generation of processes that go on: somebody was lost, has come, or does something else now.
 
     ``is_full`` says that nothing is amiss any more. The ``dismissed`` have nothing to do any more, and end."""
@@ -127,7 +127,7 @@ class Shift(Struct, frozen=True, tag="shift"):
     request: RequestId
     job: JobId
     generation: int
-    cast: Cast
+    assignment: Assignment
     is_full: bool
     dismissed: tuple[RoleKey, ...] = ()
 
@@ -169,13 +169,13 @@ class LoseRole(Struct, frozen=True, tag="lose"):
     step: int | None = None
 
 
-class Rekeep(Struct, frozen=True, tag="rekeep"):
+class SetCheckpointHolders(Struct, frozen=True, tag="set-checkpoint-holders"):
     """Other nodes keep the second copies from now on."""
 
     request: RequestId
     job: JobId
     generation: int
-    keepers: tuple[NodeId, ...]
+    checkpoint_holders: tuple[NodeId, ...]
 
 
 class Recopy(Struct, frozen=True, tag="recopy"):
@@ -196,7 +196,7 @@ class HoldBlob(Struct, frozen=True, tag="hold-blob"):
     node: NodeId
 
 
-class SeatRole(Struct, frozen=True, tag="seat"):
+class BindRole(Struct, frozen=True, tag="bind"):
     """A role process is bound and waits for the others."""
 
     request: RequestId
@@ -238,6 +238,18 @@ class Finish(Struct, frozen=True, tag="finish"):
 
 
 MemberCommand = Invite | Admit | Remove | Readdress | Drain
-RoleCommand = SeatRole | ReadyRole | SyncReplica | ReportPair | LoseRole | CompleteRole
-JobCommand = Submit | Cancel | Place | Recruit | Shift | RoleCommand | Rekeep | Recopy | HoldBlob | KeepPart | Finish
+RoleCommand = BindRole | ReadyRole | SyncReplica | ReportPair | LoseRole | CompleteRole
+JobCommand = (
+    Submit
+    | Cancel
+    | Place
+    | Recruit
+    | Reassign
+    | RoleCommand
+    | SetCheckpointHolders
+    | Recopy
+    | HoldBlob
+    | KeepPart
+    | Finish
+)
 Command = MemberCommand | JobCommand

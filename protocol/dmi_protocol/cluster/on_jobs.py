@@ -5,6 +5,7 @@ from msgspec.structs import replace
 from dmi_protocol import limits
 from dmi_protocol.address import is_address
 from dmi_protocol.cluster.command import (
+    BindRole,
     Cancel,
     CompleteRole,
     Finish,
@@ -13,15 +14,14 @@ from dmi_protocol.cluster.command import (
     KeepPart,
     LoseRole,
     Place,
-    Post,
+    Placement,
     ReadyRole,
+    Reassign,
     Recopy,
     Recruit,
-    Rekeep,
     ReportPair,
     RoleCommand,
-    SeatRole,
-    Shift,
+    SetCheckpointHolders,
     Submit,
     SyncReplica,
 )
@@ -35,14 +35,14 @@ from dmi_protocol.cluster.state import (
     STARTING,
     Checkpoint,
     ClusterState,
+    EndpointRecord,
     Job,
     KeptPart,
     Outcome,
     Pair,
-    SeatRecord,
 )
 from dmi_protocol.identity import JobId, is_public_key, job_id
-from dmi_protocol.messages.roles import Cast, RoleKey, Seat
+from dmi_protocol.messages.roles import Assignment, Endpoint, RoleKey
 from dmi_protocol.reasons import (
     Cancelled,
     CrashedOften,
@@ -73,12 +73,12 @@ def do_for_job(state: ClusterState, index: int, command: JobCommand) -> Outcome:
             return _place(state, command)
         case Recruit():
             return _recruit(state, command)
-        case Shift():
-            return _shift(state, command)
+        case Reassign():
+            return _reassign(state, command)
         case KeepPart():
             return _keep(state, command)
-        case Rekeep():
-            return _rekeep(state, command)
+        case SetCheckpointHolders():
+            return _set_checkpoint_holders(state, command)
         case Recopy():
             return _recopy(state, command)
         case HoldBlob():
@@ -91,8 +91,8 @@ def do_for_job(state: ClusterState, index: int, command: JobCommand) -> Outcome:
 
 def _do_for_role(state: ClusterState, command: RoleCommand) -> Outcome:
     match command:
-        case SeatRole():
-            return _seat(state, command)
+        case BindRole():
+            return _bind(state, command)
         case ReadyRole():
             return _ready(state, command)
         case SyncReplica():
@@ -136,99 +136,115 @@ def _place(state: ClusterState, command: Place) -> Outcome:
     job = state.jobs.get(command.job)
     if job is None or job.state not in {QUEUED, RECOVERING} or job.is_placed:
         return _STALE
-    if command.generation != job.generation + 1 or not command.posts:
+    if command.generation != job.generation + 1 or not command.placements:
         return _STALE
     if command.restore != (None if job.checkpoint is None else job.checkpoint.step):
         return _STALE
-    if not _are_posts(command.posts, job.id, command.generation) or not _is_cast(command.cast):
+    if not _are_placements(command.placements, job.id, command.generation) or not _is_assignment(command.assignment):
         return _STALE
-    posted = {(post.role.role, post.role.index) for post in command.posts}
-    if not _members(command.cast) <= posted or len(command.keepers) not in {0, len(command.cast.shards)}:
+    placed = {(placement.role.role, placement.role.index) for placement in command.placements}
+    if not _members(command.assignment) <= placed or len(command.checkpoint_holders) not in {
+        0,
+        len(command.assignment.shards),
+    }:
         return _STALE
-    job.generation = job.life = command.generation
-    job.restore, job.keepers = command.restore, command.keepers
-    job.posts, job.cast = _in_order(command.posts), command.cast
-    job.next_index = 1 + max(post.role.index for post in command.posts)
+    job.generation = job.start_generation = command.generation
+    job.restore, job.checkpoint_holders = command.restore, command.checkpoint_holders
+    job.placements, job.assignment = _in_order(command.placements), command.assignment
+    job.next_index = 1 + max(placement.role.index for placement in command.placements)
     if job.state == QUEUED:
         job.state = STARTING
     return _DONE  # a node that was removed meanwhile is lost like any other: the job is placed again
 
 
-def _in_life(state: ClusterState, job: JobId, generation: int) -> Job | None:
+def _in_force(state: ClusterState, job: JobId, generation: int) -> Job | None:
     """The job, when it goes on and this generation is one of the processes that live now."""
     found = state.jobs.get(job)
-    return found if found is not None and found.goes_on and found.life <= generation <= found.generation else None
+    return (
+        found
+        if found is not None and found.goes_on and found.start_generation <= generation <= found.generation
+        else None
+    )
 
 
-def _posted(state: ClusterState, role: RoleKey) -> Job | None:
+def _job_that_wants(state: ClusterState, role: RoleKey) -> Job | None:
     """The job, when it wants this very process."""
     job = state.jobs.get(role.job)
     return job if job is not None and job.goes_on and role in dict(job.roles()) else None
 
 
 def _recruit(state: ClusterState, command: Recruit) -> Outcome:
-    job = _in_life(state, command.job, command.generation)
+    job = _in_force(state, command.job, command.generation)
     if job is None or not job.runs or command.generation != job.generation:
         return _STALE
-    if not _are_posts(command.posts, job.id, job.generation + 1):
+    if not _are_placements(command.placements, job.id, job.generation + 1):
         return _STALE
-    if any(post.role.index < job.next_index for post in command.posts):
+    if any(placement.role.index < job.next_index for placement in command.placements):
         return _STALE
-    job.posts = _in_order((*job.posts, *command.posts))
-    job.next_index = 1 + max(post.role.index for post in command.posts)
-    job.born = max(job.born, *(post.role.generation for post in command.posts))
+    job.placements = _in_order((*job.placements, *command.placements))
+    job.next_index = 1 + max(placement.role.index for placement in command.placements)
+    job.born = max(job.born, *(placement.role.generation for placement in command.placements))
     return _DONE
 
 
-def _shift(state: ClusterState, command: Shift) -> Outcome:
-    """Everybody in the cast lives and is bound; primaries are among those in sync."""
+def _reassign(state: ClusterState, command: Reassign) -> Outcome:
+    """Everybody in the assignment lives and is bound; primaries are among those in sync."""
     job = state.jobs.get(command.job)
-    if job is None or not job.goes_on or not job.runs or job.cast is None or command.generation != job.generation + 1:
+    if (
+        job is None
+        or not job.goes_on
+        or not job.runs
+        or job.assignment is None
+        or command.generation != job.generation + 1
+    ):
         return _STALE
-    seated = {(record.seat.key.role, record.seat.key.index) for record in job.seats}
-    if not _is_cast(command.cast):
+    bound = {(record.endpoint.key.role, record.endpoint.key.index) for record in job.endpoints}
+    if not _is_assignment(command.assignment):
         return _STALE
-    if not _members(command.cast) <= seated or len(command.cast.shards) != len(job.cast.shards):
+    if not _members(command.assignment) <= bound or len(command.assignment.shards) != len(job.assignment.shards):
         return _STALE
-    for shard, (old, new) in enumerate(zip(job.cast.shards, command.cast.shards, strict=True)):
+    for shard, (old, new) in enumerate(zip(job.assignment.shards, command.assignment.shards, strict=True)):
         caught_up = {server for synced, server in job.synced if synced == shard}
         if not set(new.in_sync) <= {*old.in_sync, *caught_up}:
             return _STALE
-    if {(role.role, role.index) for role in command.dismissed} & _members(command.cast):
+    if {(role.role, role.index) for role in command.dismissed} & _members(command.assignment):
         return _STALE
-    job.posts = tuple(post for post in job.posts if post.role not in command.dismissed)
-    job.seats = tuple(record for record in job.seats if record.seat.key not in command.dismissed)
-    job.generation, job.cast, job.synced, job.pairs = command.generation, command.cast, (), ()
+    job.placements = tuple(placement for placement in job.placements if placement.role not in command.dismissed)
+    job.endpoints = tuple(record for record in job.endpoints if record.endpoint.key not in command.dismissed)
+    job.generation, job.assignment, job.synced, job.pairs = command.generation, command.assignment, (), ()
     job.state, job.reason = RUNNING, None if command.is_full else job.reason
     return _DONE
 
 
-def _in_order(posts: tuple[Post, ...]) -> tuple[Post, ...]:
-    return tuple(sorted(posts, key=lambda post: (post.role, post.node)))
+def _in_order(placements: tuple[Placement, ...]) -> tuple[Placement, ...]:
+    return tuple(sorted(placements, key=lambda placement: (placement.role, placement.node)))
 
 
-def _are_posts(posts: tuple[Post, ...], job: JobId, generation: int) -> bool:
+def _are_placements(placements: tuple[Placement, ...], job: JobId, generation: int) -> bool:
     """Some, each of another process of this very generation."""
-    roles = [post.role for post in posts]
+    roles = [placement.role for placement in placements]
     are_new = all(role.job == job and role.generation == generation and role.index >= 0 for role in roles)
     return bool(roles) and are_new and len({(role.role, role.index) for role in roles}) == len(roles)
 
 
-def _is_cast(cast: Cast) -> bool:
+def _is_assignment(assignment: Assignment) -> bool:
     """Has each worker a speed, somebody a share, and each shard different copies?"""
-    workers = len(set(cast.workers)) == len(cast.workers) == len(cast.speeds) and cast.lead in cast.workers
-    speeds = any(cast.speeds) and all(0 <= speed < float("inf") for speed in cast.speeds)
-    copies = [(*replicas.in_sync, *replicas.filling) for replicas in cast.shards]
+    workers = (
+        len(set(assignment.workers)) == len(assignment.workers) == len(assignment.speeds)
+        and assignment.lead in assignment.workers
+    )
+    speeds = any(assignment.speeds) and all(0 <= speed < float("inf") for speed in assignment.speeds)
+    copies = [(*replicas.in_sync, *replicas.filling) for replicas in assignment.shards]
     return workers and speeds and bool(copies) and all(len(set(them)) == len(them) for them in copies)
 
 
-def _members(cast: Cast) -> set[tuple[str, int]]:
-    servers = {("server", i) for r in cast.shards for i in (*r.in_sync, *r.filling)}
-    return servers | {("worker", worker) for worker in (*cast.workers, cast.lead)}
+def _members(assignment: Assignment) -> set[tuple[str, int]]:
+    servers = {("server", i) for r in assignment.shards for i in (*r.in_sync, *r.filling)}
+    return servers | {("worker", worker) for worker in (*assignment.workers, assignment.lead)}
 
 
 def _ready(state: ClusterState, command: ReadyRole) -> Outcome:
-    job = _posted(state, command.role)
+    job = _job_that_wants(state, command.role)
     if job is None or command.role in job.ready:
         return _STALE
     job.ready = (*job.ready, command.role)
@@ -237,22 +253,26 @@ def _ready(state: ClusterState, command: ReadyRole) -> Outcome:
 
 def _sync(state: ClusterState, command: SyncReplica) -> Outcome:
     """Only what is said in the generation in force counts: a primary says it again in each one."""
-    job = _in_life(state, command.job, command.generation)
-    if job is None or job.cast is None or command.generation != job.generation:
+    job = _in_force(state, command.job, command.generation)
+    if job is None or job.assignment is None or command.generation != job.generation:
         return _STALE
-    if not 0 <= command.shard < len(job.cast.shards):
+    if not 0 <= command.shard < len(job.assignment.shards):
         return _STALE
-    if command.server not in job.cast.shards[command.shard].filling:
+    if command.server not in job.assignment.shards[command.shard].filling:
         return _STALE
     job.synced = tuple(sorted({*job.synced, (command.shard, command.server)}))
     return _DONE
 
 
 def _pair(state: ClusterState, command: ReportPair) -> Outcome:
-    job = _posted(state, command.role)
+    job = _job_that_wants(state, command.role)
     if job is None or command.generation != job.generation:
         return _STALE
-    named = [post.role for post in job.posts if (post.role.role, post.role.index) == (command.peer, command.index)]
+    named = [
+        placement.role
+        for placement in job.placements
+        if (placement.role.role, placement.role.index) == (command.peer, command.index)
+    ]
     if not named or named[0] == command.role:
         return _STALE
     job.pairs = (*job.pairs, Pair(command.role, named[0], command.silent_ms))
@@ -262,7 +282,7 @@ def _pair(state: ClusterState, command: ReportPair) -> Outcome:
 def _lose(state: ClusterState, command: LoseRole) -> Outcome:
     """Those who are left go on, if they have all that was ever shown. If not, what was computed since the last checkpoint
     is computed again, with the same bits."""
-    job = _posted(state, command.role)
+    job = _job_that_wants(state, command.role)
     if job is None or (job.final and job.is_done(command.role)):  # its work is done, and kept
         return _STALE
     is_of_use = _is_of_use(job, command.role)
@@ -277,15 +297,15 @@ def _lose(state: ClusterState, command: LoseRole) -> Outcome:
     node = dict(job.roles())[command.role]
     if not is_of_use or isinstance(command.reason, PairSilent | RoleUnready) or _is_of_host(command.reason):
         job.misses[node] = job.misses.get(node, 0) + 1
-    job.posts = tuple(post for post in job.posts if post.role != command.role)
-    job.seats = tuple(record for record in job.seats if record.seat.key != command.role)
+    job.placements = tuple(placement for placement in job.placements if placement.role != command.role)
+    job.endpoints = tuple(record for record in job.endpoints if record.endpoint.key != command.role)
     job.completed = tuple(role for role in job.completed if role != command.role)
     job.pairs = tuple(pair for pair in job.pairs if command.role not in {pair.role, pair.peer})
     if not _goes_on_without(job):
-        _end_life(job, command.reason)
+        _end_all(job, command.reason)
     else:
-        is_cast = job.cast is not None and (command.role.role, command.role.index) in _members(job.cast)
-        job.state, job.reason = RECOVERING if is_cast else job.state, command.reason
+        is_assigned = job.assignment is not None and (command.role.role, command.role.index) in _members(job.assignment)
+        job.state, job.reason = RECOVERING if is_assigned else job.state, command.reason
     return _DONE
 
 
@@ -302,34 +322,40 @@ def _is_of_host(reason: Loss) -> bool:
 
 def _is_of_use(job: Job, role: RoleKey) -> bool:
     """Has it done its part? A recruit has when it has caught up."""
-    copies = {server for shard in job.cast.shards for server in shard.in_sync} if job.cast is not None else set()
+    copies = (
+        {server for shard in job.assignment.shards for server in shard.in_sync} if job.assignment is not None else set()
+    )
     is_copy = role.role == "server" and role.index in copies
-    return role.generation == job.life or role in job.ready or is_copy
+    return role.generation == job.start_generation or role in job.ready or is_copy
 
 
 def _goes_on_without(job: Job) -> bool:
     """Has every shard a copy in sync, and the job a worker with a version and work to do?"""
-    if not job.runs or job.cast is None:
+    if not job.runs or job.assignment is None:
         return False
-    left = {(post.role.role, post.role.index) for post in job.posts}
-    able = [w for w, speed in zip(job.cast.workers, job.cast.speeds, strict=True) if speed and ("worker", w) in left]
-    return bool(able) and all(any(("server", i) in left for i in shard.in_sync) for shard in job.cast.shards)
+    left = {(placement.role.role, placement.role.index) for placement in job.placements}
+    able = [
+        w
+        for w, speed in zip(job.assignment.workers, job.assignment.speeds, strict=True)
+        if speed and ("worker", w) in left
+    ]
+    return bool(able) and all(any(("server", i) in left for i in shard.in_sync) for shard in job.assignment.shards)
 
 
-def _end_life(job: Job, reason: Loss) -> None:
+def _end_all(job: Job, reason: Loss) -> None:
     job.state, job.reason = (RECOVERING, reason) if job.has_run else (QUEUED, None)
     job.generation = max(job.generation, job.born)
-    job.posts, job.cast, job.keepers = (), None, ()
-    job.seats, job.completed, job.ready, job.synced, job.pairs = (), (), (), (), ()
+    job.placements, job.assignment, job.checkpoint_holders = (), None, ()
+    job.endpoints, job.completed, job.ready, job.synced, job.pairs = (), (), (), (), ()
     job.runs = False
     job.parts, job.final_parts = {}, {}
 
 
-def _rekeep(state: ClusterState, command: Rekeep) -> Outcome:
-    job = _in_life(state, command.job, command.generation)
-    if job is None or job.cast is None or len(command.keepers) not in {0, len(job.cast.shards)}:
+def _set_checkpoint_holders(state: ClusterState, command: SetCheckpointHolders) -> Outcome:
+    job = _in_force(state, command.job, command.generation)
+    if job is None or job.assignment is None or len(command.checkpoint_holders) not in {0, len(job.assignment.shards)}:
         return _STALE
-    job.keepers, job.rekept = command.keepers, job.rekept + 1
+    job.checkpoint_holders, job.holder_changes = command.checkpoint_holders, job.holder_changes + 1
     for step in sorted(job.parts):
         _judge(job, step, is_final=False)
     for step in job.final_parts:
@@ -363,25 +389,25 @@ def _hold(state: ClusterState, command: HoldBlob) -> Outcome:
     return _DONE
 
 
-def _seat(state: ClusterState, command: SeatRole) -> Outcome:
+def _bind(state: ClusterState, command: BindRole) -> Outcome:
     role: RoleKey = command.role
-    job = _posted(state, role)
+    job = _job_that_wants(state, role)
     node = dict(job.roles()).get(role) if job is not None else None
     member = state.members.get(node) if node is not None else None
-    if job is None or member is None or any(record.seat.key == role for record in job.seats):
+    if job is None or member is None or any(record.endpoint.key == role for record in job.endpoints):
         return _STALE
     if not is_address(command.address) or not is_public_key(command.public_key):
         return _STALE
-    seat = Seat(role, member.node, member.name, command.address, command.public_key)
-    job.seats = (*job.seats, SeatRecord(seat, command.pid))
-    if not job.runs and len(job.seats) == len(job.posts):
+    endpoint = Endpoint(role, member.node, member.name, command.address, command.public_key)
+    job.endpoints = (*job.endpoints, EndpointRecord(endpoint, command.pid))
+    if not job.runs and len(job.endpoints) == len(job.placements):
         job.state, job.reason = RUNNING, None
         job.runs = job.has_run = True
     return _DONE
 
 
 def _complete(state: ClusterState, command: CompleteRole) -> Outcome:
-    job = _posted(state, command.role)
+    job = _job_that_wants(state, command.role)
     if job is None or command.role in job.completed:
         return _STALE
     job.completed = (*job.completed, command.role)
@@ -392,7 +418,7 @@ def _complete(state: ClusterState, command: CompleteRole) -> Outcome:
 
 def _keep(state: ClusterState, command: KeepPart) -> Outcome:
     """A checkpoint is whole, or absent: it counts once every part is on as many disks as the placement wants."""
-    job = _in_life(state, command.job, command.generation)
+    job = _in_force(state, command.job, command.generation)
     if job is None or (job.checkpoint is not None and (command.step < job.checkpoint.step or job.final)):
         return _STALE
     part, primaries = command.part, job.primaries()
@@ -402,7 +428,9 @@ def _keep(state: ClusterState, command: KeepPart) -> Outcome:
     shards = {known.shard: known for known in told.get(command.step, ())}
     known = shards.get(part.shard)
     nodes = known.nodes if known is not None and known.blob == part.blob else ()
-    if part.node != primaries[part.shard] and (not nodes or part.node not in job.keepers[part.shard : part.shard + 1]):
+    if part.node != primaries[part.shard] and (
+        not nodes or part.node not in job.checkpoint_holders[part.shard : part.shard + 1]
+    ):
         return _STALE
     nodes = tuple(dict.fromkeys((*nodes, part.node)))
     shards[part.shard] = KeptPart(part.shard, part.blob, part.size_bytes, nodes)
@@ -416,8 +444,8 @@ def _keep(state: ClusterState, command: KeepPart) -> Outcome:
 def _judge(job: Job, step: int, *, is_final: bool) -> None:
     """Is the checkpoint of ``step`` whole now?"""
     parts = (job.final_parts if is_final else job.parts).get(step, ())
-    copies = 2 if job.keepers else 1
-    shards = 0 if job.cast is None else len(job.cast.shards)
+    copies = 2 if job.checkpoint_holders else 1
+    shards = 0 if job.assignment is None else len(job.assignment.shards)
     if len(parts) == shards and all(len(part.nodes) >= copies for part in parts):
         job.checkpoint, job.final = Checkpoint(step, parts), is_final
         job.copies = {blob: node for blob, node in job.copies.items() if blob in job.blobs()}
@@ -428,7 +456,7 @@ def _finish(state: ClusterState, command: Finish) -> Outcome:
     waits = state.jobs.get(command.job)
     is_waiting = waits is not None and not waits.is_placed and waits.state not in ENDED
     is_of_it = waits is not None and is_waiting and command.generation == waits.generation
-    job = waits if is_of_it else _in_life(state, command.job, command.generation)
+    job = waits if is_of_it else _in_force(state, command.job, command.generation)
     if job is None:
         return _STALE
     job.state, job.reason = command.state, command.reason

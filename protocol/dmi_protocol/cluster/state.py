@@ -6,10 +6,10 @@ from collections.abc import Collection
 import msgpack
 from msgspec import Struct, field
 
-from dmi_protocol.cluster.command import JobSpec, Post
+from dmi_protocol.cluster.command import JobSpec, Placement
 from dmi_protocol.codec import convert, pack
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
-from dmi_protocol.messages.roles import Cast, RoleKey, Seat
+from dmi_protocol.messages.roles import Assignment, Endpoint, RoleKey
 from dmi_protocol.reasons import Reason
 
 JobState = str
@@ -30,10 +30,10 @@ class MemberRecord(Struct, frozen=True):
     """It gets no new roles, and those that it has move away."""
 
 
-class SeatRecord(Struct, frozen=True):
+class EndpointRecord(Struct, frozen=True):
     """A bound role process."""
 
-    seat: Seat
+    endpoint: Endpoint
     pid: int
 
 
@@ -62,8 +62,8 @@ class Pair(Struct, frozen=True):
 
 
 class Job(Struct):
-    """One job. ``posts`` are the role processes that are wanted, in order; there are none while the job waits for a placement.
-    ``cast`` says what they do in ``generation``, which is 0 before the first."""
+    """One job. ``placements`` are the role processes that are wanted, in order; there are none while the job waits for nodes.
+    ``assignment`` says what they do in ``generation``, which is 0 before the first."""
 
     id: JobId
     spec: JobSpec
@@ -73,26 +73,26 @@ class Job(Struct):
     """The index of the log entry that submitted it: the order of the queue."""
     state: JobState = QUEUED
     generation: int = 0
-    life: int = 0
+    start_generation: int = 0
     """The generation in which the processes were last started anew."""
-    posts: tuple[Post, ...] = ()
-    cast: Cast | None = None
+    placements: tuple[Placement, ...] = ()
+    assignment: Assignment | None = None
     runs: bool = False
-    """Were all processes of this life ready together?"""
+    """Were all processes of this start ready together?"""
     misses: dict[NodeId, int] = field(default_factory=dict)
     """By node: recruits that ended there before they were of use, and processes that could not talk to others."""
     next_index: int = 0
     """The index of the next process that is recruited."""
     born: int = 0
-    """The generation that the last recruits were made for: the next life comes after it, so that no two processes have one
+    """The generation that the last recruits were made for: the next start comes after it, so that no two processes have one
     key."""
     ready: tuple[RoleKey, ...] = ()
     """The recruited workers that have caught up."""
     synced: tuple[tuple[int, int], ...] = ()
-    """By shard: servers that have caught up since the last ``Shift``."""
+    """By shard: servers that have caught up since the last ``Reassign``."""
     pairs: tuple[Pair, ...] = ()
-    """What was reported since the last ``Shift``."""
-    seats: tuple[SeatRecord, ...] = ()
+    """What was reported since the last ``Reassign``."""
+    endpoints: tuple[EndpointRecord, ...] = ()
     completed: tuple[RoleKey, ...] = ()
     parts: dict[int, tuple[KeptPart, ...]] = field(default_factory=dict)
     """By step: parts of checkpoints that are not whole yet."""
@@ -104,10 +104,10 @@ class Job(Struct):
     reason: Reason | None = None
     step: int | None = None
     loss: float | None = None
-    keepers: tuple[NodeId, ...] = ()
+    checkpoint_holders: tuple[NodeId, ...] = ()
     """The i-th has a second copy of each part of the i-th shard; empty where nobody else is there."""
-    rekept: int = 0
-    """How often the keepers were changed."""
+    holder_changes: int = 0
+    """How often the checkpoint holders were changed."""
     copies: dict[BlobHash, NodeId] = field(default_factory=dict)
     """Who is to keep a further copy of a blob, and has not told that it does."""
     recopied: int = 0
@@ -126,7 +126,7 @@ class Job(Struct):
     @property
     def is_placed(self) -> bool:
         """Is a placement in force?"""
-        return bool(self.posts)
+        return bool(self.placements)
 
     @property
     def goes_on(self) -> bool:
@@ -136,11 +136,11 @@ class Job(Struct):
     @property
     def all_completed(self) -> bool:
         """Has the script of every worker that had a share come to its end, and been told that the last version is safe?"""
-        if self.cast is None:
+        if self.assignment is None:
             return False
-        there = {post.role.index for post in self.posts if post.role.role == "worker"}
+        there = {placement.role.index for placement in self.placements if placement.role.role == "worker"}
         done = {role.index for role in self.completed if role.role == "worker"}
-        able = {worker for worker, speed in zip(self.cast.workers, self.cast.speeds, strict=True) if speed}
+        able = {worker for worker, speed in zip(self.assignment.workers, self.assignment.speeds, strict=True) if speed}
         return bool(able & there) and able & there <= done
 
     def is_done(self, role: RoleKey) -> bool:
@@ -149,13 +149,15 @@ class Job(Struct):
 
     def shards_of(self, server: int) -> tuple[int, ...]:
         """The shards that this server is the primary of."""
-        shards = self.cast.shards if self.cast is not None else ()
+        shards = self.assignment.shards if self.assignment is not None else ()
         return tuple(shard for shard, replicas in enumerate(shards) if replicas.primary == server)
 
     def primaries(self) -> tuple[NodeId, ...]:
         """By shard: the node of its primary; an empty name when that is lost."""
-        nodes = {post.role.index: post.node for post in self.posts if post.role.role == "server"}
-        shards = self.cast.shards if self.cast is not None else ()
+        nodes = {
+            placement.role.index: placement.node for placement in self.placements if placement.role.role == "server"
+        }
+        shards = self.assignment.shards if self.assignment is not None else ()
         return tuple(nodes.get(replicas.primary, NodeId("")) for replicas in shards)
 
     def parts_away(self, alive: Collection[NodeId]) -> tuple[NodeId, ...]:
@@ -171,7 +173,7 @@ class Job(Struct):
 
     def roles(self) -> tuple[tuple[RoleKey, NodeId], ...]:
         """Every wanted role process, and its node: servers first."""
-        return tuple([(post.role, post.node) for post in self.posts])
+        return tuple([(placement.role, placement.node) for placement in self.placements])
 
 
 class Outcome(Struct, frozen=True):

@@ -9,6 +9,7 @@ from msgspec import Struct, field
 
 from dmi_protocol import limits
 from dmi_protocol.cluster.command import (
+    BindRole,
     Command,
     CompleteRole,
     Finish,
@@ -17,7 +18,6 @@ from dmi_protocol.cluster.command import (
     Part,
     ReadyRole,
     ReportPair,
-    SeatRole,
     SyncReplica,
 )
 from dmi_protocol.cluster.state import FAILED, RUNNING, ClusterState, Job, KeptPart
@@ -26,12 +26,12 @@ from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.instant import Instant, after, earliest
 from dmi_protocol.jobs.keeping import Keeping, parts_of
 from dmi_protocol.messages.roles import (
-    Assignment,
     Bound,
     CaughtUp,
     Completed,
     Exited,
     Failed,
+    Launch,
     Lease,
     PartWritten,
     Progressed,
@@ -144,20 +144,20 @@ class Hosting:
 
     def _want(self, role: RoleKey, job: Job, facts: list[Command], state: ClusterState) -> list[Effect]:
         local = self._local.get(role)
-        seat = next((record.seat for record in job.seats if record.seat.key == role), None)
-        if seat is not None and (local is None or local.public_key != seat.public_key):
-            # The seat is that of a process from before this daemon was restarted. The news of it may come late, when a
+        endpoint = next((record.endpoint for record in job.endpoints if record.endpoint.key == role), None)
+        if endpoint is not None and (local is None or local.public_key != endpoint.public_key):
+            # The endpoint is that of a process from before this daemon was restarted. The news of it may come late, when a
             # process was started again here already: nobody will ever speak with that one.
             if not _is_safe(role, job):
                 facts.append(self._lost(role, NodeLost(role.name, self._name)))
             return []
         if local is None:
             parts = tuple(part.blob for part in _parts_for(role, job))
-            self._local[role] = _Local(parts, {job.bundle, *parts}, is_recruit=role.generation != job.life)
+            self._local[role] = _Local(parts, {job.bundle, *parts}, is_recruit=role.generation != job.start_generation)
             return [self._keeping.fetch(state, blob) for blob in (job.bundle, *parts)]
         if job.state == RUNNING and local.started_at is not None and local.told < job.generation:
             told = roster(job)
-            if any(seat.key == role for seat in (*told.servers, *told.workers)):
+            if any(endpoint.key == role for endpoint in (*told.servers, *told.workers)):
                 local.told = job.generation
                 return [TellRole(role, told)]
         return []
@@ -205,7 +205,7 @@ class Hosting:
             job = state.jobs.get(role.job)
             if not local.awaited and local.started_at is None and not local.is_stopping and job is not None:
                 local.started_at = now
-                effects.append(StartRole(role, self._assignment(role, job, local.parts)))
+                effects.append(StartRole(role, self._launch(role, job, local.parts)))
         return effects, self._keeping.arrived(blob)
 
     def missing(self, now: Instant, blob: BlobHash) -> None:
@@ -213,10 +213,10 @@ class Hosting:
         self._is_new = True
         self._keeping.missing(now, blob)
 
-    def _assignment(self, role: RoleKey, job: Job, parts: tuple[BlobHash, ...]) -> Assignment:
+    def _launch(self, role: RoleKey, job: Job, parts: tuple[BlobHash, ...]) -> Launch:
         """Paths are the shell's to fill in."""
         spec = job.spec
-        return Assignment(
+        return Launch(
             key=role,
             node=self._me,
             node_name=self._name,
@@ -227,7 +227,7 @@ class Hosting:
             directory="",
             leaves=spec.leaves,
             threads=spec.threads,
-            workers=len(job.cast.workers) if job.cast is not None else 0,
+            workers=len(job.assignment.workers) if job.assignment is not None else 0,
             shards=len(job.primaries()),
             host=self._host,
             ports=self._ports,
@@ -243,7 +243,7 @@ class Hosting:
         match event:
             case Bound(address, public_key, pid):
                 local.public_key = public_key
-                return [SeatRole(_request(role, "seat"), role, address, public_key, pid)]
+                return [BindRole(_request(role, "bind"), role, address, public_key, pid)]
             case Progressed():
                 local.progress = event
             case PartWritten():
@@ -308,7 +308,12 @@ def _is_safe(role: RoleKey, job: Job) -> bool:
 
 def _parts_for(role: RoleKey, job: Job) -> tuple[KeptPart, ...]:
     """The parts of the checkpoint that a primary begins from: with as many shards as before each has its own."""
-    if role.role != "server" or role.generation != job.life or job.restore is None or job.checkpoint is None:
+    if (
+        role.role != "server"
+        or role.generation != job.start_generation
+        or job.restore is None
+        or job.checkpoint is None
+    ):
         return ()
     mine, parts = job.shards_of(role.index), job.checkpoint.parts
     if len(parts) == len(job.primaries()):
@@ -322,16 +327,16 @@ def _request(role: RoleKey, what: str) -> RequestId:
 
 def roster(job: Job) -> Roster:
     """Who takes part in the generation in force."""
-    assert job.cast is not None
-    servers = {index for shard in job.cast.shards for index in (*shard.in_sync, *shard.filling)}
-    wanted = {"server": servers, "worker": set(job.cast.workers)}
-    seats = sorted((record.seat for record in job.seats), key=lambda seat: seat.key)
-    cast = [seat for seat in seats if seat.key.index in wanted[seat.key.role]]
+    assert job.assignment is not None
+    servers = {index for shard in job.assignment.shards for index in (*shard.in_sync, *shard.filling)}
+    wanted = {"server": servers, "worker": set(job.assignment.workers)}
+    endpoints = sorted((record.endpoint for record in job.endpoints), key=lambda endpoint: endpoint.key)
+    there = [endpoint for endpoint in endpoints if endpoint.key.index in wanted[endpoint.key.role]]
     return Roster(
         generation=job.generation,
-        life=job.life,
-        servers=tuple(seat for seat in cast if seat.key.role == "server"),
-        workers=tuple(seat for seat in cast if seat.key.role == "worker"),
-        cast=job.cast,
+        start_generation=job.start_generation,
+        servers=tuple(endpoint for endpoint in there if endpoint.key.role == "server"),
+        workers=tuple(endpoint for endpoint in there if endpoint.key.role == "worker"),
+        assignment=job.assignment,
         restore=job.restore,
     )

@@ -88,15 +88,17 @@ class Keeping:
         for told, is_final in ((job.parts, False), (job.final_parts, True)) if job.goes_on else ():
             for step, parts in told.items():
                 for part in parts:
-                    if self._me in job.keepers[part.shard : part.shard + 1] and self._me not in part.nodes:
+                    if self._me in job.checkpoint_holders[part.shard : part.shard + 1] and self._me not in part.nodes:
                         yield self._copy(job, step, part, is_final=is_final)
 
     def _copy(self, job: Job, step: int, part: KeptPart, *, is_final: bool) -> _Wish:
         """What was told of a part while another was its keeper did not count: it is told anew, under another name."""
         kind = "final" if is_final else "kept"
-        what = f"copy-{part.shard}-{step}-{kind}-{part.blob[:16]}-{self._me}-{job.rekept}"
+        what = f"copy-{part.shard}-{step}-{kind}-{part.blob[:16]}-{self._me}-{job.holder_changes}"
         mine = Part(part.shard, part.blob, part.size_bytes, self._me)
-        fact = KeepPart(RequestId(f"{job.id}/{job.life}/{what}"), job.id, job.life, step, mine, is_final)
+        fact = KeepPart(
+            RequestId(f"{job.id}/{job.start_generation}/{what}"), job.id, job.start_generation, step, mine, is_final
+        )
         return _Wish(part.blob, fact)
 
     def drop(self, told: Set[BlobHash], here: Set[BlobHash], needed: Set[BlobHash]) -> list[Effect]:

@@ -8,15 +8,25 @@ from collections.abc import Set
 from itertools import islice
 
 from dmi_protocol import limits
-from dmi_protocol.cluster.command import Command, Finish, LoseRole, Place, Post, Recopy, Recruit, Rekeep, Shift
+from dmi_protocol.cluster.command import (
+    Command,
+    Finish,
+    LoseRole,
+    Place,
+    Placement,
+    Reassign,
+    Recopy,
+    Recruit,
+    SetCheckpointHolders,
+)
 from dmi_protocol.cluster.state import ENDED, FAILED, RUNNING, SUCCEEDED, ClusterState, Job
 from dmi_protocol.codec import pack
 from dmi_protocol.identity import NodeId, RequestId
 from dmi_protocol.instant import Instant, after
 from dmi_protocol.messages.roles import RoleKey
-from dmi_protocol.placement.casting import dismissed, first_cast, is_full, recast, recruits
+from dmi_protocol.placement.assigning import dismissed, first_assignment, is_full, reassign, recruits
 from dmi_protocol.placement.holding import recopies
-from dmi_protocol.placement.roles import choose, keepers_of
+from dmi_protocol.placement.roles import checkpoint_holders_of, choose
 from dmi_protocol.reasons import FilesLost, NodeLost, PairSilent, Reason, Succeeded
 
 
@@ -87,10 +97,10 @@ def _place(job: Job, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId
         load[node] = load.get(node, 0) + 1
     generation, restore = job.generation + 1, None if job.checkpoint is None else job.checkpoint.step
     request = RequestId(f"{job.id}/{generation}/place-{restore}")
-    servers = [Post(RoleKey(job.id, generation, "server", nth), node) for nth, node in enumerate(chosen.servers)]
-    workers = [Post(RoleKey(job.id, generation, "worker", nth), node) for nth, node in enumerate(chosen.workers)]
-    posts, cast = (*servers, *workers), first_cast(chosen)
-    return [Place(request, job.id, generation, posts, cast, chosen.keepers, restore)]
+    servers = [Placement(RoleKey(job.id, generation, "server", nth), node) for nth, node in enumerate(chosen.servers)]
+    workers = [Placement(RoleKey(job.id, generation, "worker", nth), node) for nth, node in enumerate(chosen.workers)]
+    placements, assignment = (*servers, *workers), first_assignment(chosen)
+    return [Place(request, job.id, generation, placements, assignment, chosen.checkpoint_holders, restore)]
 
 
 def _is_done(job: Job) -> bool:
@@ -103,8 +113,8 @@ def _watch(job: Job, nodes: list[NodeId], state: ClusterState) -> list[Command]:
     for role, node in job.roles():
         is_safe = job.final and job.is_done(role)
         if node not in nodes and not is_safe:
-            seated = next((r.seat.node_name for r in job.seats if r.seat.key == role), node)
-            name = state.members[node].name if node in state.members else seated
+            bound = next((r.endpoint.node_name for r in job.endpoints if r.endpoint.key == role), node)
+            name = state.members[node].name if node in state.members else bound
             request = RequestId(f"{job.id}/{role.generation}/lost-{role.name}")
             lost.append(LoseRole(request, role, NodeLost(role.name, name)))
     return lost
@@ -127,53 +137,59 @@ def _part_pairs(job: Job, state: ClusterState) -> list[Command]:
 
 
 def _is_new(role: RoleKey, job: Job) -> bool:
-    return role.role == "worker" and role.generation != job.life and role not in job.ready
+    return role.role == "worker" and role.generation != job.start_generation and role not in job.ready
 
 
 def _keep_up(job: Job, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
     """Survivors go on in a new generation; then whoever is missing is called. Nodes that are ``there`` and not among
     ``nodes`` are leaving."""
     leaving = set(there) - set(nodes)
-    return _recast(job, nodes, leaving) or _recruit(job, nodes, load) or _rekeep(job, nodes or there)
+    return _reassign(job, nodes, leaving) or _recruit(job, nodes, load) or _set_checkpoint_holders(job, nodes or there)
 
 
-def _recast(job: Job, nodes: list[NodeId], leaving: Set[NodeId]) -> list[Command]:
+def _reassign(job: Job, nodes: list[NodeId], leaving: Set[NodeId]) -> list[Command]:
     if not job.runs or (job.completed and job.state == RUNNING):
         return []
-    cast = recast(job, leaving)
-    gone = dismissed(job, cast, leaving)
-    full = is_full(job, cast, nodes)
-    if cast == job.cast and not gone and job.state == RUNNING and (job.reason is None or not full):
+    assignment = reassign(job, leaving)
+    gone = dismissed(job, assignment, leaving)
+    full = is_full(job, assignment, nodes)
+    if assignment == job.assignment and not gone and job.state == RUNNING and (job.reason is None or not full):
         return []
     generation = job.generation + 1
-    digest = hashlib.sha256(pack((cast, gone))).hexdigest()[:16]
-    return [Shift(RequestId(f"{job.id}/{generation}/shift-{digest}-{full}"), job.id, generation, cast, full, gone)]
+    digest = hashlib.sha256(pack((assignment, gone))).hexdigest()[:16]
+    return [
+        Reassign(
+            RequestId(f"{job.id}/{generation}/reassign-{digest}-{full}"), job.id, generation, assignment, full, gone
+        )
+    ]
 
 
 def _recruit(job: Job, nodes: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
     """While nobody is done yet: whoever comes at the end has nothing to do."""
     if not job.runs or job.completed or job.state != RUNNING:
         return []
-    posts = recruits(job, nodes, load)
-    if not posts:
+    placements = recruits(job, nodes, load)
+    if not placements:
         return []
-    who = "-".join(post.node for post in posts)
+    who = "-".join(placement.node for placement in placements)
     return [
-        Recruit(RequestId(f"{job.id}/{job.generation}/recruit-{job.next_index}-{who}"), job.id, job.generation, posts)
+        Recruit(
+            RequestId(f"{job.id}/{job.generation}/recruit-{job.next_index}-{who}"), job.id, job.generation, placements
+        )
     ]
 
 
-def _rekeep(job: Job, nodes: list[NodeId]) -> list[Command]:
-    """A keeper that is away is replaced, so that checkpoints go on being whole."""
+def _set_checkpoint_holders(job: Job, nodes: list[NodeId]) -> list[Command]:
+    """A checkpoint holder that is away is replaced, so that checkpoints go on being whole."""
     primaries = job.primaries()
-    keepers = keepers_of(primaries, nodes)
-    are_apart = all(keeper != primary for keeper, primary in zip(job.keepers, primaries, strict=False))
-    if keepers and job.keepers and set(job.keepers) <= set(nodes) and are_apart:
+    checkpoint_holders = checkpoint_holders_of(primaries, nodes)
+    are_apart = all(holder != primary for holder, primary in zip(job.checkpoint_holders, primaries, strict=False))
+    if checkpoint_holders and job.checkpoint_holders and set(job.checkpoint_holders) <= set(nodes) and are_apart:
         return []
-    if keepers == job.keepers:
+    if checkpoint_holders == job.checkpoint_holders:
         return []
-    request = RequestId(f"{job.id}/{job.generation}/keep-{job.rekept}-{'-'.join(keepers)}")
-    return [Rekeep(request, job.id, job.generation, keepers)]
+    request = RequestId(f"{job.id}/{job.generation}/holders-{job.holder_changes}-{'-'.join(checkpoint_holders)}")
+    return [SetCheckpointHolders(request, job.id, job.generation, checkpoint_holders)]
 
 
 def _finish(job: Job, state: str, reason: Reason, step: int | None = None) -> Finish:

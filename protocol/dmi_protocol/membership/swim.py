@@ -38,16 +38,16 @@ class _Probe(Struct):
 
 Output = Effect | MemberChanged
 _LIFE_BITS = 32
-"""What a node spreads in one life: fewer values than this many bits can count."""
+"""What a node spreads from one start to the next: fewer values than this many bits can count."""
 
 
 class Swim:
     """Decides for one node; see ``machine.py`` for what the caller must do."""
 
-    def __init__(self, me: NodeId, settings: SwimSettings, random: Random, life: int = 0) -> None:
-        """``life`` is larger after each restart, so that what we spread now replaces what we spread before."""
+    def __init__(self, me: NodeId, settings: SwimSettings, random: Random, boot_count: int = 0) -> None:
+        """``boot_count`` is larger after each restart, so that what we spread now replaces what we spread before."""
         settings.check()
-        self._first_version = life << _LIFE_BITS
+        self._first_version = boot_count << _LIFE_BITS
         self._me = me
         self._settings = settings
         self._random = random
@@ -309,7 +309,9 @@ class Swim:
     def _heard(self, now: Instant, sender: NodeId, rumor: Rumor) -> None:
         known = self.rumors.get((rumor.origin, rumor.key))
         if rumor.origin == self._me:
-            if known is None or (rumor != known and rumor.version >= known.version):  # from an earlier life of ours
+            if known is None or (
+                rumor != known and rumor.version >= known.version
+            ):  # from before we were started again
                 value = b"" if known is None else known.value
                 self._hold(now, Rumor(self._me, rumor.key, rumor.version + 1, value))
         elif rumor.origin in self.members and (known is None or rumor.version > known.version):

@@ -30,7 +30,7 @@ class RoleKey(Struct, frozen=True, order=True):
         return f"{self.role}-{self.index}"
 
 
-class Assignment(Struct, frozen=True, tag="assignment"):
+class Launch(Struct, frozen=True, tag="launch"):
     """The first message to a child: all it needs to begin. Paths are absolute and on this host.
 
     ``leaves`` is None when the command line did not say; the script's ``dmi.init`` decides then.
@@ -56,7 +56,7 @@ class Assignment(Struct, frozen=True, tag="assignment"):
     part_hashes: tuple[BlobHash, ...] = ()
 
 
-class Seat(Struct, frozen=True):
+class Endpoint(Struct, frozen=True):
     """One role process as its peers see it. ``address`` is ``host:port`` of its data socket."""
 
     key: RoleKey
@@ -83,7 +83,7 @@ class Replicas(Struct, frozen=True):
         return (self.primary, *self.backups)
 
 
-class Cast(Struct, frozen=True):
+class Assignment(Struct, frozen=True):
     """Who does what in one generation, by indices.
 
     ``speeds`` weigh the shares of leaves of ``workers``, in the same order; one with speed 0.0 only follows.
@@ -97,27 +97,29 @@ class Cast(Struct, frozen=True):
 
 
 class Roster(Struct, frozen=True, tag="roster"):
-    """Who takes part: committed, and the same everywhere. ``servers`` and ``workers`` are all of ``cast``'s.
+    """Who takes part: committed, and the same everywhere. ``servers`` and ``workers`` are all of ``assignment``'s.
 
     ``restore`` is the step of the checkpoint that the first servers have begun from, None when they were given the
-    initial weights. ``life`` is the generation in which they were started.
+    initial weights. ``start_generation`` is the generation in which they were started.
     """
 
     generation: int
-    life: int
-    servers: tuple[Seat, ...]
-    workers: tuple[Seat, ...]
-    cast: Cast
+    start_generation: int
+    servers: tuple[Endpoint, ...]
+    workers: tuple[Endpoint, ...]
+    assignment: Assignment
     restore: int | None = None
 
     @property
-    def guests(self) -> tuple[int, ...]:
+    def joiners(self) -> tuple[int, ...]:
         """The workers that come in, or have no leaves yet."""
-        return tuple(w for w, speed in zip(self.cast.workers, self.cast.speeds, strict=True) if not speed)
+        return tuple(w for w, speed in zip(self.assignment.workers, self.assignment.speeds, strict=True) if not speed)
 
-    def primary(self, shard: int) -> Seat:
-        """The seat of a shard's primary."""
-        return next(seat for seat in self.servers if seat.key.index == self.cast.shards[shard].primary)
+    def primary(self, shard: int) -> Endpoint:
+        """The endpoint of a shard's primary."""
+        return next(
+            endpoint for endpoint in self.servers if endpoint.key.index == self.assignment.shards[shard].primary
+        )
 
 
 class Lease(Struct, frozen=True, tag="lease"):
@@ -216,6 +218,6 @@ class Started(Struct, frozen=True, tag="started"):
     pid: int
 
 
-ToRole = Assignment | Roster | Lease | Stop
+ToRole = Launch | Roster | Lease | Stop
 FromRole = Bound | Moving | Progressed | Ready | CaughtUp | Unheard | PartWritten | Completed | Failed
 RoleEvent = Started | Bound | Progressed | Ready | CaughtUp | Unheard | PartWritten | Completed | Failed | Exited

@@ -16,7 +16,7 @@ class Chosen(Struct, frozen=True):
     servers: tuple[NodeId, ...]
     shards: int
     backups: int
-    keepers: tuple[NodeId, ...]
+    checkpoint_holders: tuple[NodeId, ...]
 
 
 def wanted_nodes(spec: JobSpec) -> int:
@@ -42,10 +42,10 @@ def choose(spec: JobSpec, nodes: Sequence[NodeId], load: dict[NodeId, int], *, f
     workers = tuple(ordered[: spec.workers or len(ordered)])
     primaries = tuple(ordered[: spec.servers or len(workers)])
     servers = tuple(ordered[: max(len(primaries), wanted_backups(spec) + 1)])
-    return Chosen(workers, servers, len(primaries), wanted_backups(spec), keepers_of(primaries, ordered))
+    return Chosen(workers, servers, len(primaries), wanted_backups(spec), checkpoint_holders_of(primaries, ordered))
 
 
-def keepers_of(servers: Sequence[NodeId], nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
+def checkpoint_holders_of(servers: Sequence[NodeId], nodes: Sequence[NodeId]) -> tuple[NodeId, ...]:
     """For each server the node that comes after it, around; nobody where a server has no other node."""
     if any(set(nodes) <= {server} for server in servers):
         return ()

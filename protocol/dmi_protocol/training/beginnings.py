@@ -19,12 +19,12 @@ class Beginnings:
             del self._steps[gone]
 
     def attached(self) -> tuple[int, ...]:
-        """The workers that are shown every version: all but the guests that have not come in yet."""
-        guests = self._roster.guests
-        return tuple(worker for worker in self._roster.workers if worker not in guests or worker in self._steps)
+        """The workers that are shown every version: all but the joiners that have not come in yet."""
+        joiners = self._roster.joiners
+        return tuple(worker for worker in self._roster.workers if worker not in joiners or worker in self._steps)
 
     def come_in(self, worker: int, step: int) -> None:
-        """A guest will begin ``step``: its version is kept for it."""
+        """A joiner will begin ``step``: its version is kept for it."""
         self._steps.setdefault(worker, step - 1)
 
     def note(self, event: Began) -> None:

@@ -53,7 +53,7 @@ class Ending:
         return self._say_finished() if final else []
 
     def _say_finished(self) -> list[ShardEffect]:
-        expected = set(self._roster.workers) - set(self._roster.guests)
+        expected = set(self._roster.workers) - set(self._roster.joiners)
         if not self._final_durable or not expected <= self.finishing:
             return []
         return [SayFinished(tuple(sorted(self.finishing))), End()]

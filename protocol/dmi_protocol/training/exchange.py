@@ -14,14 +14,14 @@ from dmi_protocol.training.step import Handle, Release, Subtree, Sum
 
 
 class Rostered(Struct, frozen=True):
-    """Who takes part, from this generation on. ``guests`` are those of ``workers`` that come in now, or have no leaves yet.
+    """Who takes part, from this generation on. ``joiners`` are those of ``workers`` that come in now, or have no leaves yet.
 
     ``backups`` and ``filling`` are the servers that have a copy of the shard, and that are given one."""
 
     generation: int
     workers: tuple[int, ...]
     lead: int
-    guests: tuple[int, ...] = ()
+    joiners: tuple[int, ...] = ()
     backups: tuple[int, ...] = ()
     filling: tuple[int, ...] = ()
 
@@ -181,7 +181,7 @@ class Open(Struct, frozen=True):
 
 
 class Welcome(Struct, frozen=True):
-    """Tell the worker that it may begin ``step``. A guest gets what the lead keeps of the run there, and the fingerprint of
+    """Tell the worker that it may begin ``step``. A joiner gets what the lead keeps of the run there, and the fingerprint of
     the others."""
 
     worker: int

@@ -1,10 +1,10 @@
-"""What a training will need of each role: from its layout and its cast alone, told before the first step."""
+"""What a training will need of each role: from its layout and its assignment alone, told before the first step."""
 
 from math import ceil, log2
 
 from msgspec import Struct
 
-from dmi_protocol.messages.roles import Cast
+from dmi_protocol.messages.roles import Assignment
 from dmi_protocol.training.layout import Definition, Layout
 from dmi_protocol.training.step import cover
 from dmi_protocol.training.tree import shares
@@ -29,14 +29,14 @@ class Needs(Struct, frozen=True):
     """``P * (c + 1)``: a worker's ``c`` partial sums out, and the next version in; what its own host serves moves no byte."""
 
 
-def needs(definition: Definition, layout: Layout, cast: Cast, kept: int) -> Needs:
-    """Of a training with this cast; ``kept`` is ``m``."""
+def needs(definition: Definition, layout: Layout, assignment: Assignment, kept: int) -> Needs:
+    """Of a training with this assignment; ``kept`` is ``m``."""
     live = sum(bucket.length_bytes for bucket in layout.buckets[: layout.live])
     count = sum(_size(parameter.shape) for parameter in definition.parameters)
-    runs = [run for run in shares(cast.speeds, definition.leaves) if run]
+    runs = [run for run in shares(assignment.speeds, definition.leaves) if run]
     leaves, pushes = max(map(len, runs)), max(len(cover(run)) for run in runs)
-    shard = live / len(cast.shards)
-    copies = max(len(replicas.in_sync) + len(replicas.filling) for replicas in cast.shards)
+    shard = live / len(assignment.shards)
+    copies = max(len(replicas.in_sync) + len(replicas.filling) for replicas in assignment.shards)
     server = shard * (copies * (2 + kept) + 2 * len(runs) + 2 * (1 + kept))
     worker = live * (5 + ceil(log2(leaves)))
     return Needs(count, live, round(worker), round(server), live * (pushes + 1))

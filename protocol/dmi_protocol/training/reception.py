@@ -9,7 +9,7 @@ Fields = tuple[tuple[str, str], ...]
 
 class Reception:
     """At the beginning nobody is welcome before all have greeted. Who comes later waits for the lead to say where the run
-    stands, and is a guest until it has leaves of its own."""
+    stands, and is a joiner until it has leaves of its own."""
 
     def __init__(self, roster: Rostered) -> None:
         self._roster = roster
@@ -54,7 +54,7 @@ class Reception:
 
     def greeted(self, event: Greeted) -> Disagree | None:
         """Note a greeting, unless it contradicts the others'."""
-        is_late = self._has_begun or event.worker in self._roster.guests  # it compares its data itself (``Welcome``)
+        is_late = self._has_begun or event.worker in self._roster.joiners  # it compares its data itself (``Welcome``)
         if self.fields:
             fields = dict(event.fields)
             theirs = tuple((n, v) for n, v in self.fields if n in fields) if is_late else self.fields
@@ -83,7 +83,7 @@ class Reception:
         """Those who may begin ``step``, when everything is here."""
         if not self.has_everything:
             return []
-        regular = set(self._roster.workers) - set(self._roster.guests)
+        regular = set(self._roster.workers) - set(self._roster.joiners)
         if not self._has_begun and not regular <= self._greetings.keys():
             return []
         self._has_begun = True
@@ -91,8 +91,8 @@ class Reception:
         self._welcomed.update(new)
         return [Welcome(worker, step) for worker in new]
 
-    def welcome_guests(self, step: int, extra: bytes) -> list[Welcome]:
+    def welcome_joiners(self, step: int, extra: bytes) -> list[Welcome]:
         """Those who wait for the lead to begin ``step``."""
-        new = sorted((self._greetings.keys() & set(self._roster.guests)) - self._welcomed)
+        new = sorted((self._greetings.keys() & set(self._roster.joiners)) - self._welcomed)
         self._welcomed.update(new)
         return [Welcome(worker, step, extra, self.fields) for worker in new]

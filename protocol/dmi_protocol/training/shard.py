@@ -52,7 +52,7 @@ class Shard:
         self._lease: Instant | None = None
         """Until when workers are answered; None when nobody speaks of leases."""
         self._kept: tuple[int, bytes] | None = None
-        """A step that the lead has begun, and what it keeps of the run there: guests may come in with it."""
+        """A step that the lead has begun, and what it keeps of the run there: joiners may come in with it."""
         self._deferred: dict[x.Pulled, None] = {}
         """What was asked for meanwhile."""
 
@@ -259,7 +259,7 @@ class Shard:
         return [found] if found is not None else [*self._let_in(), *self._advance()]
 
     def _let_in(self) -> list[x.ShardEffect]:
-        """Guests come in with a step that the lead has begun: its version stays readable until they begin it, too.
+        """Joiners come in with a step that the lead has begun: its version stays readable until they begin it, too.
 
         Also those that greet when we are further already. Another shard may have let them in before: it waits for them, they
         wait for us, and the lead for that shard. Nobody has contributed to what comes after that step then.
@@ -268,7 +268,7 @@ class Shard:
             return []
         if self._kept[0] < self._step and self._is_under_way:
             return []
-        welcomes = self._reception.welcome_guests(*self._kept)
+        welcomes = self._reception.welcome_joiners(*self._kept)
         for welcome in welcomes:
             self._beginnings.come_in(welcome.worker, self._kept[0])
         return list(welcomes)

@@ -8,8 +8,8 @@ from dmi_protocol import limits
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import PublicKey
 from dmi_protocol.messages.parameters import Beat
-from dmi_protocol.messages.roles import Seat
-from dmi_wire.bulk import Context, Line
+from dmi_protocol.messages.roles import Endpoint
+from dmi_wire.bulk import Context, DataConnection
 from dmi_wire.keys import KeyPair
 
 
@@ -20,7 +20,7 @@ class Beats:
         self._context, self._keys = context, keys
         self._name = b"worker-%d/beat" % worker
         self._beat = Beat(0)
-        self._servers: Mapping[int, Seat] = {}
+        self._servers: Mapping[int, Endpoint] = {}
         self._heard: dict[int, float] = {}
         self._looked_at = time.monotonic()
         """What was not looked for cannot be said to be silent: the script may have kept this thread from running."""
@@ -28,7 +28,7 @@ class Beats:
         self._thread = threading.Thread(target=self._live, name="beats", daemon=True)
         self._thread.start()
 
-    def watch(self, generation: int, servers: Mapping[int, Seat]) -> None:
+    def watch(self, generation: int, servers: Mapping[int, Endpoint]) -> None:
         """From now on these, by their indices."""
         now = time.monotonic()
         self._heard = {index: self._heard.get(index, now) for index in servers}
@@ -46,21 +46,21 @@ class Beats:
         self._thread.join()
 
     def _live(self) -> None:
-        lines: dict[int, Line] = {}
+        lines: dict[int, DataConnection] = {}
         while not self._over.wait(limits.PEER_BEAT_MS / 1000):
             servers = self._servers
             for gone in lines.keys() - servers.keys():
                 lines.pop(gone).close()
-            for index, seat in servers.items():
+            for index, endpoint in servers.items():
                 if index not in lines:
-                    key = PublicKey(seat.public_key)
-                    lines[index] = Line(self._context, self._keys, self._name, seat.address, key)
+                    key = PublicKey(endpoint.public_key)
+                    lines[index] = DataConnection(self._context, self._keys, self._name, endpoint.address, key)
                 self._one(index, lines[index])
             self._looked_at = time.monotonic()
         for line in lines.values():
             line.close()
 
-    def _one(self, index: int, line: Line) -> None:
+    def _one(self, index: int, line: DataConnection) -> None:
         """Hear what came, and beat; while the server is away a few beats wait and no more are made."""
         try:
             while line.receive() is not None:

@@ -14,7 +14,7 @@ from dmi_tensor.tree_sum import Share
 
 
 class Arrival(Struct, frozen=True):
-    """Where a guest comes in: what the lead keeps of the run there, empty before the first step; and the fingerprint on
+    """Where a joiner comes in: what the lead keeps of the run there, empty before the first step; and the fingerprint on
     which all agree."""
 
     extra: bytes
@@ -45,7 +45,7 @@ class Exchange(Protocol):
         ...
 
     @property
-    def is_guest(self) -> bool:
+    def is_joiner(self) -> bool:
         """Do others train already? Then ``open`` comes in where they stand, and ``welcome`` says where that is."""
         ...
 
@@ -54,7 +54,7 @@ class Exchange(Protocol):
         ...
 
     def welcome(self) -> "Arrival | None":
-        """What a guest was told when it came in; None for all others."""
+        """What a joiner was told when it came in; None for all others."""
         ...
 
     def open(self, definition: Definition, buckets: Buckets, fingerprint: Sequence[tuple[str, str]], kept: int) -> int:
@@ -65,7 +65,7 @@ class Exchange(Protocol):
 
     def begin(self, step: int, leaf_sizes: Sequence[int], hyper: bytes, extra: Callable[[], bytes]) -> None:
         """The run has version ``step`` in place. ``hyper`` are the groups' hyperparameters for this step; ``extra`` gives
-        what the run itself would have to remember, for guests."""
+        what the run itself would have to remember, for joiners."""
         ...
 
     def next_leaf(self) -> int | None:

@@ -21,7 +21,7 @@ from dmi_protocol.codec import encode_struct
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.instant import Instant
 from dmi_protocol.messages import parameters as say
-from dmi_protocol.messages.roles import Assignment, Ready, Roster
+from dmi_protocol.messages.roles import Launch, Ready, Roster
 from dmi_protocol.training import exchange as x
 from dmi_protocol.training.layout import Definition, assign_buckets
 from dmi_protocol.training.needs import needs, told
@@ -47,15 +47,15 @@ small; what is large is sent again only when the answer says that it did not com
 class MeshExchange:
     """The exchange of one worker of a job; see ``dmi.run.exchange.Exchange`` for what each call means."""
 
-    def __init__(self, child: Child, assignment: Assignment, roster: Roster, keys: KeyPair) -> None:
-        self._child, self._assignment, self._roster = child, assignment, roster
-        self.worker = assignment.key.index
-        self.is_lead = roster.cast.lead == self.worker
-        self.is_guest = assignment.key.generation != roster.life
-        self.leaves = assignment.leaves
-        self.threads: int | None = assignment.threads
+    def __init__(self, child: Child, launch: Launch, roster: Roster, keys: KeyPair) -> None:
+        self._child, self._launch, self._roster = child, launch, roster
+        self.worker = launch.key.index
+        self.is_lead = roster.assignment.lead == self.worker
+        self.is_joiner = launch.key.generation != roster.start_generation
+        self.leaves = launch.leaves
+        self.threads: int | None = launch.threads
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._servers = Servers(self._context, keys, self.worker, assignment.node, child, self._give_up)
+        self._servers = Servers(self._context, keys, self.worker, launch.node, child, self._give_up)
         self._servers.follow(roster)
         self._machine: Worker | None = None
         self._beside: dict[int, Neighbour] = {}  # by shard: the memory that we share with its primary
@@ -71,7 +71,7 @@ class MeshExchange:
         self._kept: tuple[int, Callable[[], bytes]] | None = None  # the last checkpoint that the script wanted
         self._finished: set[int] = set()
         self._progress = Progress(child)
-        self._ledger = Ledger(Path(assignment.directory))
+        self._ledger = Ledger(Path(launch.directory))
 
     # Who takes part
 
@@ -97,10 +97,10 @@ class MeshExchange:
 
     def _take_part(self, roster: Roster) -> None:
         """A new generation: whoever is the primary of a shard now is told where we stand, and what it has not."""
-        if roster.generation <= self._roster.generation or self.worker not in roster.cast.workers:
+        if roster.generation <= self._roster.generation or self.worker not in roster.assignment.workers:
             return
         was_lead, self._roster = self.is_lead, roster
-        self.is_lead = roster.cast.lead == self.worker
+        self.is_lead = roster.assignment.lead == self.worker
         moved = self._servers.follow(roster)
         self._finished -= set(moved)
         for shard in moved:
@@ -112,8 +112,10 @@ class MeshExchange:
             self._happened(x.Assigned(roster.generation, self._share(), buckets))
 
     def _share(self) -> tuple[int, ...]:
-        cast = self._roster.cast
-        return tuple(shares_of_leaves(cast.speeds, self._definition.leaves)[cast.workers.index(self.worker)])
+        assignment = self._roster.assignment
+        return tuple(
+            shares_of_leaves(assignment.speeds, self._definition.leaves)[assignment.workers.index(self.worker)]
+        )
 
     def _say_where_we_are(self, shard: int) -> None:
         if self._machine is not None:
@@ -132,7 +134,7 @@ class MeshExchange:
 
     def resume(self) -> bytes | None:
         """See ``Exchange.resume``."""
-        if self._roster.restore is None or self.is_guest:
+        if self._roster.restore is None or self.is_joiner:
             return None
 
         def ask(shard: int) -> None:
@@ -158,12 +160,12 @@ class MeshExchange:
         self._definition, self._buckets = definition, buckets
         self._fingerprint = say.Fingerprint(tuple((name, str(value)) for name, value in fingerprint))
         layout = buckets.layout
-        self._owner = assign_buckets(layout, len(self._roster.cast.shards))
-        if self.is_lead and not self.is_guest:
+        self._owner = assign_buckets(layout, len(self._roster.assignment.shards))
+        if self.is_lead and not self.is_joiner:
             self._tell_needs(kept)
         share = self._share()
         self._machine = Worker(x.Assigned(self._roster.generation, share), layout.live)
-        local = [shard for shard in self._servers.shards if self._servers.is_local(shard) and not self.is_guest]
+        local = [shard for shard in self._servers.shards if self._servers.is_local(shard) and not self.is_joiner]
         self._beside = neighbours(layout, self._owner, local, cover(share))
         beside = {b: self._beside[self._owner[b]] for b in range(layout.live) if self._owner[b] in self._beside}
         self._shares = Shares(layout, beside)
@@ -174,7 +176,7 @@ class MeshExchange:
         step = self._await_welcomes()
         for found in self._beside.values():
             found.segment.withdraw()
-        if self._roster.restore is not None or self.is_guest:
+        if self._roster.restore is not None or self.is_joiner:
             self._fetch(step)
         self._asked = None
         self._progress.begin()
@@ -182,9 +184,9 @@ class MeshExchange:
 
     def _tell_needs(self, kept: int) -> None:
         """The first line of the job's log."""
-        cast = self._roster.cast
-        found = needs(self._definition, self._buckets.layout, cast, kept)
-        print(told(found, len(cast.workers), len(self._roster.servers)), flush=True)
+        assignment = self._roster.assignment
+        found = needs(self._definition, self._buckets.layout, assignment, kept)
+        print(told(found, len(assignment.workers), len(self._roster.servers)), flush=True)
 
     def _greet(self, shard: int, beside: Neighbour | None = None) -> None:
         """Memory is offered once, before it has lost its name."""
@@ -195,7 +197,7 @@ class MeshExchange:
 
     def _bring_initial(self, shard: int, only: Collection[int] | None = None) -> None:
         """From the lead, when there is no other version yet: all buckets of a shard, or those that it lacks."""
-        if not self.is_lead or self._roster.restore is not None or self.is_guest:
+        if not self.is_lead or self._roster.restore is not None or self.is_joiner:
             return
         for bucket in self._buckets.layout.buckets:
             if self._owner[bucket.index] == shard and (only is None or bucket.index in only):
@@ -207,7 +209,7 @@ class MeshExchange:
     def _await_welcomes(self) -> int:
         """The step that we begin. Shards may be a step apart: the latest one counts, and the others will be there."""
         welcomes: dict[int, say.Welcome] = {}
-        while len(welcomes) < len(self._roster.cast.shards):
+        while len(welcomes) < len(self._roster.assignment.shards):
             heard = self._hear("before the first step")
             if isinstance(heard, Heard) and isinstance(heard.message, say.Welcome):
                 if heard.message.shared is not None:
@@ -217,7 +219,7 @@ class MeshExchange:
                 self._bring_initial(heard.shard, heard.message.buckets)
             elif isinstance(heard, Heard):
                 self._take(heard)
-        if not self.is_guest:
+        if not self.is_joiner:
             return min(welcome.step for welcome in welcomes.values())
         latest = max(welcomes.values(), key=lambda welcome: welcome.step)
         self._arrival = Arrival(latest.extra or b"", latest.fingerprint)
@@ -244,7 +246,7 @@ class MeshExchange:
         self._step, self._sizes, self._is_installable = step, tuple(leaf_sizes), False
 
         def begin(shard: int) -> None:
-            kept = extra() if self.is_lead and self._roster.guests else None
+            kept = extra() if self.is_lead and self._roster.joiners else None
             self._servers.send(shard, say.Begin(self._roster.generation, shard, step, self._sizes, hyper, kept))
 
         self._begun = begin
@@ -425,7 +427,7 @@ class MeshExchange:
 
         self._asked = lambda shard: None if shard in self._finished else finish(shard)
         self._send_all(finish)
-        while len(self._finished) < len(self._roster.cast.shards):
+        while len(self._finished) < len(self._roster.assignment.shards):
             heard = self._hear("after the last step")
             if isinstance(heard, Heard):
                 self._take(heard)

@@ -23,7 +23,7 @@ class PlainExchange:
         self._count = shards
         self._pool = Pool()
 
-    is_guest = False
+    is_joiner = False
 
     def welcome(self) -> None:
         """Nobody is there before a plain run."""

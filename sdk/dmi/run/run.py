@@ -58,7 +58,7 @@ class Run:
         self._checkpointed = 0
         self._closed = False
         self._arrived: Arrival | None = None
-        """What a guest was told."""
+        """What a joiner was told."""
         extra = exchange.resume()
         self._resume = Kept.unpack(extra) if extra else None
         """Where to go on, until the step that it was taken after has been repeated."""
@@ -175,8 +175,8 @@ class Run:
         self._model.mark()
 
     def _come_in(self) -> None:
-        """A guest asks where the others stand as late as it can, and before the script looks at the epoch."""
-        if not self._exchange.is_guest or self._model is None or self._arrived is not None:
+        """A joiner asks where the others stand as late as it can, and before the script looks at the epoch."""
+        if not self._exchange.is_joiner or self._model is None or self._arrived is not None:
             return
         self._meet([])
         self._arrived = self._exchange.welcome()

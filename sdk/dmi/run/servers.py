@@ -12,8 +12,8 @@ from dmi_protocol import limits
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import NodeId, PublicKey
 from dmi_protocol.messages import parameters as say
-from dmi_protocol.messages.roles import Roster, Seat, Unheard
-from dmi_wire.bulk import Buffer, Context, Line
+from dmi_protocol.messages.roles import Endpoint, Roster, Unheard
+from dmi_wire.bulk import Buffer, Context, DataConnection
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
 from dmi_wire.shared_memory import Segment
@@ -41,8 +41,8 @@ class Servers:
         self._context, self._keys, self._worker, self._node = context, keys, worker, node
         self._child = child
         self._give_up = give_up
-        self._seats: dict[int, Seat] = {}
-        self._lines: dict[int, Line] = {}
+        self._endpoints: dict[int, Endpoint] = {}
+        self._lines: dict[int, DataConnection] = {}
         self._primaries: tuple[int, ...] = ()
         self._beats = Beats(context, keys, worker)
         self._poller = zmq.Poller()
@@ -57,26 +57,26 @@ class Servers:
 
     def follow(self, roster: Roster) -> tuple[int, ...]:
         """From now on these; gives the shards that have another primary than before."""
-        seats = {seat.key.index: seat for seat in roster.servers}
-        for gone in self._lines.keys() - seats.keys():
+        endpoints = {endpoint.key.index: endpoint for endpoint in roster.servers}
+        for gone in self._lines.keys() - endpoints.keys():
             line = self._lines.pop(gone)
             self._poller.unregister(line.socket)
             del self._of_socket[line.socket]
             line.close()
-        for index, seat in seats.items():
+        for index, endpoint in endpoints.items():
             if index not in self._lines:
-                key = PublicKey(seat.public_key)
-                line = Line(self._context, self._keys, b"worker-%d" % self._worker, seat.address, key)
+                key = PublicKey(endpoint.public_key)
+                line = DataConnection(self._context, self._keys, b"worker-%d" % self._worker, endpoint.address, key)
                 self._lines[index] = line
                 self._of_socket[line.socket] = index
                 self._poller.register(line.socket, zmq.POLLIN)
-        self._seats, self._generation = seats, roster.generation
+        self._endpoints, self._generation = endpoints, roster.generation
         now = time.monotonic()
-        self._talked = {index: self._talked.get(index, now) for index in seats}
-        self._asked = {index: self._asked.get(index, now) for index in seats}
+        self._talked = {index: self._talked.get(index, now) for index in endpoints}
+        self._asked = {index: self._asked.get(index, now) for index in endpoints}
         self._reported: set[int] = set()
-        before, self._primaries = self._primaries, tuple(replicas.primary for replicas in roster.cast.shards)
-        self._beats.watch(roster.generation, {index: seats[index] for index in set(self._primaries)})
+        before, self._primaries = self._primaries, tuple(replicas.primary for replicas in roster.assignment.shards)
+        self._beats.watch(roster.generation, {index: endpoints[index] for index in set(self._primaries)})
         return tuple(s for s, index in enumerate(self._primaries) if before[s : s + 1] != (index,))
 
     @property
@@ -86,7 +86,7 @@ class Servers:
 
     def is_local(self, shard: int) -> bool:
         """Is the shard's primary on our node?"""
-        return self._seats[self._primaries[shard]].node == self._node
+        return self._endpoints[self._primaries[shard]].node == self._node
 
     def is_primary(self, heard: Heard) -> bool:
         """Does the shard's primary say so itself?"""
@@ -98,8 +98,8 @@ class Servers:
 
     def server_name(self, server: int) -> str:
         """A server, for people."""
-        seat = self._seats[server]
-        return f"server-{seat.key.index}@{seat.node_name}"
+        endpoint = self._endpoints[server]
+        return f"server-{endpoint.key.index}@{endpoint.node_name}"
 
     def quiet(self, seconds: float) -> tuple[int, ...]:
         """The shards whose primary has said nothing for so long, each at most as often: what we wait for may be lost."""
@@ -111,7 +111,7 @@ class Servers:
     def begin_waiting(self) -> None:
         """We have just said something: nobody is quiet yet."""
         now = time.monotonic()
-        self._asked = dict.fromkeys(self._seats, now)
+        self._asked = dict.fromkeys(self._endpoints, now)
 
     def send(self, shard: int, message: say.ParameterMessage, frames: Iterable[Buffer] = ()) -> zmq.MessageTracker:
         """Send without waiting; the frames must not be written before the tracker is done."""

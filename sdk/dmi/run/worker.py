@@ -11,28 +11,28 @@ from dmi.errors import DmiError
 from dmi.run import begin, exchange
 from dmi.run.mesh_exchange import MeshExchange
 from dmi.run.script import Ending, run_script
-from dmi_protocol.messages.roles import Assignment, Bound, Completed
+from dmi_protocol.messages.roles import Bound, Completed, Launch
 from dmi_tensor.optimizers import warm_up
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
 from dmi_wire.memory import keep_freed_memory
 
 _NO_PORT = 0
-"""A worker connects and is never connected to; its seat needs the key only."""
+"""A worker connects and is never connected to; its endpoint needs the key only."""
 
 
-def work(child: Child, assignment: Assignment) -> Ending:
-    """Take the seat, run the script, close the run, and stay until the job is over; returns what went wrong."""
+def work(child: Child, launch: Launch) -> Ending:
+    """Follow the first roster, run the script, close the run, and stay until the job is over; returns what went wrong."""
     keys = KeyPair.make()
-    child.tell(Bound(f"{assignment.host}:{_NO_PORT}", keys.public, os.getpid()))
-    mesh = MeshExchange(child, assignment, child.roster(), keys)
+    child.tell(Bound(f"{launch.host}:{_NO_PORT}", keys.public, os.getpid()))
+    mesh = MeshExchange(child, launch, child.roster(), keys)
     exchange.provide(lambda: mesh)
-    ending = run_script(Path.cwd() / assignment.script, assignment.args)
+    ending = run_script(Path.cwd() / launch.script, launch.args)
     if ending is not None:
         return ending
     found = begin.latest()
     if found is None:
-        return Ending("no-run", f"{assignment.script} trains nothing: it needs dmi.init() and run.steps(...)")
+        return Ending("no-run", f"{launch.script} trains nothing: it needs dmi.init() and run.steps(...)")
     try:
         found.close()
     except DmiError as error:
@@ -44,11 +44,11 @@ def work(child: Child, assignment: Assignment) -> Ending:
 def main() -> None:
     """The process."""
     child = Child.inherit()
-    assignment = child.assignment()
+    launch = child.launch()
     warm_up()  # before we are watched: it can stand still for long on a busy host
     child.start()
     keep_freed_memory()
-    ending = work(child, assignment)
+    ending = work(child, launch)
     print(ending.text, file=sys.stderr, flush=True)
     child.fail(ending.kind, ending.text, starting=ending.kind == "cannot-start")
 

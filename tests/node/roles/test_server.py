@@ -33,16 +33,16 @@ from dmi_protocol.messages.parameters import (
 )
 from dmi_protocol.messages.roles import (
     Assignment,
-    Cast,
+    Endpoint,
     FromRole,
+    Launch,
     Lease,
     Replicas,
     RoleKey,
     Roster,
-    Seat,
     Unheard,
 )
-from dmi_wire.bulk import Context, Delivery, Endpoint, Line
+from dmi_wire.bulk import Context, DataConnection, DataListener, Delivery
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
 
@@ -74,7 +74,7 @@ def troupe(tmp_path: Path) -> Iterator[Troupe]:
 
 def steps_done(troupe: Troupe) -> int:
     """How far worker 0 has come."""
-    path = Path(troupe.of("worker", 0).assignment.directory) / "ledger.jsonl"
+    path = Path(troupe.of("worker", 0).launch.directory) / "ledger.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return int(json.loads(lines[-1])["step"]) if lines else 0
 
@@ -87,11 +87,13 @@ def wait_for_step(troupe: Troupe, step: int) -> None:
 
 
 def test_a_stranger_is_refused_and_training_goes_on(troupe: Troupe) -> None:
-    roster = troupe.seat()
+    roster = troupe.endpoint()
     wait_for_step(troupe, 3)
     context: Context = zmq.Context()
     keys = KeyPair.make()
-    line = Line(context, keys, b"worker-0", roster.servers[0].address, PublicKey(roster.servers[0].public_key))
+    line = DataConnection(
+        context, keys, b"worker-0", roster.servers[0].address, PublicKey(roster.servers[0].public_key)
+    )
     monitor = line.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)  # it may ask again
     line.send(Finish(1, 0, 3, b""))
     assert monitor.poll(int(PATIENCE_S * 1000)), "the handshake did not fail"
@@ -104,7 +106,7 @@ def test_a_stranger_is_refused_and_training_goes_on(troupe: Troupe) -> None:
 
 
 def test_role_processes_end_with_their_daemon(troupe: Troupe) -> None:
-    troupe.seat()
+    troupe.endpoint()
     wait_for_step(troupe, 1)
     for child in troupe.children:
         child.channel.close()
@@ -113,7 +115,7 @@ def test_role_processes_end_with_their_daemon(troupe: Troupe) -> None:
 
 
 def test_a_killed_role_is_seen_on_its_channel(troupe: Troupe) -> None:
-    troupe.seat()
+    troupe.endpoint()
     wait_for_step(troupe, 1)
     worker = troupe.of("worker", 1)
     os.kill(worker.process.pid, signal.SIGKILL)
@@ -151,14 +153,14 @@ class Alone:
         self.context: Context = zmq.Context()
         keys, mine, job, node = [KeyPair.make(), KeyPair.make()], KeyPair.make(), JobId("job-000000"), NodeId("0" * 16)
         workers = tuple(
-            Seat(RoleKey(job, 1, "worker", n), node, f"n{n}", "", PublicKey(keys[n].public)) for n in range(2)
+            Endpoint(RoleKey(job, 1, "worker", n), node, f"n{n}", "", PublicKey(keys[n].public)) for n in range(2)
         )
-        self.endpoint = Endpoint(self.context, mine, "127.0.0.1", (30_000, 30_999))
-        self.endpoint.admit({seat.public_key: b"worker-%d" % seat.key.index for seat in workers})
-        seat = Seat(RoleKey(job, 1, "server", 0), node, "n0", self.endpoint.address, PublicKey(mine.public))
-        self.roster = Roster(1, 1, (seat,), workers, Cast((0, 1), (1.0, 1.0), 0, (Replicas(0),)))
-        assignment = Assignment(
-            key=seat.key,
+        self.listener = DataListener(self.context, mine, "127.0.0.1", (30_000, 30_999))
+        self.listener.admit({endpoint.public_key: b"worker-%d" % endpoint.key.index for endpoint in workers})
+        endpoint = Endpoint(RoleKey(job, 1, "server", 0), node, "n0", self.listener.address, PublicKey(mine.public))
+        self.roster = Roster(1, 1, (endpoint,), workers, Assignment((0, 1), (1.0, 1.0), 0, (Replicas(0),)))
+        launch = Launch(
+            key=endpoint.key,
             node=node,
             node_name="n0",
             script="train.py",
@@ -173,9 +175,9 @@ class Alone:
             host="127.0.0.1",
             ports=(1, 2),
         )
-        self.line = Line(self.context, keys[0], b"worker-0", self.endpoint.address, PublicKey(mine.public))
+        self.line = DataConnection(self.context, keys[0], b"worker-0", self.listener.address, PublicKey(mine.public))
         self.child = Listening()
-        self.server = Server(self.child, assignment, (), self.endpoint, self.context, mine)
+        self.server = Server(self.child, launch, (), self.listener, self.context, mine)
 
     def run(self) -> Unheard:
         """Let the server live until it has lost patience with worker 1."""
@@ -191,7 +193,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Alone]:
     made = Alone(tmp_path)
     yield made
     made.line.close()
-    made.endpoint.close()
+    made.listener.close()
     made.context.term()
 
 

@@ -43,7 +43,7 @@ def test_lives_are_counted(tmp_path: Path) -> None:
     lives = []
     for _ in range(3):
         journal = Journal(tmp_path / "state.sqlite")
-        lives.append(journal.next_life())
+        lives.append(journal.next_boot())
         journal.close()
     assert lives == [1, 2, 3]
 

@@ -17,10 +17,10 @@ from dmi_protocol.identity import JobId, NodeId, PublicKey
 from dmi_protocol.messages.roles import (
     Assignment,
     Bound,
-    Cast,
     Completed,
     Exited,
     Failed,
+    Launch,
     Progressed,
     RoleEvent,
     RoleKey,
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.processes
 SECONDS = 30
 BEGIN = """
 import os, subprocess, sys, time
-from dmi_protocol.messages.roles import Bound, Cast, Completed, Failed, Progressed
+from dmi_protocol.messages.roles import Bound, Assignment, Completed, Failed, Progressed
 from dmi_wire.child import Child
 child = Child.inherit()
 assert child.assignment().script == "train.py"
@@ -49,7 +49,7 @@ class Life:
     def __init__(self, directory: Path) -> None:
         self.said: asyncio.Queue[RoleEvent] = asyncio.Queue()
         self.busy: asyncio.Event | None = None
-        self.process = RoleProcess(assignment(directory), self._take)
+        self.process = RoleProcess(launch(directory), self._take)
         self.task = asyncio.create_task(self.process.run())
 
     async def _take(self, event: RoleEvent) -> None:
@@ -66,8 +66,8 @@ class Life:
         return [self.said.get_nowait() for _ in range(self.said.qsize())]
 
 
-def assignment(directory: Path) -> Assignment:
-    return Assignment(
+def launch(directory: Path) -> Launch:
+    return Launch(
         key=RoleKey(JobId("job-000000"), 1, "worker", 0),
         node=NodeId("0" * 16),
         node_name="n0",
@@ -103,13 +103,13 @@ async def living(tmp_path: Path, script: str) -> AsyncIterator[Life]:
 
 
 async def test_a_life_from_start_to_end(tmp_path: Path) -> None:
-    script = 'bound(); print("hello", child.roster().cast.lead); child.tell(Completed()); child.end(0)'
+    script = 'bound(); print("hello", child.roster().assignment.lead); child.tell(Completed()); child.end(0)'
     async with living(tmp_path, script) as life:
         started = await life.next()
         assert isinstance(started, Started)
         assert await life.next() == Bound("127.0.0.1:1", PublicKey("k" * 40), started.pid)
         assert os.getsid(started.pid) == started.pid
-        life.process.tell(Roster(1, 1, (), (), Cast((), (), 7, ())))
+        life.process.tell(Roster(1, 1, (), (), Assignment((), (), 7, ())))
         assert await life.rest() == [Completed(), Exited(0, 0)]
     assert (tmp_path / "log").read_text() == "hello 7\n"
 

@@ -24,10 +24,10 @@ from dmi_protocol.identity import BlobHash, JobId, NodeId
 from dmi_protocol.jobs.hosting import RECOVERABLE
 from dmi_protocol.messages.roles import (
     Assignment,
-    Cast,
     Completed,
     Exited,
     Failed,
+    Launch,
     PartWritten,
     RoleEvent,
     RoleKey,
@@ -42,7 +42,7 @@ ROLE = RoleKey(JobId("job-000000"), 1, "worker", 0)
 BEGIN = """
 import hashlib, os, pathlib, time
 from dmi_protocol.jobs.hosting import RECOVERABLE
-from dmi_protocol.messages.roles import Cast, Completed, PartWritten
+from dmi_protocol.messages.roles import Assignment, Completed, PartWritten
 from dmi_wire.child import Child
 child = Child.inherit()
 given = child.assignment()
@@ -82,10 +82,8 @@ class Host:
         return blob
 
     def start(self, blob: BlobHash) -> None:
-        assignment = Assignment(
-            ROLE, NodeId("0" * 16), "n0", "train.py", (), "", "", None, 1, 1, 1, "127.0.0.1", (0, 0), blob
-        )
-        self.supervisor.start(StartRole(ROLE, assignment))
+        launch = Launch(ROLE, NodeId("0" * 16), "n0", "train.py", (), "", "", None, 1, 1, 1, "127.0.0.1", (0, 0), blob)
+        self.supervisor.start(StartRole(ROLE, launch))
 
     async def until_gone(self) -> list[RoleEvent]:
         """All that happened until the role has ended."""
@@ -111,11 +109,13 @@ async def host(root: Path) -> AsyncIterator[Host]:
 
 
 async def test_a_role_lives_in_a_directory_of_its_own(tmp_path: Path) -> None:
-    script = "print(os.getcwd(), given.directory, child.roster().cast.lead); child.tell(Completed()); child.end(0)"
+    script = (
+        "print(os.getcwd(), given.directory, child.roster().assignment.lead); child.tell(Completed()); child.end(0)"
+    )
     async with host(tmp_path) as here:
         here.start(here.bundle(script))
         assert isinstance(await here.said.get(), Started)
-        here.supervisor.tell(TellRole(ROLE, Roster(1, 1, (), (), Cast((), (), 7, ()))))
+        here.supervisor.tell(TellRole(ROLE, Roster(1, 1, (), (), Assignment((), (), 7, ()))))
         assert await here.until_gone() == [Completed(), Exited(0, 0)]
         directory = here.home.role(ROLE)
         assert (directory / "log").read_text() == f"{directory / 'work'} {directory} 7\n"
@@ -200,6 +200,6 @@ async def test_all_end_when_the_daemon_does(tmp_path: Path) -> None:
 async def test_what_is_not_here_is_left_alone(tmp_path: Path) -> None:
     async with host(tmp_path) as here:
         here.supervisor.stop(StopRole(ROLE, 1))
-        here.supervisor.tell(TellRole(ROLE, Roster(1, 1, (), (), Cast((), (), 0, ()))))
+        here.supervisor.tell(TellRole(ROLE, Roster(1, 1, (), (), Assignment((), (), 0, ()))))
         await here.supervisor.close(1.0)
         assert here.said.empty()

@@ -9,6 +9,7 @@ from dmi_protocol import limits
 from dmi_protocol.cluster.apply import apply
 from dmi_protocol.cluster.command import (
     Admit,
+    BindRole,
     Cancel,
     Finish,
     JobSpec,
@@ -17,9 +18,8 @@ from dmi_protocol.cluster.command import (
     Part,
     Place,
     Readdress,
-    Rekeep,
     Remove,
-    SeatRole,
+    SetCheckpointHolders,
     Submit,
 )
 from dmi_protocol.cluster.state import CANCELLED, FAILED, RECOVERING, RUNNING, STARTING, ClusterState, MemberRecord
@@ -39,7 +39,7 @@ from dmi_protocol.reasons import (
     Stale,
     UnknownMember,
 )
-from tests.protocol.casts import placing, workers
+from tests.protocol.assignments import placing, workers
 
 A, B = NodeId("a" * 16), NodeId("b" * 16)
 
@@ -70,7 +70,7 @@ def test_a_placement_on_a_node_that_was_just_removed_counts_so_that_it_can_be_ma
     assert (state.jobs[job].state, state.jobs[job].generation) == (STARTING, 1)
     apply(state, 4, lose(job, 1, "worker", 1))
     apply(state, 5, place(job, 2, A))
-    assert (state.jobs[job].generation, workers(state.jobs[job].posts)) == (2, (A,))
+    assert (state.jobs[job].generation, workers(state.jobs[job].placements)) == (2, (A,))
 
 
 def test_what_a_stale_generation_says_changes_nothing() -> None:
@@ -157,17 +157,17 @@ def test_another_job_whose_id_would_be_the_same_overwrites_nothing() -> None:
     assert state.jobs[job_id("job", request)].spec.script == "one.py"
 
 
-def seat(job: JobId, role: Role, index: int) -> SeatRole:
-    return SeatRole(RequestId(f"{role}-{index}"), RoleKey(job, 1, role, index), "h:9", PublicKey("k" * 40), 7)
+def endpoint(job: JobId, role: Role, index: int) -> BindRole:
+    return BindRole(RequestId(f"{role}-{index}"), RoleKey(job, 1, role, index), "h:9", PublicKey("k" * 40), 7)
 
 
-def test_a_job_runs_when_every_seat_is_taken() -> None:
+def test_a_job_runs_when_every_role_is_bound() -> None:
     state, job = submitted()
     apply(state, 2, place(job, 1, A))
-    apply(state, 3, seat(job, "server", 0))
-    apply(state, 4, seat(job, "worker", 5))
-    assert state.jobs[job].state == STARTING, "nobody was placed in the second of these seats"
-    apply(state, 5, seat(job, "worker", 0))
+    apply(state, 3, endpoint(job, "server", 0))
+    apply(state, 4, endpoint(job, "worker", 5))
+    assert state.jobs[job].state == STARTING, "nobody was placed in the second of these endpoints"
+    apply(state, 5, endpoint(job, "worker", 0))
     assert state.jobs[job].state == RUNNING
 
 
@@ -203,13 +203,13 @@ def test_a_checkpoint_is_whole_when_every_shard_has_its_part() -> None:
     assert (checkpoint.step, [part.shard for part in checkpoint.parts]) == (4, [0, 1])
 
 
-def with_keepers(job: JobId) -> Place:
+def with_checkpoint_holders(job: JobId) -> Place:
     return placing(job, 1, (A, B), (A, B), (B, A), request="kept")
 
 
-def test_with_keepers_a_checkpoint_is_whole_when_every_part_is_on_two_disks() -> None:
+def test_with_checkpoint_holders_a_checkpoint_is_whole_when_every_part_is_on_two_disks() -> None:
     state, job = submitted()
-    apply(state, 2, with_keepers(job))
+    apply(state, 2, with_checkpoint_holders(job))
     for index, command in enumerate([keep(job, 4, 0), keep(job, 4, 1), keep(job, 4, 0, B)]):
         apply(state, 3 + index, command)
         assert state.jobs[job].checkpoint is None
@@ -221,27 +221,27 @@ def test_with_keepers_a_checkpoint_is_whole_when_every_part_is_on_two_disks() ->
 
 def test_a_copy_of_a_part_that_its_server_has_not_told_counts_for_nothing() -> None:
     state, job = submitted()
-    apply(state, 2, with_keepers(job))
+    apply(state, 2, with_checkpoint_holders(job))
     assert apply(state, 3, keep(job, 4, 0, B)).refusal == Stale()
     assert state.jobs[job].parts == {}
 
 
-def test_without_keepers_what_is_on_one_disk_is_whole_at_once() -> None:
+def test_without_checkpoint_holders_what_is_on_one_disk_is_whole_at_once() -> None:
     state, job = submitted()
-    apply(state, 2, with_keepers(job))
+    apply(state, 2, with_checkpoint_holders(job))
     for shard in (0, 1):
         apply(state, 3 + shard, keep(job, 4, shard, final=True))
-    apply(state, 5, Rekeep(RequestId("alone"), job, 1, ()))
+    apply(state, 5, SetCheckpointHolders(RequestId("alone"), job, 1, ()))
     assert state.jobs[job].final
-    assert state.jobs[job].rekept == 1
-    assert apply(state, 6, Rekeep(RequestId("stale"), job, 2, (B, A))).refusal == Stale()
+    assert state.jobs[job].holder_changes == 1
+    assert apply(state, 6, SetCheckpointHolders(RequestId("stale"), job, 2, (B, A))).refusal == Stale()
 
 
 def run(state: ClusterState, job: JobId, generation: int) -> None:
-    """All seats of a placement are taken."""
+    """All roles of a placement are bound."""
     for role, _ in state.jobs[job].roles():
         request = RequestId(f"{generation}/{role.role}-{role.index}")
-        apply(state, 50, SeatRole(request, role, "h:9", PublicKey("k" * 40), 7))
+        apply(state, 50, BindRole(request, role, "h:9", PublicKey("k" * 40), 7))
 
 
 def test_a_job_that_ran_and_lost_a_role_recovers_from_its_checkpoint() -> None:
@@ -252,7 +252,7 @@ def test_a_job_that_ran_and_lost_a_role_recovers_from_its_checkpoint() -> None:
         apply(state, 60, keep(job, 4, shard))
     apply(state, 61, lose(job, 1, "server", 1, step=7))
     found = state.jobs[job]
-    assert (found.state, found.is_placed, found.seats, found.parts) == (RECOVERING, False, (), {})
+    assert (found.state, found.is_placed, found.endpoints, found.parts) == (RECOVERING, False, (), {})
     begun = replace(place(job, 2, A), request=RequestId("from its beginning"))
     assert apply(state, 62, begun).refusal == Stale(), "the checkpoint must not be forgotten"
     apply(state, 63, replace(place(job, 2, A), restore=4))
@@ -343,7 +343,7 @@ def test_ended_jobs_make_room_and_others_do_not() -> None:
     [{"address": "nonsense"}, {"public_key": "é" * 40}, {"public_key": "c"}, {"name": "two\nlines"}, {"name": ""}],
     ids=str,
 )
-def test_a_guest_that_nobody_could_dial_is_not_let_in(changes: dict[str, str]) -> None:
+def test_a_joiner_that_nobody_could_dial_is_not_let_in(changes: dict[str, str]) -> None:
     """Every node would try to link to it, and fail at that again after each restart."""
     state = invited("i")
     outcome = apply(state, 2, replace(admit("one", "i"), **changes))

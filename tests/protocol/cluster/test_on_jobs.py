@@ -5,17 +5,17 @@ from collections.abc import Iterable
 from dmi_protocol import limits
 from dmi_protocol.cluster.apply import apply
 from dmi_protocol.cluster.command import (
+    BindRole,
     Command,
     CompleteRole,
     JobSpec,
     LoseRole,
-    Post,
+    Placement,
     ReadyRole,
+    Reassign,
     Recopy,
     Recruit,
     ReportPair,
-    SeatRole,
-    Shift,
     Submit,
     SyncReplica,
 )
@@ -23,9 +23,9 @@ from dmi_protocol.cluster.state import QUEUED, RECOVERING, RUNNING, ClusterState
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.instant import Instant
 from dmi_protocol.jobs.scheduler import Scheduler
-from dmi_protocol.messages.roles import Cast, Replicas, Role, RoleKey
+from dmi_protocol.messages.roles import Assignment, Replicas, Role, RoleKey
 from dmi_protocol.reasons import Loss, NodeLost, PairSilent, Reason, Stale
-from tests.protocol.casts import filled, placing
+from tests.protocol.assignments import filled, placing
 
 A, B, C = NODES = tuple(NodeId(letter * 16) for letter in "abc")
 LOST = NodeLost("some-role", "n")
@@ -34,7 +34,7 @@ LOST = NodeLost("some-role", "n")
 class Mesh:
     """A job that runs on ``nodes``, a server and a worker on each; every command has a request of its own."""
 
-    def __init__(self, *nodes: NodeId, backups: int = 1, seated: bool = True) -> None:
+    def __init__(self, *nodes: NodeId, backups: int = 1, bound: bool = True) -> None:
         self.state = ClusterState("mesh")
         for node in NODES:
             self.state.members[node] = MemberRecord(node, node[0], "h:1", PublicKey(node), witness=False)
@@ -42,17 +42,17 @@ class Mesh:
         submit = Submit(self.request(), spec, BlobHash("b" * 64), (A,))
         self.id = JobId(apply(self.state, 1, submit).value)
         self.do(placing(self.id, 1, nodes, nodes, backups=backups))
-        if seated:
-            self.seat(*(role for role, _ in self.job.roles()))
+        if bound:
+            self.endpoint(*(role for role, _ in self.job.roles()))
 
     @property
     def job(self) -> Job:
         return self.state.jobs[self.id]
 
     @property
-    def cast(self) -> Cast:
-        assert self.job.cast is not None
-        return self.job.cast
+    def assignment(self) -> Assignment:
+        assert self.job.assignment is not None
+        return self.job.assignment
 
     def request(self) -> RequestId:
         return RequestId(f"r{len(self.state.requests)}")
@@ -63,9 +63,9 @@ class Mesh:
     def key(self, role: Role, index: int, generation: int = 1) -> RoleKey:
         return RoleKey(self.id, generation, role, index)
 
-    def seat(self, *roles: RoleKey) -> None:
+    def endpoint(self, *roles: RoleKey) -> None:
         for role in roles:
-            assert self.do(SeatRole(self.request(), role, "h:2", PublicKey("k" * 40), 7)) is None
+            assert self.do(BindRole(self.request(), role, "h:2", PublicKey("k" * 40), 7)) is None
 
     def lose(self, role: Role, index: int, generation: int = 1, reason: Loss = LOST) -> None:
         assert self.do(LoseRole(self.request(), self.key(role, index, generation), reason)) is None
@@ -73,14 +73,14 @@ class Mesh:
     def sync(self, generation: int, shard: int, server: int) -> Reason | None:
         return self.do(SyncReplica(self.request(), self.id, generation, shard, server))
 
-    def shift(
-        self, cast: Cast, generation: int, dismissed: tuple[RoleKey, ...] = (), *, is_full: bool = False
+    def reassign(
+        self, assignment: Assignment, generation: int, dismissed: tuple[RoleKey, ...] = (), *, is_full: bool = False
     ) -> Reason | None:
-        return self.do(Shift(self.request(), self.id, generation, cast, is_full, dismissed))
+        return self.do(Reassign(self.request(), self.id, generation, assignment, is_full, dismissed))
 
-    def recruit(self, *posts: tuple[Role, int, NodeId]) -> Reason | None:
+    def recruit(self, *placements: tuple[Role, int, NodeId]) -> Reason | None:
         generation = self.job.generation
-        wanted = tuple(Post(self.key(role, index, generation + 1), node) for role, index, node in posts)
+        wanted = tuple(Placement(self.key(role, index, generation + 1), node) for role, index, node in placements)
         return self.do(Recruit(self.request(), self.id, generation, wanted))
 
     def pair(self, role: RoleKey, peer: RoleKey, generation: int) -> Reason | None:
@@ -92,10 +92,10 @@ class Mesh:
 
     def fill(self) -> None:
         """Everybody is in sync, in generation 2."""
-        for shard, replicas in enumerate(self.cast.shards):
+        for shard, replicas in enumerate(self.assignment.shards):
             for server in replicas.filling:
                 assert self.sync(1, shard, server) is None
-        assert self.shift(filled(self.cast), 2, is_full=True) is None
+        assert self.reassign(filled(self.assignment), 2, is_full=True) is None
 
     def proposed(self) -> list[Command]:
         """What is due, but for copies of its files: these tests have them on one node."""
@@ -103,36 +103,36 @@ class Mesh:
         return [command for command in found if not isinstance(command, Recopy)]
 
 
-def led(cast: Cast, shards: Iterable[Replicas]) -> Cast:
-    return Cast(cast.workers, cast.speeds, cast.lead, tuple(shards))
+def led(assignment: Assignment, shards: Iterable[Replicas]) -> Assignment:
+    return Assignment(assignment.workers, assignment.speeds, assignment.lead, tuple(shards))
 
 
 def test_only_who_is_in_sync_is_promoted() -> None:
     mesh = Mesh(A, B)
-    other = led(mesh.cast, (Replicas(1, (), (0,)), Replicas(1, (), (0,))))
-    assert mesh.cast.shards == (Replicas(0, (), (1,)), Replicas(1, (), (0,)))
-    assert mesh.shift(other, 2) == Stale()
+    other = led(mesh.assignment, (Replicas(1, (), (0,)), Replicas(1, (), (0,))))
+    assert mesh.assignment.shards == (Replicas(0, (), (1,)), Replicas(1, (), (0,)))
+    assert mesh.reassign(other, 2) == Stale()
     mesh.fill()
-    assert (mesh.job.generation, mesh.job.synced, mesh.cast.shards[0]) == (2, (), Replicas(0, (1,)))
-    assert mesh.shift(other, 3) is None
-    assert (mesh.job.generation, mesh.job.life, mesh.cast) == (3, 1, other)
+    assert (mesh.job.generation, mesh.job.synced, mesh.assignment.shards[0]) == (2, (), Replicas(0, (1,)))
+    assert mesh.reassign(other, 3) is None
+    assert (mesh.job.generation, mesh.job.start_generation, mesh.assignment) == (3, 1, other)
 
 
 def test_nobody_is_called_in_sync_who_was_not_told_to_be() -> None:
     mesh = Mesh(A, B)
-    assert mesh.shift(filled(mesh.cast), 2) == Stale()
+    assert mesh.reassign(filled(mesh.assignment), 2) == Stale()
     assert mesh.sync(1, 0, 1) is None
-    assert mesh.shift(filled(mesh.cast), 2) == Stale(), "one of two"
-    assert mesh.shift(led(mesh.cast, (Replicas(0, (1,)), Replicas(1, (), (0,)))), 2) is None
+    assert mesh.reassign(filled(mesh.assignment), 2) == Stale(), "one of two"
+    assert mesh.reassign(led(mesh.assignment, (Replicas(0, (1,)), Replicas(1, (), (0,)))), 2) is None
 
 
 def test_what_was_filled_in_an_older_generation_does_not_count() -> None:
     mesh = Mesh(A, B)
     assert mesh.sync(1, 0, 1) is None
-    assert mesh.shift(mesh.cast, 2) is None
+    assert mesh.reassign(mesh.assignment, 2) is None
     assert mesh.job.synced == ()
     assert mesh.sync(1, 0, 1) == Stale()
-    assert mesh.shift(filled(mesh.cast), 3) == Stale()
+    assert mesh.reassign(filled(mesh.assignment), 3) == Stale()
     assert mesh.sync(2, 0, 1) is None
     assert list(mesh.job.synced) == [(0, 1)]
 
@@ -144,27 +144,27 @@ def test_who_was_not_being_filled_has_not_caught_up() -> None:
     assert mesh.job.synced == ()
 
 
-def test_a_cast_is_of_processes_that_are_there() -> None:
+def test_an_assignment_is_of_processes_that_are_there() -> None:
     mesh = Mesh(A, B)
-    shards = mesh.cast.shards
-    assert mesh.shift(Cast((0, 5), (1.0, 0.0), 0, shards), 2) == Stale(), "nobody knows it"
+    shards = mesh.assignment.shards
+    assert mesh.reassign(Assignment((0, 5), (1.0, 0.0), 0, shards), 2) == Stale(), "nobody knows it"
     assert mesh.recruit(("worker", 2, C)) is None
-    guest = Cast((0, 1, 2), (1.0, 1.0, 0.0), 0, shards)
-    assert mesh.shift(guest, 2) == Stale(), "it is not bound"
-    mesh.seat(mesh.key("worker", 2, 2))
-    assert mesh.shift(led(guest, shards[:1]), 2) == Stale(), "a shard is missing"
-    assert mesh.shift(guest, 3) == Stale(), "a generation was left out"
-    assert mesh.shift(guest, 2, (mesh.key("worker", 1),)) == Stale(), "it is in the cast"
-    assert mesh.shift(guest, 2) is None
-    assert mesh.shift(guest, 2) == Stale()
+    joiner = Assignment((0, 1, 2), (1.0, 1.0, 0.0), 0, shards)
+    assert mesh.reassign(joiner, 2) == Stale(), "it is not bound"
+    mesh.endpoint(mesh.key("worker", 2, 2))
+    assert mesh.reassign(led(joiner, shards[:1]), 2) == Stale(), "a shard is missing"
+    assert mesh.reassign(joiner, 3) == Stale(), "a generation was left out"
+    assert mesh.reassign(joiner, 2, (mesh.key("worker", 1),)) == Stale(), "it is in the assignment"
+    assert mesh.reassign(joiner, 2) is None
+    assert mesh.reassign(joiner, 2) == Stale()
 
 
 def test_who_is_dismissed_is_wanted_no_more() -> None:
     mesh = Mesh(A, B)
     gone = mesh.key("worker", 1)
-    assert mesh.shift(Cast((0,), (1.0,), 0, mesh.cast.shards), 2, (gone,)) is None
+    assert mesh.reassign(Assignment((0,), (1.0,), 0, mesh.assignment.shards), 2, (gone,)) is None
     assert gone not in dict(mesh.job.roles())
-    assert gone not in {record.seat.key for record in mesh.job.seats}
+    assert gone not in {record.endpoint.key for record in mesh.job.endpoints}
     assert mesh.do(LoseRole(mesh.request(), gone, LOST)) == Stale()
 
 
@@ -173,10 +173,10 @@ def test_a_reason_stays_until_nothing_is_amiss() -> None:
     mesh.fill()
     mesh.lose("worker", 1)
     assert (mesh.job.state, mesh.job.reason, mesh.job.runs) == (RECOVERING, LOST, True)
-    alone = Cast((0,), (1.0,), 0, mesh.cast.shards)
-    assert mesh.shift(alone, 3) is None
+    alone = Assignment((0,), (1.0,), 0, mesh.assignment.shards)
+    assert mesh.reassign(alone, 3) is None
     assert (mesh.job.state, mesh.job.reason) == (RUNNING, LOST)
-    assert mesh.shift(alone, 4, is_full=True) is None
+    assert mesh.reassign(alone, 4, is_full=True) is None
     assert (mesh.job.state, mesh.job.reason) == (RUNNING, None)
 
 
@@ -184,26 +184,32 @@ def test_the_others_go_on_after_the_loss_of_a_primary_that_has_a_backup() -> Non
     mesh = Mesh(A, B)
     mesh.fill()
     mesh.lose("server", 0)
-    assert (mesh.job.state, mesh.job.is_placed, mesh.job.runs, mesh.job.life) == (RECOVERING, True, True, 1)
+    assert (mesh.job.state, mesh.job.is_placed, mesh.job.runs, mesh.job.start_generation) == (RECOVERING, True, True, 1)
     assert mesh.job.primaries() == ("", B)
-    (shift,) = mesh.proposed()
-    assert isinstance(shift, Shift)
-    assert (shift.generation, shift.is_full) == (3, False)
-    assert shift.cast.shards == (Replicas(1), Replicas(1))
-    assert mesh.do(shift) is None
+    (reassign,) = mesh.proposed()
+    assert isinstance(reassign, Reassign)
+    assert (reassign.generation, reassign.is_full) == (3, False)
+    assert reassign.assignment.shards == (Replicas(1), Replicas(1))
+    assert mesh.do(reassign) is None
     assert (mesh.job.state, mesh.job.primaries()) == (RUNNING, (B, B))
 
 
-def test_the_loss_of_a_primary_without_a_backup_ends_the_life() -> None:
+def test_the_loss_of_a_primary_without_a_backup_ends_all_processes() -> None:
     for backups in (0, 1):  # the one that there should be is not filled yet
         mesh = Mesh(A, B, backups=backups)
         mesh.lose("server", 0)
         job = mesh.job
-        assert (job.state, job.reason, job.is_placed, job.cast, job.runs) == (RECOVERING, LOST, False, None, False)
-        assert (job.seats, job.synced, job.ready, job.pairs) == ((), (), (), ())
+        assert (job.state, job.reason, job.is_placed, job.assignment, job.runs) == (
+            RECOVERING,
+            LOST,
+            False,
+            None,
+            False,
+        )
+        assert (job.endpoints, job.synced, job.ready, job.pairs) == ((), (), (), ())
 
 
-def test_the_loss_of_both_copies_ends_the_life() -> None:
+def test_the_loss_of_both_copies_ends_all_processes() -> None:
     mesh = Mesh(A, B, C)
     mesh.fill()
     mesh.lose("server", 0)
@@ -212,19 +218,19 @@ def test_the_loss_of_both_copies_ends_the_life() -> None:
     assert (mesh.job.state, mesh.job.is_placed) == (RECOVERING, False)
 
 
-def test_the_loss_of_the_last_worker_with_work_ends_the_life() -> None:
+def test_the_loss_of_the_last_worker_with_work_ends_all_processes() -> None:
     mesh = Mesh(A, B)
     mesh.recruit(("worker", 2, C))
-    mesh.seat(mesh.key("worker", 2, 2))
-    assert mesh.shift(Cast((0, 1, 2), (1.0, 1.0, 0.0), 0, mesh.cast.shards), 2) is None
+    mesh.endpoint(mesh.key("worker", 2, 2))
+    assert mesh.reassign(Assignment((0, 1, 2), (1.0, 1.0, 0.0), 0, mesh.assignment.shards), 2) is None
     mesh.lose("worker", 0)
     assert (mesh.job.state, mesh.job.is_placed) == (RECOVERING, True)
     mesh.lose("worker", 1)
-    assert (mesh.job.state, mesh.job.is_placed) == (RECOVERING, False), "a guest has no version to go on from"
+    assert (mesh.job.state, mesh.job.is_placed) == (RECOVERING, False), "a joiner has no version to go on from"
 
 
-def test_a_loss_before_all_were_ready_ends_the_life() -> None:
-    mesh = Mesh(A, B, seated=False)
+def test_a_loss_before_all_were_ready_ends_all_processes() -> None:
+    mesh = Mesh(A, B, bound=False)
     mesh.lose("worker", 1)
     assert (mesh.job.state, mesh.job.is_placed) == (QUEUED, False)
 
@@ -233,12 +239,12 @@ def test_all_are_done_when_everybody_who_has_work_is() -> None:
     mesh = Mesh(A, B)
     assert not mesh.job.all_completed
     mesh.recruit(("worker", 2, C))
-    mesh.seat(mesh.key("worker", 2, 2))
-    assert mesh.shift(Cast((0, 1, 2), (1.0, 1.0, 0.0), 0, mesh.cast.shards), 2) is None
+    mesh.endpoint(mesh.key("worker", 2, 2))
+    assert mesh.reassign(Assignment((0, 1, 2), (1.0, 1.0, 0.0), 0, mesh.assignment.shards), 2) is None
     mesh.complete(0)
     assert not mesh.job.all_completed
     mesh.complete(1)
-    assert mesh.job.all_completed, "a guest is not waited for"
+    assert mesh.job.all_completed, "a joiner is not waited for"
 
 
 def test_a_lost_worker_is_not_waited_for_and_does_not_count_as_done() -> None:
@@ -255,7 +261,7 @@ def test_a_lost_worker_is_not_waited_for_and_does_not_count_as_done() -> None:
 
 
 def test_recruits_have_indices_of_their_own_and_come_to_a_job_that_runs() -> None:
-    assert Mesh(A, B, seated=False).recruit(("worker", 2, C)) == Stale()
+    assert Mesh(A, B, bound=False).recruit(("worker", 2, C)) == Stale()
     mesh = Mesh(A, B)
     assert mesh.recruit(("worker", 1, C)) == Stale()
     assert mesh.recruit(("server", 2, C), ("worker", 3, C)) is None
@@ -290,8 +296,8 @@ def test_a_node_that_misses_too_often_is_called_no_more() -> None:
     for nth in range(limits.MISSES):
         (recruit,) = (command for command in mesh.proposed() if isinstance(command, Recruit))
         assert mesh.do(recruit) is None
-        (post,) = recruit.posts
-        assert (post.node, post.role.index) == (C, 2 + nth)
+        (placement,) = recruit.placements
+        assert (placement.node, placement.role.index) == (C, 2 + nth)
         mesh.lose("worker", 2 + nth, 2)
     assert mesh.job.misses == {C: limits.MISSES}
     assert not [command for command in mesh.proposed() if isinstance(command, Recruit)]
@@ -318,13 +324,13 @@ def test_of_two_that_cannot_talk_the_recruit_is_replaced() -> None:
     mesh = Mesh(B, C)
     mesh.fill()
     mesh.recruit(("worker", 2, A))
-    guest, server = mesh.key("worker", 2, 3), mesh.key("server", 1)
-    mesh.seat(guest)
-    assert mesh.pair(server, guest, 2) is None
+    joiner, server = mesh.key("worker", 2, 3), mesh.key("server", 1)
+    mesh.endpoint(joiner)
+    assert mesh.pair(server, joiner, 2) is None
     (lose,) = mesh.proposed()
     assert isinstance(lose, LoseRole)
-    assert lose.role == guest, "though the server's node is the later one"
-    assert mesh.do(ReadyRole(mesh.request(), guest)) is None
+    assert lose.role == joiner, "though the server's node is the later one"
+    assert mesh.do(ReadyRole(mesh.request(), joiner)) is None
     (lose,) = mesh.proposed()
     assert isinstance(lose, LoseRole)
     assert lose.role == server, "it is of use now"
@@ -333,5 +339,5 @@ def test_of_two_that_cannot_talk_the_recruit_is_replaced() -> None:
 def test_who_cannot_talk_in_one_generation_may_in_the_next() -> None:
     mesh = Mesh(A, B)
     assert mesh.pair(mesh.key("worker", 0), mesh.key("server", 1), 1) is None
-    assert mesh.shift(mesh.cast, 2) is None
+    assert mesh.reassign(mesh.assignment, 2) is None
     assert mesh.job.pairs == ()

@@ -1,11 +1,11 @@
 """The replicated state survives a snapshot, whole."""
 
 from dmi_protocol.cluster.apply import apply
-from dmi_protocol.cluster.command import Cancel, Command, Invite, JobSpec, KeepPart, Part, SeatRole, Submit
+from dmi_protocol.cluster.command import BindRole, Cancel, Command, Invite, JobSpec, KeepPart, Part, Submit
 from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId, job_id
 from dmi_protocol.messages.roles import RoleKey
-from tests.protocol.casts import placing
+from tests.protocol.assignments import placing
 
 A, B = NodeId("a" * 16), NodeId("b" * 16)
 JOB = job_id("job", RequestId("s"))
@@ -15,7 +15,7 @@ HISTORY: tuple[Command, ...] = (
     Cancel(RequestId("unknown"), JobId("x")),
     placing(JOB, 1, (A, B), (A, B)),
     KeepPart(RequestId("k"), JOB, 1, 4, Part(1, BlobHash("1" * 64), 1, B), final=False),
-    SeatRole(RequestId("t"), RoleKey(JOB, 1, "server", 0), "h:2", PublicKey("k" * 40), 7),
+    BindRole(RequestId("t"), RoleKey(JOB, 1, "server", 0), "h:2", PublicKey("k" * 40), 7),
     Cancel(RequestId("c"), JOB),
 )
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmi_protocol.cluster.apply import apply
-from dmi_protocol.cluster.command import Command, JobSpec, SeatRole, Submit
+from dmi_protocol.cluster.command import BindRole, Command, JobSpec, Submit
 from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId, job_id
 from dmi_protocol.instant import Instant
@@ -103,7 +103,7 @@ def test_any_command_is_applied_or_refused_the_same_everywhere(seed: int) -> Non
     for index in range(10, 50):
         if random.random() < 0.4:  # the mesh goes on meanwhile, so that odd commands meet every kind of state
             due = Scheduler().propose(NOW, here, frozenset(NODES))
-            commands = due or seats(here, index)
+            commands = due or endpoints(here, index)
         else:
             commands = [odd.of(random.choice(KINDS))]
         for command in commands:
@@ -112,10 +112,12 @@ def test_any_command_is_applied_or_refused_the_same_everywhere(seed: int) -> Non
     assert here.digest() == there.digest()
 
 
-def seats(state: ClusterState, index: int) -> list[Command]:
+def endpoints(state: ClusterState, index: int) -> list[Command]:
     """Whoever is wanted is bound."""
     return [
-        SeatRole(RequestId(f"seat-{role.generation}-{role.name}-{job.id}-{index}"), role, "h:2", PublicKey("k" * 40), 7)
+        BindRole(
+            RequestId(f"endpoint-{role.generation}-{role.name}-{job.id}-{index}"), role, "h:2", PublicKey("k" * 40), 7
+        )
         for job in state.jobs.values()
         for role, _ in job.roles()
     ]

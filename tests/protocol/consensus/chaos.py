@@ -34,7 +34,7 @@ class Chaos:
         """By index: the entry, and the smallest term in which somebody knew it to be committed."""
         self.leaders: dict[int, NodeId] = {}
         self.at: dict[NodeId, int] = {}
-        """Up to which index each node has applied in this life."""
+        """Up to which index each node has applied since it was started."""
 
     # What may happen
 

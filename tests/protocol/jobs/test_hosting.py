@@ -1,25 +1,25 @@
-"""What a node runs, and what it does about processes of its own earlier life."""
+"""What a node runs, and what it does about processes from before it was started again."""
 
 from dmi_protocol import limits
-from dmi_protocol.cluster.command import CompleteRole, Finish, HoldBlob, JobSpec, KeepPart, LoseRole, Part, SeatRole
+from dmi_protocol.cluster.command import BindRole, CompleteRole, Finish, HoldBlob, JobSpec, KeepPart, LoseRole, Part
 from dmi_protocol.cluster.state import (
     RUNNING,
     STARTING,
     SUCCEEDED,
     Checkpoint,
     ClusterState,
+    EndpointRecord,
     Job,
     KeptPart,
     MemberRecord,
-    SeatRecord,
 )
 from dmi_protocol.effects import DropBlob, FetchBlob, StartRole, StopRole, TellRole
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
 from dmi_protocol.instant import Instant, after
 from dmi_protocol.jobs.hosting import Hosting
-from dmi_protocol.messages.roles import Bound, Completed, Exited, Failed, PartWritten, RoleKey, Seat
+from dmi_protocol.messages.roles import Bound, Completed, Endpoint, Exited, Failed, PartWritten, RoleKey
 from dmi_protocol.reasons import NodeLost, RoleDied, RoleFailed, RoleUnready
-from tests.protocol.casts import put
+from tests.protocol.assignments import put
 
 ME = NodeId("a" * 16)
 JOB = JobId("job-1")
@@ -44,11 +44,11 @@ def placed() -> tuple[ClusterState, Job]:
     return state, job
 
 
-def seat(job: Job, key: str) -> None:
-    job.seats = (SeatRecord(Seat(SERVER, ME, "n0", "h:2", PublicKey(key)), 7),)
+def endpoint(job: Job, key: str) -> None:
+    job.endpoints = (EndpointRecord(Endpoint(SERVER, ME, "n0", "h:2", PublicKey(key)), 7),)
 
 
-def test_a_role_is_fetched_started_seated_and_told() -> None:
+def test_a_role_is_fetched_started_bound_and_told() -> None:
     state, job = placed()
     hosting = hosting_here()
     assert hosting.reconcile(state) == ([FetchBlob(BUNDLE, ())], [])
@@ -56,8 +56,8 @@ def test_a_role_is_fetched_started_seated_and_told() -> None:
     assert [type(effect) for effect in started] == [StartRole]
     assert told == []
     (fact,) = hosting.happened(SERVER, Bound("h:2", PublicKey("now"), 7))
-    assert isinstance(fact, SeatRole)
-    seat(job, "now")
+    assert isinstance(fact, BindRole)
+    endpoint(job, "now")
     assert hosting.reconcile(state) == ([], [])
     job.state = RUNNING
     effects, facts = hosting.reconcile(state)
@@ -65,22 +65,22 @@ def test_a_role_is_fetched_started_seated_and_told() -> None:
     assert facts == []
 
 
-def test_a_seat_of_an_earlier_life_is_reported_lost() -> None:
+def test_an_endpoint_of_an_earlier_start_is_reported_lost() -> None:
     state, job = placed()
-    seat(job, "before")
+    endpoint(job, "before")
     effects, facts = hosting_here().reconcile(state)
     assert effects == []
     assert [fact.reason for fact in facts if isinstance(fact, LoseRole)] == [NodeLost("server-0", "n0")]
 
 
-def test_a_seat_of_an_earlier_life_that_is_heard_of_late_is_reported_lost_too() -> None:
+def test_an_endpoint_of_an_earlier_start_that_is_heard_of_late_is_reported_lost_too() -> None:
     """Simulation, seed 34: the restarted node had begun the role again before it caught up with the log."""
     state, job = placed()
     hosting = hosting_here()
     hosting.reconcile(state)
     hosting.arrived(NOW, state, BUNDLE)
     hosting.happened(SERVER, Bound("h:3", PublicKey("now"), 8))
-    seat(job, "before")
+    endpoint(job, "before")
     job.state = RUNNING
     effects, facts = hosting.reconcile(state)
     assert effects == [], "nobody must be told of a roster with a dead process in it"
@@ -111,7 +111,7 @@ def test_a_server_goes_on_from_the_parts_that_hold_its_buckets_once_all_are_here
             assert hosting.arrived(NOW, state, blob) == ([], [])
         ((start,), _) = hosting.arrived(NOW, state, BUNDLE)
         assert isinstance(start, StartRole)
-        assert start.assignment.part_hashes == parts
+        assert start.launch.part_hashes == parts
 
 
 def test_what_cannot_be_had_now_is_asked_for_again_for_as_long_as_it_takes() -> None:
@@ -156,10 +156,10 @@ def test_a_process_that_is_bound_is_ready() -> None:
     assert hosting.deadline() is None
 
 
-def test_a_keeper_fetches_a_part_tells_it_and_drops_it_when_it_is_old() -> None:
+def test_a_checkpoint_holder_fetches_a_part_tells_it_and_drops_it_when_it_is_old() -> None:
     state, job = placed()
     put(job, (OTHER,), (OTHER,))
-    job.keepers = (ME,)
+    job.checkpoint_holders = (ME,)
     job.parts[4] = (KeptPart(0, PARTS[0], 9, (OTHER,)),)
     state.members[OTHER] = MemberRecord(OTHER, "n1", "h:1", PublicKey("o"), witness=False)
     hosting = hosting_here()
@@ -226,9 +226,9 @@ def test_a_part_that_was_written_stays_until_the_state_speaks_of_it() -> None:
     assert hosting.drop_parts(state) == [DropBlob(PARTS[0])]
 
 
-def test_a_completed_role_whose_process_is_of_an_earlier_life_is_safe_only_with_its_final_part() -> None:
+def test_a_completed_role_whose_process_is_of_an_earlier_start_is_safe_only_with_its_final_part() -> None:
     state, job = placed()
-    seat(job, "before")
+    endpoint(job, "before")
     job.state, job.completed = RUNNING, (SERVER,)
     _, facts = hosting_here().reconcile(state)
     assert [type(fact) for fact in facts] == [LoseRole]
@@ -243,7 +243,7 @@ def test_the_last_checkpoint_and_the_final_one_may_be_the_same_bytes() -> None:
     """The copy of the second was never told, because the first was under way: the job did not end."""
     state, job = placed()
     put(job, (OTHER,), (OTHER,))
-    job.keepers = (ME,)
+    job.checkpoint_holders = (ME,)
     job.parts[4] = (KeptPart(0, PARTS[0], 9, (OTHER,)),)
     hosting = hosting_here()
     hosting.reconcile(state)
@@ -258,12 +258,12 @@ def test_a_copy_that_was_told_while_another_was_to_keep_it_is_told_anew() -> Non
     """The first telling was stale, and answered once and for all: the final part never came, and the job never ended."""
     state, job = placed()
     put(job, (OTHER,), (OTHER,))
-    job.keepers = (ME,)
+    job.checkpoint_holders = (ME,)
     job.final_parts[4] = (KeptPart(0, PARTS[0], 9, (OTHER,)),)
     hosting = hosting_here()
     hosting.reconcile(state)
     (_, (before,)) = hosting.arrived(NOW, state, PARTS[0])
-    job.rekept += 2  # to another and back, in one batch of entries
+    job.holder_changes += 2  # to another and back, in one batch of entries
     assert hosting.reconcile(state) == ([FetchBlob(PARTS[0], (OTHER,))], [])
     (_, (now,)) = hosting.arrived(NOW, state, PARTS[0])
     assert isinstance(before, KeepPart)

@@ -12,7 +12,7 @@ from dmi_protocol.instant import Instant
 from dmi_protocol.messages.consensus import Install
 from dmi_protocol.messages.control import Introduced
 from dmi_protocol.peer import Peer, PeerSettings, found
-from tests.protocol.casts import put
+from tests.protocol.assignments import put
 from tests.protocol.little import me
 
 

@@ -3,6 +3,7 @@
 from dmi_protocol import limits
 from dmi_protocol.cluster.apply import apply
 from dmi_protocol.cluster.command import (
+    BindRole,
     Command,
     CompleteRole,
     Drain,
@@ -15,7 +16,6 @@ from dmi_protocol.cluster.command import (
     Place,
     Recopy,
     Remove,
-    SeatRole,
     Submit,
 )
 from dmi_protocol.cluster.state import FAILED, RECOVERING, SUCCEEDED, ClusterState, MemberRecord
@@ -24,7 +24,7 @@ from dmi_protocol.instant import Instant
 from dmi_protocol.jobs.scheduler import Scheduler
 from dmi_protocol.placement.holding import only_here
 from dmi_protocol.reasons import FilesLost, NodeLost, Succeeded
-from tests.protocol.casts import servers, workers
+from tests.protocol.assignments import servers, workers
 
 A, B, C = NODES = tuple(NodeId(letter * 16) for letter in "abc")
 ALL = frozenset(NODES)
@@ -64,7 +64,7 @@ class Table:
     def bind(self, job: JobId) -> None:
         for role, _ in self.state.jobs[job].roles():
             request = RequestId(f"{role.generation}/{role.role}-{role.index}")
-            apply(self.state, self.state.applied + 1, SeatRole(request, role, "h:2", PublicKey("k" * 40), 7))
+            apply(self.state, self.state.applied + 1, BindRole(request, role, "h:2", PublicKey("k" * 40), 7))
 
 
 def spec(workers: int | None = None) -> JobSpec:
@@ -77,7 +77,7 @@ def test_jobs_are_placed_in_the_order_of_their_submission_and_the_load_is_spread
     assert isinstance(first, Place)
     assert isinstance(second, Place)
     assert [first.job, second.job] == table.jobs
-    assert (workers(first.posts), workers(second.posts)) == ((A,), (B,))
+    assert (workers(first.placements), workers(second.placements)) == ((A,), (B,))
     assert table.propose() == []
 
 
@@ -90,7 +90,7 @@ def test_a_job_waits_for_nodes() -> None:
 def test_a_witness_plays_no_role() -> None:
     (place,) = Table(spec(), witness=B).propose()
     assert isinstance(place, Place)
-    assert workers(place.posts) == servers(place.posts) == (A, C)
+    assert workers(place.placements) == servers(place.placements) == (A, C)
 
 
 def test_a_node_lost_while_the_job_starts_costs_a_generation() -> None:
@@ -98,7 +98,7 @@ def test_a_node_lost_while_the_job_starts_costs_a_generation() -> None:
     table.propose()
     (again,) = table.propose(alive=frozenset({B, C}))
     assert isinstance(again, Place)
-    assert (again.generation, set(workers(again.posts))) == (2, {B, C})
+    assert (again.generation, set(workers(again.placements))) == (2, {B, C})
 
 
 def test_a_node_lost_while_the_job_starts_is_waited_for_when_there_is_no_other() -> None:
@@ -108,7 +108,7 @@ def test_a_node_lost_while_the_job_starts_is_waited_for_when_there_is_no_other()
     assert table.state.jobs[table.jobs[0]].state == "queued"
     (again,) = table.propose()
     assert isinstance(again, Place)
-    assert (again.generation, workers(again.posts)) == (2, NODES)
+    assert (again.generation, workers(again.placements)) == (2, NODES)
 
 
 def test_a_job_that_ran_makes_do_with_the_nodes_that_are_left() -> None:
@@ -118,7 +118,12 @@ def test_a_job_that_ran_makes_do_with_the_nodes_that_are_left() -> None:
     assert table.propose() == []
     (again,) = table.propose(alive=frozenset({A, C}))
     assert isinstance(again, Place)
-    assert (again.generation, workers(again.posts), servers(again.posts), again.keepers) == (2, (A, C), (A, C), (C, A))
+    assert (again.generation, workers(again.placements), servers(again.placements), again.checkpoint_holders) == (
+        2,
+        (A, C),
+        (A, C),
+        (C, A),
+    )
     assert again.restore is None
     job = table.state.jobs[table.jobs[0]]
     assert (job.state, job.reason) == (RECOVERING, NodeLost("server-1", "b"))
@@ -127,7 +132,7 @@ def test_a_job_that_ran_makes_do_with_the_nodes_that_are_left() -> None:
 def keep(table: Table, job: JobId, step: int, *, final: bool = False) -> None:
     """A whole checkpoint of the placement in force."""
     placed = table.state.jobs[job]
-    for shard, nodes in enumerate(zip(placed.primaries(), placed.keepers, strict=True)):
+    for shard, nodes in enumerate(zip(placed.primaries(), placed.checkpoint_holders, strict=True)):
         for node in nodes:
             part = Part(shard, BlobHash("1" * 64), 1, node)
             request = RequestId(f"{placed.generation}/{step}/{shard}/{node}")
@@ -146,17 +151,17 @@ def test_nobody_goes_on_before_somebody_has_each_part_of_the_checkpoint() -> Non
     assert found.parts_away({C}) == (A, B)
     (again,) = table.propose(alive=frozenset({A, C}))
     assert isinstance(again, Place)
-    assert (again.restore, workers(again.posts)) == (4, (A, C))
+    assert (again.restore, workers(again.placements)) == (4, (A, C))
 
 
-def test_a_keeper_that_is_away_is_replaced() -> None:
+def test_a_checkpoint_holder_that_is_away_is_replaced() -> None:
     table = Table(JobSpec("job", "t.py", workers=1, backups=0))
     table.propose()
     job = table.state.jobs[table.jobs[0]]
-    assert (servers(job.posts)[:1], job.keepers) == ((A,), (B,))
-    for alive, keepers in (({A, C}, (C,)), (ALL, (C,)), ({A}, ()), ({A, B}, (B,))):
+    assert (servers(job.placements)[:1], job.checkpoint_holders) == ((A,), (B,))
+    for alive, checkpoint_holders in (({A, C}, (C,)), (ALL, (C,)), ({A}, ()), ({A, B}, (B,))):
         assert table.propose(alive=frozenset(alive)) == []
-        assert job.keepers == keepers, "one that is there stays; nobody is better than a dead one"
+        assert job.checkpoint_holders == checkpoint_holders, "one that is there stays; nobody is better than a dead one"
     assert job.generation == 1
 
 
@@ -191,10 +196,10 @@ def test_a_node_lost_after_its_roles_are_done_is_a_loss_only_before_the_final_pa
             assert (command.state, command.reason, command.step) == (SUCCEEDED, Succeeded(12), 12)
         else:
             assert isinstance(command, Place)
-            assert workers(command.posts) == (B,)
+            assert workers(command.placements) == (B,)
 
 
-def test_a_node_whose_processes_cannot_talk_is_done_without_in_the_next_life() -> None:
+def test_a_node_whose_processes_cannot_talk_is_done_without_in_the_next_start() -> None:
     """Two hosts with a cut between them would be placed again and again, and never make a step."""
     table = Table(spec())
     table.propose()
@@ -203,7 +208,7 @@ def test_a_node_whose_processes_cannot_talk_is_done_without_in_the_next_life() -
     table.state.jobs[job].misses[B] = limits.MISSES
     (again,) = table.propose(alive=frozenset({B, C}))
     assert isinstance(again, Place)
-    assert workers(again.posts) == (C,)
+    assert workers(again.placements) == (C,)
 
 
 PART = BlobHash("1" * 64)
@@ -284,7 +289,7 @@ def test_a_dead_node_is_waited_for_and_then_not_counted_on() -> None:
     assert table.recopied == []
 
 
-def test_a_new_keeper_that_is_lost_too_is_replaced() -> None:
+def test_a_new_checkpoint_holder_that_is_lost_too_is_replaced() -> None:
     table, _job = finished(spec(1))
     drain(table, A)
     table.propose()
@@ -324,4 +329,4 @@ def test_a_job_goes_on_from_parts_that_only_a_draining_node_has() -> None:
         apply(table.state, 60, LoseRole(RequestId(f"lost-{role.name}"), role, NodeLost(role.name, "a")))
     (again,) = table.propose()
     assert isinstance(again, Place)
-    assert (again.restore, workers(again.posts)) == (4, (C,))
+    assert (again.restore, workers(again.placements)) == (4, (C,))

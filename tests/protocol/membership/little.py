@@ -29,8 +29,10 @@ class Mesh:
         for node in self.nodes:
             self.start(node)
 
-    def start(self, node: NodeId, life: int | None = None) -> Swim:
-        swim = Swim(node, self.settings, Random(f"{node}{self.now}"), int(self.now) if life is None else life)
+    def start(self, node: NodeId, boot_count: int | None = None) -> Swim:
+        swim = Swim(
+            node, self.settings, Random(f"{node}{self.now}"), int(self.now) if boot_count is None else boot_count
+        )
         swim.set_members(self.now, frozenset(self.nodes))
         self.swims[node] = swim
         return swim

@@ -267,16 +267,16 @@ def test_a_rumor_from_before_a_restart_does_not_hide_what_is_true_now() -> None:
     assert {swim.rumors[first, "node"].value for swim in mesh.swims.values()} == {b"now"}
 
 
-@pytest.mark.parametrize("life", [4, 5])
-def test_a_home_put_back_from_an_old_copy_is_heard_all_the_same(life: int) -> None:
+@pytest.mark.parametrize("boot_count", [4, 5])
+def test_a_home_put_back_from_an_old_copy_is_heard_all_the_same(boot_count: int) -> None:
     """It counts its lives from an older number, so what it spreads looks older than what is known of it, or as old."""
     mesh = Mesh(3)
     first = mesh.nodes[0]
-    mesh.start(first, life=5).publish(mesh.now, "node", b"before")
+    mesh.start(first, boot_count=5).publish(mesh.now, "node", b"before")
     mesh.run(3_000)
     assert {swim.rumors[first, "node"].value for swim in mesh.swims.values()} == {b"before"}
     mesh.kill(first)
-    mesh.start(first, life).publish(mesh.now, "node", b"now")
+    mesh.start(first, boot_count).publish(mesh.now, "node", b"now")
     mesh.run(3_000)
     assert {swim.rumors[first, "node"].value for swim in mesh.swims.values()} == {b"now"}
 

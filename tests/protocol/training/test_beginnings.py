@@ -4,8 +4,8 @@ from dmi_protocol.training import exchange as x
 from dmi_protocol.training.beginnings import Beginnings
 
 
-def test_guests_hold_nobody_up_before_they_come_in() -> None:
-    begun = Beginnings(x.Rostered(1, (0, 1, 2), 0, guests=(2,)))
+def test_joiners_hold_nobody_up_before_they_come_in() -> None:
+    begun = Beginnings(x.Rostered(1, (0, 1, 2), 0, joiners=(2,)))
     begun.note(x.Began(0, 4, (1,), b"lr"))
     assert begun.has_lead_begun(4)
     assert not begun.has_everybody_begun(4)

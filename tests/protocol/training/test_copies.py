@@ -131,12 +131,12 @@ def test_nothing_is_shown_without_a_lease() -> None:
     assert effects == [x.Show(5, 0, (0,)), x.Show(4, 1, (0,))]
 
 
-def test_a_guest_comes_in_with_a_step_of_the_lead_s() -> None:
+def test_a_joiner_comes_in_with_a_step_of_the_lead_s() -> None:
     shard, _ = promoted()
-    shard.step(NOW, x.Rostered(10, (0, 3), 0, guests=(3,)))
+    shard.step(NOW, x.Rostered(10, (0, 3), 0, joiners=(3,)))
     shard.step(NOW, x.Greeted(0, FIELDS, b"model"))
     assert shard.step(NOW, x.Greeted(3, (), b"model")) == []
-    assert begin(shard, 0, 4) == [], "the lead did not know of the guest when it began"
+    assert begin(shard, 0, 4) == [], "the lead did not know of the joiner when it began"
     effects = shard.step(NOW, x.Began(0, 4, (1, 1), b"lr", b"kept"))
     assert effects == [x.Welcome(3, 4, b"kept", FIELDS)]
     whole(shard, 4, 1, 1)

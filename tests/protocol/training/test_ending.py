@@ -7,8 +7,8 @@ FIELDS = (("torch", "2"),)
 OVER = [x.SayFinished((0, 1)), x.End()]
 
 
-def ending(guests: tuple[int, ...] = ()) -> Ending:
-    return Ending(x.Rostered(1, (0, 1, *guests), 0, guests=guests))
+def ending(joiners: tuple[int, ...] = ()) -> Ending:
+    return Ending(x.Rostered(1, (0, 1, *joiners), 0, joiners=joiners))
 
 
 def test_a_part_is_written_once_and_only_for_the_lead() -> None:
@@ -23,13 +23,13 @@ def test_a_part_is_written_once_and_only_for_the_lead() -> None:
 
 
 def test_it_is_over_when_the_last_part_is_durable_and_all_scripts_are_over() -> None:
-    made = ending(guests=(2,))
+    made = ending(joiners=(2,))
     assert made.finish(x.FinishAsked(1, 4, b""), FIELDS) == []
     final = [x.WritePart(4, b"kept", final=True, fingerprint=FIELDS)]
     assert made.finish(x.FinishAsked(0, 4, b"kept"), FIELDS) == final
     assert made.finish(x.FinishAsked(0, 4, b"kept"), FIELDS) == [], "the lead says it again"
     assert made.durable(final=False) == []
-    assert made.durable(final=True) == OVER, "a guest is not waited for"
+    assert made.durable(final=True) == OVER, "a joiner is not waited for"
 
 
 def test_nobody_waits_for_who_is_gone() -> None:

@@ -45,14 +45,14 @@ def test_a_bucket_of_another_shard_is_the_peers_fault() -> None:
         reception.initialized(2)
 
 
-def test_the_beginning_does_not_wait_for_guests_and_guests_wait_for_the_lead() -> None:
-    reception = Reception(x.Rostered(1, (0, 1), 0, guests=(1,)))
+def test_the_beginning_does_not_wait_for_joiners_and_joiners_wait_for_the_lead() -> None:
+    reception = Reception(x.Rostered(1, (0, 1), 0, joiners=(1,)))
     greet(reception, 0)
     greet(reception, 1, ())
     reception.opened(x.Opened((0, 1), (4,), 2, clips=False, shards=(0,), step=5))
     assert reception.welcome(5) == [x.Welcome(0, 5)]
-    assert reception.welcome_guests(7, b"kept") == [x.Welcome(1, 7, b"kept", FIELDS)]
-    assert reception.welcome_guests(8, b"kept") == []
+    assert reception.welcome_joiners(7, b"kept") == [x.Welcome(1, 7, b"kept", FIELDS)]
+    assert reception.welcome_joiners(8, b"kept") == []
 
 
 def test_who_is_gone_is_welcome_only_when_it_greets_again() -> None:

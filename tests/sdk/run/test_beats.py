@@ -9,8 +9,8 @@ from dmi.run.beats import Beats
 from dmi_protocol import limits
 from dmi_protocol.identity import JobId, NodeId, PublicKey
 from dmi_protocol.messages.parameters import Beat
-from dmi_protocol.messages.roles import RoleKey, Seat
-from dmi_wire.bulk import Context, Endpoint
+from dmi_protocol.messages.roles import Endpoint, RoleKey
+from dmi_wire.bulk import Context, DataListener
 from dmi_wire.keys import KeyPair
 
 
@@ -18,21 +18,21 @@ def test_a_server_that_answers_is_never_silent_and_one_that_stops_is(monkeypatch
     monkeypatch.setattr(limits, "PEER_BEAT_MS", 50)
     context: Context = zmq.Context()
     mine, theirs = KeyPair.make(), KeyPair.make()
-    endpoint = Endpoint(context, theirs, "127.0.0.1", (30_000, 30_999))
-    endpoint.admit({PublicKey(mine.public): b"worker-3"})
+    listener = DataListener(context, theirs, "127.0.0.1", (30_000, 30_999))
+    listener.admit({PublicKey(mine.public): b"worker-3"})
     key = RoleKey(JobId("job-000000"), 1, "server", 0)
-    seat = Seat(key, NodeId("0" * 16), "n0", endpoint.address, PublicKey(theirs.public))
+    endpoint = Endpoint(key, NodeId("0" * 16), "n0", listener.address, PublicKey(theirs.public))
     beats = Beats(context, mine, 3)
-    beats.watch(1, {0: seat})
+    beats.watch(1, {0: endpoint})
     poller = zmq.Poller()
-    endpoint.register(poller)
+    listener.register(poller)
     answered, end = 0, time.monotonic() + 1.5
     while time.monotonic() < end:
         poller.poll(50)
-        endpoint.authenticate()
-        while (delivery := endpoint.receive()) is not None:
+        listener.authenticate()
+        while (delivery := listener.receive()) is not None:
             assert (delivery.sender, delivery.message) == (b"worker-3/beat", Beat(1))
-            endpoint.send(delivery.sender, Beat(1))
+            listener.send(delivery.sender, Beat(1))
             answered += 1
     assert answered > 3
     heard = beats.silent()
@@ -46,5 +46,5 @@ def test_a_server_that_answers_is_never_silent_and_one_that_stops_is(monkeypatch
     assert silent[1] > 0.5
     beats.close()
     assert beats.silent() == beats.silent(), "nobody looks any more: a script that keeps us from it silences no server"
-    endpoint.close()
+    listener.close()
     context.term()

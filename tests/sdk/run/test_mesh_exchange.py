@@ -41,7 +41,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def leaves_of(troupe: Troupe, worker: int) -> list[dict[str, int]]:
     """The ledger of a worker."""
-    path = Path(troupe.of("worker", worker).assignment.directory) / "ledger.jsonl"
+    path = Path(troupe.of("worker", worker).launch.directory) / "ledger.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -62,7 +62,7 @@ def test_without_a_step_the_weights_are_those_of_the_beginning(tmp_path: Path) -
     environment = {**os.environ, "DMI_EXPORT": str(tmp_path / "plain.safetensors")}
     subprocess.run([sys.executable, script, "none"], env=environment, check=True, timeout=60, capture_output=True)
     with Troupe(tmp_path, script, workers=2, servers=2, leaves=None, args=["none"]) as troupe:
-        troupe.seat()
+        troupe.endpoint()
         said = troupe.finish()
         assert all(told[-1] == STOPPED for told in said.values()), said
         model = read_model([Path(part.path) for part in troupe.parts(said)])
@@ -79,7 +79,7 @@ def test_a_mesh_gives_the_bits_of_a_plain_run(
     workers: int, servers: int, clip: str, plain: dict[str, str], tmp_path: Path
 ) -> None:
     with Troupe(tmp_path, SCRIPT, workers=workers, servers=servers, leaves=None, args=[clip]) as troupe:
-        troupe.seat()
+        troupe.endpoint()
         said = troupe.finish()
         for name, told in said.items():
             assert [type(message) for message in told[-2:]] == [Completed, Exited], f"{name}: {told}"

@@ -9,7 +9,7 @@ import zmq
 from dmi.run.servers import Servers
 from dmi_protocol import limits
 from dmi_protocol.identity import JobId, NodeId, PublicKey
-from dmi_protocol.messages.roles import Cast, FromRole, Replicas, RoleKey, Roster, Seat, Unheard
+from dmi_protocol.messages.roles import Assignment, Endpoint, FromRole, Replicas, RoleKey, Roster, Unheard
 from dmi_wire.bulk import Context
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
@@ -37,19 +37,19 @@ class Quiet(Child):
         self.told.append(message)
 
 
-def roster(*seats: Seat, primary: int = 0, generation: int = 1) -> Roster:
-    return Roster(generation, 1, seats, (), Cast((0,), (1.0,), 0, (Replicas(primary),)))
+def roster(*endpoints: Endpoint, primary: int = 0, generation: int = 1) -> Roster:
+    return Roster(generation, 1, endpoints, (), Assignment((0,), (1.0,), 0, (Replicas(primary),)))
 
 
-def seat_of(index: int) -> Seat:
+def endpoint_of(index: int) -> Endpoint:
     key = RoleKey(JobId("job-000000"), 1, "server", index)
-    return Seat(key, NodeId("0" * 16), "n7", "127.0.0.1:9", PublicKey(KeyPair.make().public))
+    return Endpoint(key, NodeId("0" * 16), "n7", "127.0.0.1:9", PublicKey(KeyPair.make().public))
 
 
 def test_a_shard_moves_with_its_primary() -> None:
     context: Context = zmq.Context()
     servers = Servers(context, KeyPair.make(), 0, NodeId("0" * 16), Quiet(), give_up)
-    one, two = seat_of(0), seat_of(1)
+    one, two = endpoint_of(0), endpoint_of(1)
     assert servers.follow(roster(one, two)) == (0,)
     assert servers.is_local(0)
     assert servers.follow(roster(one, two, generation=2)) == ()
@@ -64,7 +64,7 @@ def test_a_server_that_is_not_heard_is_reported_once(monkeypatch: pytest.MonkeyP
     context: Context = zmq.Context()
     child = Quiet()
     servers = Servers(context, KeyPair.make(), 0, NodeId("1" * 16), child, give_up)
-    servers.follow(roster(seat_of(0), generation=4))
+    servers.follow(roster(endpoint_of(0), generation=4))
     assert servers.hear(2.5, "now") is None
     (told,) = child.told
     assert isinstance(told, Unheard)
@@ -76,9 +76,9 @@ def test_a_server_that_is_not_heard_is_reported_once(monkeypatch: pytest.MonkeyP
 def test_a_server_that_is_silent_is_named_with_what_was_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "PEER_SILENT_MS", 1_500)
     context: Context = zmq.Context()
-    seat = seat_of(0)
+    endpoint = endpoint_of(0)
     servers = Servers(context, KeyPair.make(), 0, NodeId("1" * 16), Quiet(), give_up)
-    assert servers.follow(roster(seat)) == (0,)
+    assert servers.follow(roster(endpoint)) == (0,)
     with pytest.raises(GaveUpError, match=r"peer-silent: server-0@n7 was not heard for [12] s in step 4"):
         servers.hear(30.0, "in step 4")
     servers.close()
@@ -87,9 +87,9 @@ def test_a_server_that_is_silent_is_named_with_what_was_waited_for(monkeypatch: 
 
 def test_news_that_do_not_come_in_time_are_no_failure() -> None:
     context: Context = zmq.Context()
-    seat = seat_of(0)
+    endpoint = endpoint_of(0)
     servers = Servers(context, KeyPair.make(), 0, NodeId("1" * 16), Quiet(), give_up)
-    servers.follow(roster(seat))
+    servers.follow(roster(endpoint))
     assert servers.hear(0.1, "now") is None
     servers.close()
     context.term()

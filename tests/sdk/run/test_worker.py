@@ -16,7 +16,7 @@ def fails(directory: Path, text: str, workers: int = 1) -> Failed:
     script = directory / "script.py"
     script.write_text(text)
     with Troupe(directory / "roles", script, workers=workers, servers=1, leaves=None) as troupe:
-        troupe.seat()
+        troupe.endpoint()
         said = troupe.finish()
     return next(message for told in said.values() for message in told if isinstance(message, Failed))
 

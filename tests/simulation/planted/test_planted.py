@@ -18,7 +18,7 @@ EXPECTED = {
     "vote-before-persisted": {"votes", "leaders"},
 }
 """By bug, the checkers that may find it."""
-RARE = {"copy-without-the-version-before", "filling-copy-promoted", "guest-not-let-in-late"}
+RARE = {"copy-without-the-version-before", "filling-copy-promoted", "joiner-not-let-in-late"}
 """They need a loss, or a greeting, in the very moment: ``make planted`` gives them a thousand seeds, and tests of the machines
 show each of them."""
 

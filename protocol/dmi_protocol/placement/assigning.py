@@ -3,14 +3,14 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from dmi_protocol import limits
-from dmi_protocol.cluster.command import Post
+from dmi_protocol.cluster.command import Placement
 from dmi_protocol.cluster.state import Job
 from dmi_protocol.identity import NodeId
-from dmi_protocol.messages.roles import Cast, Replicas, RoleKey
+from dmi_protocol.messages.roles import Assignment, Replicas, RoleKey
 from dmi_protocol.placement.roles import Chosen, wanted_backups
 
 
-def first_cast(chosen: Chosen) -> Cast:
+def first_assignment(chosen: Chosen) -> Assignment:
     """Of processes that are started together: the backups are filled once there is something to fill them with."""
     servers, backups = len(chosen.servers), chosen.backups
     shards = tuple(
@@ -18,50 +18,56 @@ def first_cast(chosen: Chosen) -> Cast:
         for shard in range(chosen.shards)
     )
     workers = tuple(range(len(chosen.workers)))
-    return Cast(workers, (1.0,) * len(workers), 0, shards)
+    return Assignment(workers, (1.0,) * len(workers), 0, shards)
 
 
-def recast(job: Job, leaving: Collection[NodeId] = ()) -> Cast:
+def reassign(job: Job, leaving: Collection[NodeId] = ()) -> Assignment:
     """What the processes of ``job`` that are there should do. Every shard has a copy in sync among them.
 
     A lost primary's first backup takes its place; all other copies are then filled anew. Shards that lack backups get
     them on the servers that have the fewest copies, each on another node than the other copies. What is on nodes that are
     ``leaving`` moves to the others: workers get no more leaves, copies are made elsewhere before they are given up.
     """
-    assert job.cast is not None
-    seated = {record.seat.key for record in job.seats}
-    node_of = {p.role.index: p.node for p in job.posts if p.role.role == "server" and p.role in seated}
+    assert job.assignment is not None
+    bound = {record.endpoint.key for record in job.endpoints}
+    node_of = {p.role.index: p.node for p in job.placements if p.role.role == "server" and p.role in bound}
     stay = {server: node for server, node in node_of.items() if node not in leaving}
-    shards = [_survive(job, shard, replicas, node_of, stay) for shard, replicas in enumerate(job.cast.shards)]
+    shards = [_survive(job, shard, replicas, node_of, stay) for shard, replicas in enumerate(job.assignment.shards)]
     copies = dict.fromkeys(sorted(stay), 0)
     for server in (
         server for replicas in shards for server in (*replicas.in_sync, *replicas.filling) if server in stay
     ):
         copies[server] += 1
     full = tuple(_fill(replicas, wanted_backups(job.spec), stay, copies) for replicas in shards)
-    there = [p for p in job.posts if p.role.role == "worker" and p.role in seated]
-    posts = sorted((p for p in there if not _is_dismissed(p, job, leaving)), key=lambda post: post.role.index)
-    fit = [p.role for p in posts if p.role.generation == job.life or p.role in job.ready]
-    able = [p.role for p in posts if p.role in fit and p.node not in leaving] or fit
+    there = [p for p in job.placements if p.role.role == "worker" and p.role in bound]
+    placements = sorted(
+        (p for p in there if not _is_dismissed(p, job, leaving)), key=lambda placement: placement.role.index
+    )
+    fit = [p.role for p in placements if p.role.generation == job.start_generation or p.role in job.ready]
+    able = [p.role for p in placements if p.role in fit and p.node not in leaving] or fit
     indices = [role.index for role in able]
-    lead = job.cast.lead if job.cast.lead in indices else min(indices)
-    return Cast(tuple(p.role.index for p in posts), tuple(float(p.role in able) for p in posts), lead, full)
+    lead = job.assignment.lead if job.assignment.lead in indices else min(indices)
+    return Assignment(
+        tuple(p.role.index for p in placements), tuple(float(p.role in able) for p in placements), lead, full
+    )
 
 
-def dismissed(job: Job, cast: Cast, leaving: Collection[NodeId]) -> tuple[RoleKey, ...]:
-    """The processes on nodes that are ``leaving`` that have nothing to do any more, in ``cast`` or before it."""
-    assert job.cast is not None
-    needed = {server for c in (job.cast, cast) for r in c.shards for server in (*r.in_sync, *r.filling)}
-    servers = [p for p in job.posts if p.role.role == "server" and p.node in leaving and p.role.index not in needed]
-    workers = [p for p in job.posts if _is_dismissed(p, job, leaving) and p.role.index not in cast.workers]
-    return tuple(post.role for post in (*servers, *workers))
+def dismissed(job: Job, assignment: Assignment, leaving: Collection[NodeId]) -> tuple[RoleKey, ...]:
+    """The processes on nodes that are ``leaving`` that have nothing to do any more, in ``assignment`` or before it."""
+    assert job.assignment is not None
+    needed = {server for c in (job.assignment, assignment) for r in c.shards for server in (*r.in_sync, *r.filling)}
+    servers = [
+        p for p in job.placements if p.role.role == "server" and p.node in leaving and p.role.index not in needed
+    ]
+    workers = [p for p in job.placements if _is_dismissed(p, job, leaving) and p.role.index not in assignment.workers]
+    return tuple(placement.role for placement in (*servers, *workers))
 
 
-def _is_dismissed(post: Post, job: Job, leaving: Collection[NodeId]) -> bool:
+def _is_dismissed(placement: Placement, job: Job, leaving: Collection[NodeId]) -> bool:
     """A worker that has no leaves any more, on a node that is leaving."""
-    assert job.cast is not None
-    shares = dict(zip(job.cast.workers, job.cast.speeds, strict=True))
-    return post.role.role == "worker" and post.node in leaving and not shares.get(post.role.index, 0.0)
+    assert job.assignment is not None
+    shares = dict(zip(job.assignment.workers, job.assignment.speeds, strict=True))
+    return placement.role.role == "worker" and placement.node in leaving and not shares.get(placement.role.index, 0.0)
 
 
 def _survive(
@@ -96,38 +102,40 @@ def _fill(replicas: Replicas, wanted: int, stay: Mapping[int, NodeId], copies: d
     return Replicas(replicas.primary, backups, tuple(sorted(filling)))
 
 
-def is_full(job: Job, cast: Cast, nodes: Sequence[NodeId]) -> bool:
-    """Is nothing amiss with ``cast``: every process that there could be is there, and does its part?"""
+def is_full(job: Job, assignment: Assignment, nodes: Sequence[NodeId]) -> bool:
+    """Is nothing amiss with ``assignment``: every process that there could be is there, and does its part?"""
     backups = min(wanted_backups(job.spec), len(nodes) - 1)
-    copied = all(len(replicas.backups) >= backups for replicas in cast.shards)
-    seated = {record.seat.key for record in job.seats}
-    are_here = all(post.role in seated for post in job.posts)
-    return copied and are_here and all(cast.speeds) and not recruits(job, nodes, {})
+    copied = all(len(replicas.backups) >= backups for replicas in assignment.shards)
+    bound = {record.endpoint.key for record in job.endpoints}
+    are_here = all(placement.role in bound for placement in job.placements)
+    return copied and are_here and all(assignment.speeds) and not recruits(job, nodes, {})
 
 
-def recruits(job: Job, nodes: Sequence[NodeId], load: Mapping[NodeId, int]) -> tuple[Post, ...]:
+def recruits(job: Job, nodes: Sequence[NodeId], load: Mapping[NodeId, int]) -> tuple[Placement, ...]:
     """The processes that a job lacks and that ``nodes`` could run: workers up to what was asked for, servers while a shard
-    has fewer copies than it should. They are born for a later generation than those that began the job's life."""
+    has fewer copies than it should. They are born for a later generation than those that were started first."""
     nodes = [node for node in nodes if job.misses.get(node, 0) < limits.MISSES]
-    posts = [post for post in job.posts if post.node in nodes]
+    placements = [placement for placement in job.placements if placement.node in nodes]
     ordered = sorted(nodes, key=lambda node: (load.get(node, 0), node))
-    workers = _free("worker", posts, ordered)[: max(0, (job.spec.workers or len(nodes)) - _count("worker", posts))]
+    workers = _free("worker", placements, ordered)[
+        : max(0, (job.spec.workers or len(nodes)) - _count("worker", placements))
+    ]
     copies = 1 + wanted_backups(job.spec)
-    servers = _free("server", posts, ordered)[: max(0, copies - _count("server", posts))]
+    servers = _free("server", placements, ordered)[: max(0, copies - _count("server", placements))]
     wanted = [("server", node) for node in servers] + [("worker", node) for node in workers]
     return tuple(
-        Post(
+        Placement(
             RoleKey(job.id, job.generation + 1, "server" if role == "server" else "worker", job.next_index + nth), node
         )
         for nth, (role, node) in enumerate(wanted)
     )
 
 
-def _count(role: str, posts: Collection[Post]) -> int:
-    return len({post.node for post in posts if post.role.role == role})
+def _count(role: str, placements: Collection[Placement]) -> int:
+    return len({placement.node for placement in placements if placement.role.role == role})
 
 
-def _free(role: str, posts: Collection[Post], nodes: Sequence[NodeId]) -> list[NodeId]:
+def _free(role: str, placements: Collection[Placement], nodes: Sequence[NodeId]) -> list[NodeId]:
     """The nodes that have no such process."""
-    taken = {post.node for post in posts if post.role.role == role}
+    taken = {placement.node for placement in placements if placement.role.role == role}
     return [node for node in nodes if node not in taken]

@@ -9,15 +9,15 @@ from tests.protocol.training.world import NOW
 GUEST = 2
 
 
-def with_guest() -> Shard:
+def with_joiner() -> Shard:
     """Two workers train; a third one is called."""
     shard = ready()
-    shard.step(NOW, x.Rostered(4, (0, 1, GUEST), 0, guests=(GUEST,)))
+    shard.step(NOW, x.Rostered(4, (0, 1, GUEST), 0, joiners=(GUEST,)))
     return shard
 
 
 def begin(shard: Shard, step: int, *workers: int) -> list[x.ShardEffect]:
-    """The lead keeps what a guest has to know."""
+    """The lead keeps what a joiner has to know."""
     made: list[x.ShardEffect] = []
     for worker in workers:
         extra = b"kept-%d" % step if worker == 0 else None
@@ -33,21 +33,21 @@ def greet(shard: Shard) -> list[x.ShardEffect]:
     return shard.step(NOW, x.Greeted(GUEST, FIELDS, b"model"))
 
 
-def test_a_guest_that_waits_comes_in_with_the_next_step_of_the_lead() -> None:
-    shard = with_guest()
+def test_a_joiner_that_waits_comes_in_with_the_next_step_of_the_lead() -> None:
+    shard = with_joiner()
     assert greet(shard) == []
     assert x.Welcome(GUEST, 0, b"kept-0", FIELDS) in begin(shard, 0, 0)
 
 
-def test_a_guest_that_greets_late_comes_in_at_the_step_in_flight() -> None:
+def test_a_joiner_that_greets_late_comes_in_at_the_step_in_flight() -> None:
     """Another shard has let it in already and waits for it, it for us, and the lead for that shard: a dam."""
-    shard = with_guest()
+    shard = with_joiner()
     begin(shard, 0, 0, 1)
     assert greet(shard) == [x.Welcome(GUEST, 0, b"kept-0", FIELDS)]
 
 
-def test_a_guest_that_greets_when_this_shard_is_further_comes_in_at_the_step_before() -> None:
-    shard = with_guest()
+def test_a_joiner_that_greets_when_this_shard_is_further_comes_in_at_the_step_before() -> None:
+    shard = with_joiner()
     begin(shard, 0, 0, 1)
     shown = contribute(shard, 0)
     assert [effect for effect in shown if isinstance(effect, x.Show)]
@@ -56,13 +56,13 @@ def test_a_guest_that_greets_when_this_shard_is_further_comes_in_at_the_step_bef
     assert shard.step(NOW, x.Pulled(GUEST, 0, (0,))) == [x.Show(0, 0, (GUEST,))]
     begin(shard, 1, 0, 1)
     contribute(shard, 1)
-    assert shard.current == 1, "the guest has not begun: what it reads must not be overwritten"
+    assert shard.current == 1, "the joiner has not begun: what it reads must not be overwritten"
     shard.step(NOW, x.Began(GUEST, 0, (1, 1), b"lr"))
     assert shard.current == 2
 
 
-def test_once_the_step_is_over_everywhere_a_late_guest_waits_for_the_lead() -> None:
-    shard = with_guest()
+def test_once_the_step_is_over_everywhere_a_late_joiner_waits_for_the_lead() -> None:
+    shard = with_joiner()
     begin(shard, 0, 0, 1)
     contribute(shard, 0)
     shard.step(NOW, x.Began(1, 1, (1, 1), b"lr"))
@@ -71,8 +71,8 @@ def test_once_the_step_is_over_everywhere_a_late_guest_waits_for_the_lead() -> N
     assert x.Welcome(GUEST, 1, b"kept-1", FIELDS) in begin(shard, 1, 0)
 
 
-def test_a_guest_that_greets_again_has_not_heard_its_welcome() -> None:
-    shard = with_guest()
+def test_a_joiner_that_greets_again_has_not_heard_its_welcome() -> None:
+    shard = with_joiner()
     begin(shard, 0, 0, 1)
     assert greet(shard) == greet(shard) == [x.Welcome(GUEST, 0, b"kept-0", FIELDS)]
 
