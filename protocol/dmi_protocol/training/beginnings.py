@@ -47,6 +47,10 @@ class Beginnings:
         """The hyperparameters of ``step``; None before anybody has begun it."""
         return self._first.hyper if self._first is not None and self._first.step == step else None
 
+    def has_begun(self, worker: int, step: int) -> bool:
+        """Then it has all of version ``step``."""
+        return self._steps.get(worker, -1) >= step
+
     def has_lead_begun(self, step: int) -> bool:
         """Its wish for a checkpoint of the version before would have come first."""
         return self._steps.get(self._roster.lead, -1) >= step

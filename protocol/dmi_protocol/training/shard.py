@@ -389,7 +389,8 @@ class Shard:
         return [*work, *self._advance()]
 
     def _pulled(self, event: x.Pulled) -> list[x.ShardEffect]:
-        """What is readable is shown; what is not whole yet will be shown when it is; what is gone is refused."""
+        """What is readable is shown; what is not whole yet will be shown when it is; what is gone is refused, unless the worker
+        has had it since it asked."""
         for bucket in event.buckets:
             self._own(bucket)
         if not self._is_leased():
@@ -401,7 +402,7 @@ class Shard:
             return [x.Show(event.version, bucket, (event.worker,)) for bucket in event.buckets]
         if event.version == self._step + 1:
             return self._show_or_tell(event)
-        if event.version > self._step:
+        if event.version > self._step or self._beginnings.has_begun(event.worker, event.version):
             return []
         return [x.Decline(event.worker, "version", str(event.version))]
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmi_protocol.errors import LocalProtocolError, RemoteProtocolError
+from dmi_protocol.instant import after
 from dmi_protocol.training import exchange as x
 from dmi_protocol.training.shard import Shard
 from dmi_protocol.training.step import Handle, Release, Subtree
@@ -130,7 +131,9 @@ def test_a_version_is_given_up_only_when_a_contribution_proves_that_its_step_is_
     assert shard.readable == {0, 1}
     effects = shard.step(NOW, x.Contributed(0, 1, 0, Subtree(0, 1), Handle(2)))
     assert effects == [x.Forget(0)]
-    assert shard.step(NOW, x.Pulled(1, 0, (0,))) == [x.Decline(1, "version", "0")]
+    assert shard.step(NOW, x.Pulled(1, 0, (0,))) == [], "it has begun with it"
+    shard.step(NOW, x.Rostered(4, (0, 1, 2), 0))
+    assert shard.step(NOW, x.Pulled(2, 0, (0,))) == [x.Decline(2, "version", "0")]
 
 
 def test_nothing_is_applied_while_a_worker_may_still_read_what_would_be_overwritten() -> None:
@@ -258,3 +261,21 @@ def test_a_version_is_kept_for_a_worker_without_leaves_that_has_not_seen_it() ->
     assert effects[0] == x.Forget(1), "before its memory is written"
     assert isinstance(effects[1], x.Apply)
     assert shard.readable == {2, 3}
+
+
+def test_who_has_had_a_version_meanwhile_is_not_refused_it_when_the_lease_is_back() -> None:
+    """It had asked while nothing could be shown, and again; the answer to another question came first."""
+    shard = ready(workers=1)
+    begin(shard, 0, 0)
+    assert x.Show(1, 0, (0,)) in whole(shard, 0, 0, 1)
+    shard.step(NOW, x.Leased(NOW))
+    assert shard.step(NOW, x.Pulled(0, 1, (0,))) == [], "nothing can be shown now"
+    begin(shard, 0, 1)
+    whole(shard, 1, 0, 2)
+    assert shard.step(NOW, x.Leased(after(NOW, 1))) == [x.Show(2, 0, (0,)), Release(Handle(2)), x.Show(1, 0, (0,))]
+    shard.step(NOW, x.Leased(NOW))
+    assert shard.step(NOW, x.Pulled(0, 1, (0,))) == []
+    begin(shard, 0, 2)
+    assert x.Forget(1) in whole(shard, 2, 0, 3)
+    assert shard.step(NOW, x.Leased(after(NOW, 1))) == [x.Show(3, 0, (0,)), Release(Handle(3))]
+    assert shard.step(NOW, x.Pulled(1, 1, (0,))) == [x.Decline(1, "peer", "1")]
