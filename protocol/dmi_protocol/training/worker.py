@@ -94,6 +94,7 @@ class Worker:
         if self._step is not None:
             raise LocalProtocolError(f"step {event.step} begins while step {self._step} is in flight")
         self._step = self._version = event.step
+        self._shown = {version: shown for version, shown in self._shown.items() if version > event.step}  # a joiner's first
         self._given = frozenset()
         return [*self._give(), *self._complete()]
 

@@ -131,3 +131,14 @@ def test_what_was_lost_on_the_way_is_said_again(seed: int, clips: bool) -> None:
                 world.tell(shard, x.Waited())
     assert world.applied == world.expected()
     assert world.ended == {0, 1}
+
+
+def test_a_joiner_remembers_nothing_of_the_versions_before_its_first() -> None:
+    """What it was shown while it greeted, and knew no version yet, is of steps that others have made."""
+    worker = Worker(x.Assigned(1, ()), 2)
+    worker.step(NOW, x.Shown(1, 0))
+    worker.step(NOW, x.Shown(2, 0))
+    assert worker.step(NOW, x.StepBegan(1)) == []
+    worker.check()
+    assert worker.step(NOW, x.Shown(2, 1)) == [x.Install(2)]
+    worker.check()
