@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.roles import MODULES, Troupe
+from bench.roles import MODULES, RoleProcesses
 from dmi_protocol.messages.roles import Failed
 
 _WARM_UP = 3
@@ -46,7 +46,7 @@ def mesh(parameters: int, workers: int, servers: int, leaves: int, steps: int, d
     command = ("-m", "bench.exchange_worker")
     script = Path(__file__)
     args = tuple(map(str, (parameters, leaves, steps)))
-    with Troupe(
+    with RoleProcesses(
         directory,
         script,
         workers=workers,
@@ -55,9 +55,9 @@ def mesh(parameters: int, workers: int, servers: int, leaves: int, steps: int, d
         args=args,
         environment={"PYTHONPATH": str(script.resolve().parents[1])},
         modules={**MODULES, "worker": command},
-    ) as troupe:
-        troupe.endpoint()
-        said = troupe.finish(_WITHIN_S)
+    ) as roles:
+        roles.introduce()
+        said = roles.finish(_WITHIN_S)
         failures = [message for told in said.values() for message in told if isinstance(message, Failed)]
         if failures:
             raise SystemExit(f"the mesh failed: {failures[0].text}")

@@ -107,7 +107,7 @@ class RoleProcess:
         self.process.wait(30)
 
 
-class Troupe:
+class RoleProcesses:
     """The servers and workers of one job, each in its own process, on made-up nodes ``n0``, ``n1``, ..."""
 
     def __init__(
@@ -147,7 +147,7 @@ class Troupe:
         """One of the processes."""
         return next(child for child in self.children if (child.key.role, child.key.index) == (role, index))
 
-    def endpoint(self, within_s: float = 60.0) -> Roster:
+    def introduce(self, within_s: float = 60.0) -> Roster:
         """Wait until all are bound, and tell all who takes part."""
         deadline = time.monotonic() + within_s
         endpoints = [self._bound(child, deadline) for child in self.children]
@@ -197,7 +197,7 @@ class Troupe:
         found = [message for told in said.values() for message in told if isinstance(message, PartWritten)]
         return sorted((part for part in found if part.final), key=lambda part: part.shard)
 
-    def __enter__(self) -> "Troupe":
+    def __enter__(self) -> "RoleProcesses":
         return self
 
     def __exit__(
@@ -207,4 +207,4 @@ class Troupe:
             child.close()
 
 
-__all__ = ["Completed", "Exited", "Failed", "PartWritten", "Progressed", "RoleProcess", "Troupe"]
+__all__ = ["Completed", "Exited", "Failed", "PartWritten", "Progressed", "RoleProcess", "RoleProcesses"]

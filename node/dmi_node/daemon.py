@@ -30,7 +30,7 @@ from dmi_node.storage.journal import IDENTITY, Journal, JournalError, Unwritable
 from dmi_node.supervision.supervisor import Supervisor
 from dmi_node.tasks import Tasks
 from dmi_node.transport.library import Library, NoSourceError
-from dmi_node.transport.mesh import Mesh
+from dmi_node.transport.mesh import MeshTransport
 from dmi_node.transport.refusals import Refusals
 from dmi_protocol import effects as do
 from dmi_protocol import reasons
@@ -128,7 +128,7 @@ class Node:
 
     async def _live(self, notifier: Notifier, journal: Journal) -> None:
         keys = _keys(self._home)
-        self._mesh = Mesh(keys, self._tasks, self._refusals, self._give, self._take_blob, self._take_join)
+        self._mesh = MeshTransport(keys, self._tasks, self._refusals, self._give, self._take_blob, self._take_join)
         try:
             identity = await self._identity(journal, keys)
             me = self._me(identity, keys, journal.next_boot())

@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dmi_node import clock
 from dmi_node.storage.journal import Journal, UnwritableError
 from dmi_protocol import limits
+from dmi_protocol.deferred import RETRY_MS, WRITES, DeferredEffects
 from dmi_protocol.effects import Effect
 from dmi_protocol.events import DiskFailed, DiskReturned, Event, Received, Ticked
-from dmi_protocol.held import RETRY_MS, WRITES, Held
 from dmi_protocol.instant import Instant, after, earliest
 from dmi_protocol.peer import Peer
 
@@ -33,7 +33,7 @@ class Driver:
         self._cause: str | None = None
         """Why the disk takes nothing; None while it does."""
         self._retry_at: Instant | None = None
-        self._held = Held(peer.me.name)
+        self._deferred = DeferredEffects(peer.me.name)
         self._facts: dict[str, bytes] = {}
         self.dropped = 0
         """Messages that came faster than they could be taken in."""
@@ -77,13 +77,13 @@ class Driver:
             self._events.append(Ticked())
         for _ in range(min(len(self._events), limits.EVENTS_PER_WRITE)):
             event = self._events.popleft()
-            self._held.happened(event)
+            self._deferred.happened(event)
             effects += self.peer.step(clock.now(), event)
         writes = [effect for effect in effects if isinstance(effect, WRITES)]
         if self._cause is None and writes:
             await self._try(writes)
         if self._cause is not None:
-            effects = self._held.hold(self._cause, effects)
+            effects = self._deferred.hold(self._cause, effects)
         self._carry_out(effects)
         if self._events:
             self._wake.set()
@@ -117,10 +117,10 @@ class Driver:
             self._journal.keep(name, value)
 
     async def _retry(self) -> None:
-        if not await self._try(self._held.writes):
+        if not await self._try(self._deferred.writes):
             return
         self._cause, self._retry_at = None, None
-        self._carry_out(self._held.release())
+        self._carry_out(self._deferred.release())
         self._events.append(DiskReturned())
 
     def _set_timer(self) -> None:

@@ -7,16 +7,16 @@ from random import Random
 
 from msgspec import Struct
 
-from dmi_protocol import news, reasons
+from dmi_protocol import gossip_facts, reasons
 from dmi_protocol.cluster.apply import apply
-from dmi_protocol.cluster.circle import Circle
 from dmi_protocol.cluster.command import Admit, Command, LoseRole, Readdress, Remove
+from dmi_protocol.cluster.directory import MemberDirectory
 from dmi_protocol.cluster.expulsion import Expulsion
 from dmi_protocol.cluster.proposals import Proposals
 from dmi_protocol.cluster.removals import Removals
 from dmi_protocol.cluster.search import Search, answer
 from dmi_protocol.cluster.state import ENDED, ClusterState, MemberRecord
-from dmi_protocol.consensus.output import Apply, Restore
+from dmi_protocol.consensus.output import ApplyEntries, Restore
 from dmi_protocol.consensus.output import Output as ConsensusOutput
 from dmi_protocol.consensus.raft import Raft
 from dmi_protocol.consensus.settings import RaftSettings, Restored
@@ -100,7 +100,7 @@ class Peer:
         self.state: ClusterState | None = None
         if restored.snapshot is not None:
             self._restore(restored.snapshot)
-        self._circle = Circle(me.node, introduced, self.raft.log.last)
+        self._directory = MemberDirectory(me.node, introduced, self.raft.log.last)
         self._proposals = Proposals()
         self._removals = Removals()
         self._search = Search()
@@ -127,17 +127,17 @@ class Peer:
         before = self.raft.leader
         if self._is_new:
             self._begin(now, effects)
-        if self._circle.is_due(now):
+        if self._directory.is_due(now):
             self._meet(now, effects)
         self._expulsion.happened(now, event, self.state)
         self._take(now, event, effects)
         self._follow_up(now, effects)
         if self._hosting and not self._trouble:
             effects += self._hosting.leases(self.raft.contact(now))
-        known, voters = self._circle.others, self.raft.voters
+        known, voters = self._directory.others, self.raft.voters
         is_led = self._expulsion.is_refused and self.raft.has_quorum(now)
         effects += self._expulsion.look(now, self.state, known, voters, is_led=is_led)
-        effects += self._search.look(now, is_lost=self._is_lost(), members=self._circle.members)
+        effects += self._search.look(now, is_lost=self._is_lost(), members=self._directory.members)
         if before != self.raft.leader or self._is_dirty or self._is_shown:
             effects.append(Changed())
         self._is_dirty = self._is_shown = False
@@ -150,7 +150,7 @@ class Peer:
             self.swim.deadline(),
             self._hosting.deadline(),
             self._proposals.deadline() if self._proposals.pending else None,
-            self._circle.deadline(),
+            self._directory.deadline(),
             self._search.deadline(),
             self._expulsion.deadline(),
             self._scheduler.deadline() if self._coordinates() else None,
@@ -170,7 +170,7 @@ class Peer:
         self._publish(now)
 
     def _publish(self, now: Instant) -> None:
-        self.swim.publish(now, FACTS, news.pack_facts((self.me.pid, self.me.version, self._trouble)))
+        self.swim.publish(now, FACTS, gossip_facts.pack_facts((self.me.pid, self.me.version, self._trouble)))
 
     def _take(self, now: Instant, event: Event, effects: list[Effect]) -> None:
         match event:
@@ -186,7 +186,7 @@ class Peer:
             case RoleHappened(role, happened):
                 self._tell(now, self._hosting.happened(role, happened))
                 if isinstance(happened, Progressed):
-                    self.swim.publish(now, news.about(role.job), news.pack_progress(happened))
+                    self.swim.publish(now, gossip_facts.about(role.job), gossip_facts.pack_progress(happened))
                 self._is_dirty = True
             case BlobArrived(blob) if self.state is not None:
                 work, facts = self._hosting.arrived(now, self.state, blob)
@@ -195,14 +195,14 @@ class Peer:
             case BlobFailed(blob):
                 self._hosting.missing(now, blob)
             case DiskFailed(cause) if not self._trouble:
-                cause = cause[: news.CAUSE_CHARACTERS]
+                cause = cause[: gossip_facts.CAUSE_CHARACTERS]
                 self._disk_is(now, cause, reasons.DiskFull(self.me.name, cause), effects)
             case DiskReturned() if self._trouble:
                 self._disk_is(now, "", reasons.DiskFree(self.me.name), effects)
             case Stopping():
                 effects += self._hosting.stop()
                 self._pass(now, event, effects)
-                effects += [Send(node, Leaving()) for node in sorted(self._circle.members)]
+                effects += [Send(node, Leaving()) for node in sorted(self._directory.members)]
             case _:
                 self._pass(now, event, effects)
 
@@ -217,26 +217,26 @@ class Peer:
         match message:
             case Propose(command):
                 if isinstance(command, Remove) and command.node == sender:
-                    self._circle.wishes_to_leave(now, sender)
+                    self._directory.wishes_to_leave(now, sender)
                 self._propose_here(now, command, effects)
             case Leaving():
                 self._pass(now, Disconnected(sender), effects)
             case Seeking():
                 effects += answer(sender, self.state, self.raft.leader)
             case Coordinated(by, applied):
-                self._circle.vouch(by, applied)
+                self._directory.vouch(by, applied)
                 self._meet(now, effects)
 
     def _pass(self, now: Instant, event: Event, effects: list[Effect]) -> None:
         """To the machines that speak with other nodes."""
-        news_before, facts_before = self.swim.heard_news, self.swim.heard_facts
+        rumors_before, facts_before = self.swim.heard_rumors, self.swim.heard_facts
         for output in self.swim.step(now, event):
             if isinstance(output, MemberChanged):
                 self._is_dirty = True
             else:
                 effects.append(output)
         self._is_dirty = self._is_dirty or self.swim.heard_facts != facts_before
-        self._is_shown = self._is_shown or self.swim.heard_news != news_before
+        self._is_shown = self._is_shown or self.swim.heard_rumors != rumors_before
         if not self._trouble:
             self._agree(now, self.raft.step(now, event), effects)
 
@@ -246,7 +246,7 @@ class Peer:
         is_news = False
         for output in outputs:
             match output:
-                case Apply(entries):
+                case ApplyEntries(entries):
                     for entry in entries:
                         self._apply(entry, effects)
                     is_news = True
@@ -257,7 +257,7 @@ class Peer:
                 case _:
                     effects.append(output)
         if is_news:  # after the sends: whoever is removed is told so before it is unlinked
-            if not self._circle.knows(self.state):
+            if not self._directory.knows(self.state):
                 self._meet(now, effects)
             self._tidy(effects)
 
@@ -265,7 +265,7 @@ class Peer:
         self.state = ClusterState.decode(snapshot.state)
         for job in self.state.jobs.values():
             if job.state in ENDED:
-                self.swim.retract(news.about(job.id))
+                self.swim.retract(gossip_facts.about(job.id))
 
     def _apply(self, entry: Entry, effects: list[Effect]) -> None:
         self._is_dirty = True
@@ -281,16 +281,16 @@ class Peer:
         for ended in goes_on:
             job = self.state.jobs.get(ended)
             if job is None or job.state in ENDED:
-                self.swim.retract(news.about(ended))
+                self.swim.retract(gossip_facts.about(ended))
             if job is not None and job.state in ENDED and job.reason is not None:
                 effects.append(Explain(job.id, job.reason))
                 effects.append(ForgetJob(job.id))
 
     def _meet(self, now: Instant, effects: list[Effect]) -> None:
         """Watch, replicate to and hear the members, and nobody else."""
-        effects += self._circle.meet(now, self.state)
-        self.swim.set_members(now, self._circle.members)
-        self.raft.follow(now, self._circle.linked)
+        effects += self._directory.meet(now, self.state)
+        self.swim.set_members(now, self._directory.members)
+        self.raft.follow(now, self._directory.linked)
 
     def _tidy(self, effects: list[Effect]) -> None:
         if self.state is not None:
@@ -379,7 +379,7 @@ class Peer:
 
     def _coordinate(self, now: Instant, effects: list[Effect]) -> None:
         assert self.state is not None
-        alive = self.alive() - news.in_trouble(self.swim.rumors, self.state.members)
+        alive = self.alive() - gossip_facts.in_trouble(self.swim.rumors, self.state.members)
         if self.raft.may_change_voters():
             members = frozenset(self.state.members) - self._removals.going(now)
             fit = alive & (self.raft.voters | self.raft.abreast)
@@ -403,7 +403,7 @@ class Peer:
 
     def _reached(self, job: JobId) -> int | None:
         """The last step of a job that was heard of."""
-        told = news.progress_of(self.swim.rumors, job)
+        told = gossip_facts.progress_of(self.swim.rumors, job)
         return None if told is None else told.step
 
     def _is_lost(self) -> bool:
@@ -432,8 +432,11 @@ class Peer:
             term=self.raft.term,
             quorum=why is None,
             quorum_reason=None if why is None else sentence(why),
-            members=member_views(state, self.raft.voters, self.standing, partial(news.facts_of, self.swim.rumors)),
+            members=member_views(
+                state, self.raft.voters, self.standing, partial(gossip_facts.facts_of, self.swim.rumors)
+            ),
             jobs=tuple(
-                job_view(job, state, alive, news.progress_of(self.swim.rumors, job.id)) for job in state.jobs.values()
+                job_view(job, state, alive, gossip_facts.progress_of(self.swim.rumors, job.id))
+                for job in state.jobs.values()
             ),
         )

@@ -6,9 +6,9 @@ from msgspec import Struct
 
 from dmi_protocol import reasons
 from dmi_protocol.cluster.state import ENDED, QUEUED, RECOVERING, RUNNING, STARTING, ClusterState, Job
+from dmi_protocol.gossip_facts import NodeFacts
 from dmi_protocol.identity import NodeId
 from dmi_protocol.messages.roles import Progressed
-from dmi_protocol.news import NodeFacts
 from dmi_protocol.placement.roles import wanted_nodes
 from dmi_protocol.sentences import detail, sentence
 

@@ -1,9 +1,6 @@
 """What is spread comes out again, and the furthest progress counts."""
 
-from dmi_protocol.identity import JobId, NodeId
-from dmi_protocol.messages.membership import FACTS, Rumor
-from dmi_protocol.messages.roles import Progressed
-from dmi_protocol.news import (
+from dmi_protocol.gossip_facts import (
     about,
     facts_of,
     pack_facts,
@@ -12,6 +9,9 @@ from dmi_protocol.news import (
     unpack_facts,
     unpack_progress,
 )
+from dmi_protocol.identity import JobId, NodeId
+from dmi_protocol.messages.membership import FACTS, Rumor
+from dmi_protocol.messages.roles import Progressed
 
 A, B = NodeId("a" * 16), NodeId("b" * 16)
 JOB = JobId("job-1")

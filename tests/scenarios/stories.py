@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dmi_protocol.consensus.output import Apply, Output, Restore
+from dmi_protocol.consensus.output import ApplyEntries, Output, Restore
 from dmi_protocol.consensus.settings import RaftSettings, Restored
 from dmi_protocol.effects import PersistEntries, PersistSnapshot, PersistVote, Send
 from dmi_protocol.events import Disconnected, Stopping
@@ -143,7 +143,7 @@ def _effect(name: NodeId, output: Output) -> str:
         case PersistSnapshot(snapshot, keep_log):
             rest = "the log after it stays" if keep_log else "the log goes"
             return f"{name} writes: snapshot at {snapshot.index}, {rest}"
-        case Apply(entries):
+        case ApplyEntries(entries):
             return f"{name} applies: {_entries(entries)}"
         case Restore(snapshot):
             return f"{name} restores: snapshot at {snapshot.index}"

@@ -12,9 +12,9 @@ from msgspec import structs
 
 from dmi_protocol import limits
 from dmi_protocol.consensus.settings import Restored
+from dmi_protocol.deferred import RETRY_MS, DeferredEffects
 from dmi_protocol.effects import Effect, Link, Send, Unlink
 from dmi_protocol.events import DiskFailed, DiskReturned, Event, Ticked
-from dmi_protocol.held import RETRY_MS, Held
 from dmi_protocol.identity import BlobHash, NodeId
 from dmi_protocol.messages.control import Introduced
 from dmi_protocol.peer import Me, Peer, PeerSettings
@@ -72,7 +72,7 @@ class Node:
         self._shell = shell
         self._events: list[Event] = []
         self._pending: list[Effect] = []
-        self._held = Held(me.name)
+        self._deferred = DeferredEffects(me.name)
         self._tick_at: int | None = None
         self._turns = (0, 0)
         self._unchecked = 0
@@ -106,7 +106,7 @@ class Node:
             self.torn += self.disk.tear(self.writes, self._clock.random)
         self.peer = None
         self.is_writing = self.is_paused = self.in_trouble = False
-        self._events, self._pending, self._held = [], [], Held(self.name)
+        self._events, self._pending, self._deferred = [], [], DeferredEffects(self.name)
         self._tick_at = None
 
     def give(self, event: Event) -> None:
@@ -141,7 +141,7 @@ class Node:
         effects: list[Effect] = []
         for event in events:
             if self.in_trouble:
-                self._held.happened(event)
+                self._deferred.happened(event)
             effects += peer.step(now, event)
         first = (
             next((place for place, effect in enumerate(effects) if type(effect) in WRITES), None) if effects else None
@@ -152,7 +152,7 @@ class Node:
             peer.check()
         if self.in_trouble:
             demand("durable", first is None, f"{self.name} goes on writing while its disk takes nothing")
-            self._do(self._held.hold(_CAUSE, effects))
+            self._do(self._deferred.hold(_CAUSE, effects))
             self._end_turn()
         elif first is None:
             self._do(effects)
@@ -178,7 +178,7 @@ class Node:
         if self.in_trouble:
             self.in_trouble = False
             self._events.append(DiskReturned())
-            effects = self._held.release()
+            effects = self._deferred.release()
         self._do([effect for effect in effects if not isinstance(effect, WRITES)])
         self._end_turn()
 
@@ -188,7 +188,7 @@ class Node:
         if not self.in_trouble:
             self.in_trouble = True
             self._events.insert(0, DiskFailed(_CAUSE))
-        self._do(self._held.hold(_CAUSE, effects))
+        self._do(self._deferred.hold(_CAUSE, effects))
         self._clock.later(RETRY_MS, self._retry, self.boot_count)
         self._end_turn()
 
@@ -198,7 +198,7 @@ class Node:
         if self.is_writing or self.is_paused or self.disk_is_full:
             self._clock.later(RETRY_MS, self._retry, boot_count)
             return
-        self._pending = self._held.writes
+        self._pending = self._deferred.writes
         self.is_writing = True
         self._clock.later(1 + int(self.write_ms * self._clock.random.random()), self._written, boot_count)
 

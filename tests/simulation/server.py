@@ -145,7 +145,7 @@ class Server:
             return
         if sender not in self._peers:
             return
-        if isinstance(said.event, Filled | Replica | Bucketful | x.Copied | x.AskCopy | x.CopyTold):
+        if isinstance(said.event, Filled | Replica | Bucketful | x.Copied | x.QueryReplica | x.CopyTold):
             self._from_server(sender, said)
         else:
             held = self._copies.get(said.shard)
@@ -180,7 +180,7 @@ class Server:
             return
         held = self._copies.setdefault(said.shard, _Copy())
         match said.event:
-            case x.AskCopy():
+            case x.QueryReplica():
                 told = () if held.backup is None else held.backup.told()
                 self._send(self._roster.primary(said.shard).public_key, said.shard, x.CopyTold(self.key.index, told))
             case Filled(definition, fields):
@@ -250,9 +250,9 @@ class Server:
                 for bucket in buckets:
                     memory.put(bucket, step or 0)
                 self._tell(shard, x.Opened(buckets, (), self._leaves, clips=False, shards=holders, step=step))
-            case x.Apply(step, bucket, handle):
+            case x.ApplyRoot(step, bucket, handle):
                 memory.apply(bucket, step, self._tensors.get(handle), (1 << self._leaves) - 1)
-            case x.Show(version, bucket, workers):
+            case x.ShowBucket(version, bucket, workers):
                 now = self._sockets.clock.now
                 demand(
                     "leases",
@@ -265,21 +265,21 @@ class Server:
                     self._say(worker, shard, x.Shown(version, bucket), shown=shown)
             case x.Forget(version):
                 memory.forget(version)
-            case x.Fill() | x.CopyBucket() | x.AskCopy() | x.Replicate():
+            case x.BeginFill() | x.CopyBucket() | x.QueryReplica() | x.ReplicateRoot():
                 self._to_servers(shard, effect)
             case _:
                 self._converse(shard, effect)
 
-    def _to_servers(self, shard: int, effect: x.Fill | x.CopyBucket | x.AskCopy | x.Replicate) -> None:
+    def _to_servers(self, shard: int, effect: x.BeginFill | x.CopyBucket | x.QueryReplica | x.ReplicateRoot) -> None:
         match effect:
-            case x.Fill(server, definition, fields):
+            case x.BeginFill(server, definition, fields):
                 self._send(self._server(server), shard, Filled(definition, fields))
             case x.CopyBucket(server, bucket, version):
                 self._copies[shard].memory.read(bucket, version)
                 self._send(self._server(server), shard, Bucketful(bucket, version))
-            case x.AskCopy(server):
+            case x.QueryReplica(server):
                 self._send(self._server(server), shard, effect)
-            case x.Replicate(servers, step, bucket, handle, hyper):
+            case x.ReplicateRoot(servers, step, bucket, handle, hyper):
                 for server in servers:
                     root = self._tensors.get(handle)
                     self._send(self._server(server), shard, Replica(step, bucket, hyper), tensor=root)
@@ -306,7 +306,7 @@ class Server:
 
     def _converse(self, shard: int, effect: x.ShardEffect) -> None:
         match effect:
-            case x.Welcome(worker) | x.TellOutstanding(worker) | x.TellLacking(worker):
+            case x.WelcomeWorker(worker) | x.TellOutstanding(worker) | x.TellLacking(worker):
                 self._say(worker, shard, effect)
             case x.SayFinished(workers):
                 for worker in workers:

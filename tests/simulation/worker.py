@@ -126,7 +126,7 @@ class ScriptedWorker:
         if self._roster is None or self._machine is None:
             return
         match said.event:
-            case x.Welcome(_, step, extra):
+            case x.WelcomeWorker(_, step, extra):
                 self._welcome(said.shard, step, extra)
             case x.SayFinished():
                 self._finished.add(said.shard)
@@ -143,7 +143,7 @@ class ScriptedWorker:
                     self._happened(said.event)
             case x.TellOutstanding(_, step, held):
                 for bucket, subtrees in held:
-                    self._happened(x.Outstanding(step, bucket, subtrees))
+                    self._happened(x.OutstandingHeard(step, bucket, subtrees))
             case x.TellLacking(_, buckets):
                 self._bring_initial(said.shard, buckets)
             case x.Decline():
@@ -229,9 +229,9 @@ class ScriptedWorker:
                 case x.Push(step, bucket, subtree, handle):
                     told = x.Contributed(self.key.index, step, bucket, subtree, None)
                     self._say(self._shard_of(bucket), told, self._tensors.get(handle))
-                case x.Pull(version, buckets):
+                case x.PullBuckets(version, buckets):
                     self._pull(version, buckets)
-                case x.Install(version):
+                case x.InstallVersion(version):
                     self._install(version)
         self._machine.check()
 

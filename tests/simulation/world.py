@@ -23,13 +23,13 @@ from dmi_protocol.effects import (
     Unlink,
 )
 from dmi_protocol.events import Asked, BlobArrived, BlobFailed, Connected, Disconnected, Event, Received, TurnedAway
+from dmi_protocol.gossip_facts import about
 from dmi_protocol.identity import BlobHash, NodeId, PublicKey, RequestId, node_id
 from dmi_protocol.messages.consensus import ConsensusMessage, Snapshot, TimeoutNow, Voted
 from dmi_protocol.messages.control import Introduced
 from dmi_protocol.messages.membership import MembershipMessage
 from dmi_protocol.messages.mesh import Message, Wire
 from dmi_protocol.messages.roles import Lease, Roster
-from dmi_protocol.news import about
 from dmi_protocol.peer import Me, Peer, PeerSettings
 from tests.simulation.checkers import Agreement, Answers, Incarnations, Roles
 from tests.simulation.clock import Clock

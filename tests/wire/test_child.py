@@ -53,7 +53,7 @@ import time
 from dmi_protocol.messages.roles import Completed
 from dmi_wire.child import Child
 child = Child.inherit()
-assert child.assignment().script == "train.py"
+assert child.launch().script == "train.py"
 child.start()
 if %r:
     child.fail("late", "no time", starting=True)

@@ -1,6 +1,6 @@
 """The parameter server's process: ``python -m dmi_node.roles.server``, a child of the daemon.
 
-It has copies of shards (``copy.py``), and carries what others say to them. One thread does all of it; a second one only
+It has copies of shards (``replica.py``), and carries what others say to them. One thread does all of it; a second one only
 talks to the daemon, a third one to the disk.
 """
 
@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import zmq
 
-from dmi_node.roles.copy import Copy, FromServer
+from dmi_node.roles.replica import FromServer, ShardReplica
 from dmi_node.roles.tensors import Tensors
 from dmi_node.roles.writer import Writer
 from dmi_protocol import limits
@@ -58,7 +58,7 @@ class Server:
         self._listener, self._context, self._keys = listener, context, keys
         self._index = launch.key.index
         self._parts = parts
-        self._copies: dict[int, Copy] = {}
+        self._copies: dict[int, ShardReplica] = {}
         self._lines: dict[int, DataConnection] = {}
         self._workers: dict[int, Endpoint] = {}
         self._heard: dict[int, Instant] = {}
@@ -144,7 +144,7 @@ class Server:
                 )
         for shard, replicas in enumerate(roster.assignment.shards):
             if replicas.primary == self._index:
-                self._copy(shard, self._parts).lead(self._rostered(shard), x.Leased(self._leased.until))
+                self._copy(shard, self._parts).become_primary(self._rostered(shard), x.Leased(self._leased.until))
             elif self._index not in (*replicas.backups, *replicas.filling):
                 self._copies.pop(shard, None)
         self._parts = ()
@@ -159,13 +159,13 @@ class Server:
             self.roster.generation, assignment.workers, assignment.lead, joiners, replicas.backups, replicas.filling
         )
 
-    def _copy(self, shard: int, parts: tuple[Part, ...] = ()) -> Copy:
+    def _copy(self, shard: int, parts: tuple[Part, ...] = ()) -> ShardReplica:
         """What we have of a shard; ``parts`` are those of the checkpoint that its first primary begins from."""
         if shard not in self._copies:
-            is_beside = any(map(self.is_local, self._workers))
+            is_colocated = any(map(self.is_local, self._workers))
             shards = len(self.roster.assignment.shards)
-            tensors = Tensors(shard, shards, shares_memory=is_beside, parts=parts, meanwhile=self.meanwhile)
-            self._copies[shard] = Copy(self, shard, tensors, _now)
+            tensors = Tensors(shard, shards, shares_memory=is_colocated, parts=parts, meanwhile=self.meanwhile)
+            self._copies[shard] = ShardReplica(self, shard, tensors, _now)
         return self._copies[shard]
 
     # What is said here
@@ -271,22 +271,22 @@ class Server:
     def to_worker(
         self, worker: int, message: say.ParameterMessage, frames: Iterable[Buffer] = ()
     ) -> zmq.MessageTracker | None:
-        """See ``copy.Host``."""
+        """See ``replica.Host``."""
         return self._listener.send(b"worker-%d" % worker, message, frames)
 
     def to_server(self, server: int, message: say.ParameterMessage, frames: Iterable[Buffer] = ()) -> None:
-        """See ``copy.Host``."""
+        """See ``replica.Host``."""
         if server == self._index:
             self._own.append(Delivery(b"server-%d" % server, message, ()))
         elif server in self._lines:
             self._lines[server].send(message, frames)
 
     def is_local(self, worker: int) -> bool:
-        """See ``copy.Host``."""
+        """See ``replica.Host``."""
         return worker in self._workers and self._workers[worker].node == self._launch.node
 
     def worker_name(self, worker: int) -> str:
-        """See ``copy.Host``."""
+        """See ``replica.Host``."""
         node = f"@{self._workers[worker].node_name}" if worker in self._workers else ""
         return f"worker-{worker}{node}"
 

@@ -294,7 +294,7 @@ class Tensors:
         """The squared norm of a root."""
         return self.arithmetic.square(bucket, self._get(handle))
 
-    def apply(self, effect: x.Apply) -> None:
+    def apply(self, effect: x.ApplyRoot) -> None:
         """One optimizer step on one bucket; waits until no socket holds what is overwritten."""
         for _, tracker in self._lent.pop((effect.bucket, effect.step - 1), []):
             tracker.wait(_LENT_S)

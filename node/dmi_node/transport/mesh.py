@@ -38,7 +38,7 @@ class _Member(Struct):
     watch: "asyncio.Task[None]"
 
 
-class Mesh:
+class MeshTransport:
     """``give`` takes events for the peer, ``blob`` what the stores answer, ``join`` what an invited stranger says."""
 
     def __init__(

@@ -6,8 +6,8 @@ from dmi_protocol.effects import Effect
 from dmi_protocol.messages.consensus import Entry, Snapshot
 
 
-class Apply(Struct, frozen=True):
-    """These entries are committed; they follow those of the ``Apply`` before."""
+class ApplyEntries(Struct, frozen=True):
+    """These entries are committed; they follow those of the ``ApplyEntries`` before."""
 
     entries: tuple[Entry, ...]
 
@@ -18,4 +18,4 @@ class Restore(Struct, frozen=True):
     snapshot: Snapshot
 
 
-Output = Effect | Apply | Restore
+Output = Effect | ApplyEntries | Restore

@@ -14,7 +14,7 @@ from dmi_protocol.codec import pack
 from dmi_protocol.consensus.following import Pieces, is_sound, place
 from dmi_protocol.consensus.leading import Leadership
 from dmi_protocol.consensus.log import Log
-from dmi_protocol.consensus.output import Apply, Output, Restore
+from dmi_protocol.consensus.output import ApplyEntries, Output, Restore
 from dmi_protocol.consensus.quorum import committed_index, is_quorum
 from dmi_protocol.consensus.settings import RaftSettings, Restored
 from dmi_protocol.effects import PersistEntries, PersistSnapshot, PersistVote, Send
@@ -290,7 +290,7 @@ class Raft:
             return []
         entries = self.log.between(self.commit + 1, index)
         self.commit = index
-        return [Apply(entries)]
+        return [ApplyEntries(entries)]
 
     # Leading
 

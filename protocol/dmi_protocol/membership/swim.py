@@ -10,7 +10,7 @@ from dmi_protocol.effects import Effect, Send
 from dmi_protocol.events import Connected, Disconnected, Event, Received, Stopping
 from dmi_protocol.identity import NodeId
 from dmi_protocol.instant import Instant, after, earliest
-from dmi_protocol.membership.gossip import Gossip
+from dmi_protocol.membership.dissemination import Dissemination
 from dmi_protocol.membership.member import Member, overrides
 from dmi_protocol.membership.settings import SwimSettings
 from dmi_protocol.membership.suspicion import suspicion_ms
@@ -55,14 +55,14 @@ class Swim:
         self._is_leaving = False
         self.members: dict[NodeId, Member] = {}
         self.rumors: dict[tuple[NodeId, str], Rumor] = {}
-        self.heard_news = 0
+        self.heard_rumors = 0
         """How often a rumor was new to us, or was forgotten."""
         self.heard_facts = 0
         """How often one of those was about a member itself (``FACTS``)."""
         self.refutations = 0
         self._health = 0
-        self._updates: Gossip[Update] = Gossip(settings)
-        self._news: Gossip[Rumor] = Gossip(settings)
+        self._updates: Dissemination[Update] = Dissemination(settings)
+        self._rumors_due: Dissemination[Rumor] = Dissemination(settings)
         self._over: dict[str, None] = {}
         """Keys under which nothing is spread any more; the last ones."""
         self._ring: list[NodeId] = []
@@ -73,7 +73,7 @@ class Swim:
         self._probes: dict[int, _Probe] = {}
         self._sequence = 0
         self._probe_at: Instant | None = None
-        self._news_at: Instant | None = None
+        self._spread_at: Instant | None = None
         self._due: Instant | None = None
         self._is_new = True
         """Has something happened since ``_due`` was worked out?"""
@@ -87,7 +87,7 @@ class Swim:
             self._strange.discard(gone)
             self._cut.discard(gone)
             self._updates.drop(gone)
-            self._news.drop(gone)
+            self._rumors_due.drop(gone)
             self._forget({about for about in self.rumors if about[0] == gone})
         for new in sorted(wanted - self.members.keys()):
             self.members[new] = Member("alive", 0, now, set())
@@ -122,7 +122,7 @@ class Swim:
         gone = {about for about in self.rumors if about[1] == key}
         self._forget(gone)
         for about in gone:
-            self._news.end(about)
+            self._rumors_due.end(about)
 
     def _may_hold(self, rumor: Rumor) -> bool:
         about = (rumor.origin, rumor.key)
@@ -134,18 +134,18 @@ class Swim:
     def _forget(self, gone: set[tuple[NodeId, str]]) -> None:
         for about in gone:
             del self.rumors[about]
-        self.heard_news += len(gone)
+        self.heard_rumors += len(gone)
 
     def _hold(self, now: Instant, rumor: Rumor) -> None:
         about = (rumor.origin, rumor.key)
         if not self._may_hold(rumor):
             return
         self.rumors[about] = rumor
-        self.heard_news += 1
+        self.heard_rumors += 1
         self.heard_facts += rumor.key == FACTS
-        self._news.add(about, rumor)
-        if self._news_at is None:
-            self._news_at, self._is_new = now, True
+        self._rumors_due.add(about, rumor)
+        if self._spread_at is None:
+            self._spread_at, self._is_new = now, True
 
     def deadline(self) -> Instant | None:
         """See ``Machine.deadline``."""
@@ -158,7 +158,7 @@ class Swim:
         probes = [probe.indirect_at or probe.fails_at for probe in self._probes.values()]
         suspects = [(node, member) for node, member in self.members.items() if member.standing == "suspect"]
         verdicts = [self._verdict_at(node, member) for node, member in suspects]
-        return earliest(self._probe_at, self._news_at if self.members else None, *probes, *verdicts)
+        return earliest(self._probe_at, self._spread_at if self.members else None, *probes, *verdicts)
 
     def _verdict_at(self, node: NodeId, member: Member) -> Instant:
         if node in self._cut:
@@ -210,7 +210,7 @@ class Swim:
         for node, member in self.members.items():
             if member.standing == "suspect" and now >= self._verdict_at(node, member):
                 output += self._believe(now, Update(node, "dead", member.incarnation, self._me))
-        if self._news_at is not None and now >= self._news_at and self.members:
+        if self._spread_at is not None and now >= self._spread_at and self.members:
             output += self._spread(now)
         return output
 
@@ -249,7 +249,7 @@ class Swim:
         member = self.members.get(target)
         if member is not None and member.standing != "alive" and all(update.node != target for update in updates):
             updates = (*updates, Update(target, member.standing, member.incarnation))
-        return updates, self._news.take(self._settings.rumors_per_message, size)
+        return updates, self._rumors_due.take(self._settings.rumors_per_message, size)
 
     def _ask_others(self, sequence: int, probe: _Probe) -> list[Output]:
         others = self._some_alive(probe.target)
@@ -370,15 +370,15 @@ class Swim:
         return [Send(t, say.Gossip(self._updates.take(self._settings.updates_per_message, size), ())) for t in targets]
 
     def _spread(self, now: Instant) -> list[Output]:
-        self._news_at = None
+        self._spread_at = None
         size = len(self.members) + 1
         sends: list[Output] = []
         for target in self._some_alive():
-            rumors = self._news.take(self._settings.rumors_per_message, size)
+            rumors = self._rumors_due.take(self._settings.rumors_per_message, size)
             if rumors:
                 sends.append(Send(target, say.Gossip((), rumors)))
-        if len(self._news):
-            self._news_at = after(now, self._settings.rumor_ms)
+        if len(self._rumors_due):
+            self._spread_at = after(now, self._settings.rumor_ms)
         return sends
 
     def check(self) -> None:

@@ -6,7 +6,7 @@ When its primary is lost it may be promoted (``Shard.promoted``): it has every v
 from typing import NamedTuple
 
 from dmi_protocol.training.copies import HEADER
-from dmi_protocol.training.exchange import Apply, Opened, ShardEffect
+from dmi_protocol.training.exchange import ApplyRoot, Opened, ShardEffect
 from dmi_protocol.training.step import Handle, Release
 
 
@@ -52,7 +52,7 @@ class Backup:
         self.versions[bucket] = step + 1
         if norms:
             self.norms = (step, norms)
-        return [Apply(step, bucket, handle, hyper, norms), *release, Tell(bucket, step + 1)]
+        return [ApplyRoot(step, bucket, handle, hyper, norms), *release, Tell(bucket, step + 1)]
 
     def told(self) -> tuple[tuple[int, int], ...]:
         """All that is here, for the primary."""

@@ -2,7 +2,15 @@
 
 from collections.abc import Iterable
 
-from dmi_protocol.training.exchange import AskCopy, CopyBucket, Fill, Replicate, Rostered, ShardEffect, TellCaughtUp
+from dmi_protocol.training.exchange import (
+    BeginFill,
+    CopyBucket,
+    QueryReplica,
+    ReplicateRoot,
+    Rostered,
+    ShardEffect,
+    TellCaughtUp,
+)
 from dmi_protocol.training.norms import Squares
 from dmi_protocol.training.step import Handle
 
@@ -37,7 +45,7 @@ class Copies:
         for server in event.filling:
             if server not in self._sent:
                 self._sent[server] = {HEADER: 0}
-                work.append(Fill(server, self._definition, fields))
+                work.append(BeginFill(server, self._definition, fields))
                 work += self._copy(server, self._frozen, step)
             work += self._tell(server)
         return work
@@ -88,7 +96,7 @@ class Copies:
         silent = self.silent(applied, step)
         made = frozenset(applied)
         self._asked = {server: (step, made | self._sent.get(server, {}).keys()) for server in silent}
-        return [AskCopy(server) for server in silent]
+        return [QueryReplica(server) for server in silent]
 
     def told(
         self,
@@ -109,7 +117,7 @@ class Copies:
         sent = self._sent.get(server, {})
         lost = sorted((sent.keys() & before) - has.keys())
         if HEADER in lost:
-            work.append(Fill(server, self._definition, self._fields))
+            work.append(BeginFill(server, self._definition, self._fields))
         made = frozenset(applied)
         for bucket in (bucket for bucket in lost if bucket != HEADER):
             version = step + 1 if bucket in made else step
@@ -119,7 +127,7 @@ class Copies:
         for bucket, root in handles.items():
             is_late = asked_in == step and bucket in before and has.get(bucket) == step
             if is_late and server in self.followers(bucket):
-                work.append(Replicate((server,), step, bucket, root, hyper, norms))
+                work.append(ReplicateRoot((server,), step, bucket, root, hyper, norms))
         return work
 
     def silent(self, applied: Iterable[int], step: int) -> tuple[int, ...]:

@@ -150,7 +150,7 @@ class Copied(Struct, frozen=True):
 
 
 class CopyTold(Struct, frozen=True):
-    """A server says all that it has: the answer to ``AskCopy``."""
+    """A server says all that it has: the answer to ``QueryReplica``."""
 
     server: int
     versions: tuple[tuple[int, int], ...]
@@ -180,7 +180,7 @@ class Open(Struct, frozen=True):
     definition: bytes
 
 
-class Welcome(Struct, frozen=True):
+class WelcomeWorker(Struct, frozen=True):
     """Tell the worker that it may begin ``step``. A joiner gets what the lead keeps of the run there, and the fingerprint of
     the others."""
 
@@ -190,7 +190,7 @@ class Welcome(Struct, frozen=True):
     fingerprint: tuple[tuple[str, str], ...] = ()
 
 
-class Resume(Struct, frozen=True):
+class GiveResume(Struct, frozen=True):
     """Tell the worker what the checkpoint keeps of the run."""
 
     worker: int
@@ -231,7 +231,7 @@ class TellNorms(Struct, frozen=True):
     asks: bool = False
 
 
-class Apply(Struct, frozen=True):
+class ApplyRoot(Struct, frozen=True):
     """One optimizer step on one bucket: version ``step`` and this root make version ``step + 1``.
 
     ``norms`` are the squared norms of all buckets in bucket order, empty when the job does not clip.
@@ -244,7 +244,7 @@ class Apply(Struct, frozen=True):
     norms: tuple[tuple[int, float], ...]
 
 
-class Fill(Struct, frozen=True):
+class BeginFill(Struct, frozen=True):
     """Tell this server what it is to have a copy of; buckets follow."""
 
     server: int
@@ -260,8 +260,8 @@ class CopyBucket(Struct, frozen=True):
     version: int
 
 
-class Replicate(Struct, frozen=True):
-    """Send these servers the root, to be applied as in the ``Apply`` of the same bucket. The handle stays valid, and
+class ReplicateRoot(Struct, frozen=True):
+    """Send these servers the root, to be applied as in the ``ApplyRoot`` of the same bucket. The handle stays valid, and
     unchanged, until it is released."""
 
     servers: tuple[int, ...]
@@ -272,7 +272,7 @@ class Replicate(Struct, frozen=True):
     norms: tuple[tuple[int, float], ...]
 
 
-class AskCopy(Struct, frozen=True):
+class QueryReplica(Struct, frozen=True):
     """Ask this server what it has of the shard; answered by ``CopyTold``."""
 
     server: int
@@ -284,7 +284,7 @@ class TellCaughtUp(Struct, frozen=True):
     server: int
 
 
-class Show(Struct, frozen=True):
+class ShowBucket(Struct, frozen=True):
     """Send ``bucket`` at ``version`` to these workers."""
 
     version: int
@@ -343,9 +343,19 @@ class End(Struct, frozen=True):
     """The shard has done all its work."""
 
 
-ToWorkers = Welcome | Resume | Decline | Disagree | Show | TellOutstanding | TellLacking | GiveState | SayFinished
-ToServers = Fill | CopyBucket | Replicate | AskCopy | TellCaughtUp | TellNorms
-ShardEffect = Sum | Release | Open | Measure | Apply | Forget | ToWorkers | ToServers | WritePart | End
+ToWorkers = (
+    WelcomeWorker
+    | GiveResume
+    | Decline
+    | Disagree
+    | ShowBucket
+    | TellOutstanding
+    | TellLacking
+    | GiveState
+    | SayFinished
+)
+ToServers = BeginFill | CopyBucket | ReplicateRoot | QueryReplica | TellCaughtUp | TellNorms
+ShardEffect = Sum | Release | Open | Measure | ApplyRoot | Forget | ToWorkers | ToServers | WritePart | End
 
 # What happens to a worker.
 
@@ -380,7 +390,7 @@ class Shown(Struct, frozen=True):
     bucket: int
 
 
-class Outstanding(Struct, frozen=True):
+class OutstandingHeard(Struct, frozen=True):
     """A server says what has come of ``bucket`` in ``step``, which is not whole there."""
 
     step: int
@@ -388,7 +398,7 @@ class Outstanding(Struct, frozen=True):
     held: tuple[Subtree, ...]
 
 
-WorkerEvent = Assigned | StepBegan | Computed | Shown | Outstanding | Waited
+WorkerEvent = Assigned | StepBegan | Computed | Shown | OutstandingHeard | Waited
 
 # What a worker wants done.
 
@@ -409,17 +419,17 @@ class Push(Struct, frozen=True):
     handle: Handle | None
 
 
-class Pull(Struct, frozen=True):
+class PullBuckets(Struct, frozen=True):
     """Ask the servers for what was not shown yet."""
 
     version: int
     buckets: tuple[int, ...]
 
 
-class Install(Struct, frozen=True):
+class InstallVersion(Struct, frozen=True):
     """All buckets of ``version`` are here: the step before it is complete everywhere."""
 
     version: int
 
 
-WorkerEffect = Sum | Release | Compute | Push | Pull | Install
+WorkerEffect = Sum | Release | Compute | Push | PullBuckets | InstallVersion

@@ -2,7 +2,7 @@
 
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.training.agreement import difference
-from dmi_protocol.training.exchange import Disagree, Greeted, Opened, Rostered, ShardEffect, Welcome
+from dmi_protocol.training.exchange import Disagree, Greeted, Opened, Rostered, ShardEffect, WelcomeWorker
 
 Fields = tuple[tuple[str, str], ...]
 
@@ -54,7 +54,9 @@ class Reception:
 
     def greeted(self, event: Greeted) -> Disagree | None:
         """Note a greeting, unless it contradicts the others'."""
-        is_late = self._has_begun or event.worker in self._roster.joiners  # it compares its data itself (``Welcome``)
+        is_late = (
+            self._has_begun or event.worker in self._roster.joiners
+        )  # it compares its data itself (``WelcomeWorker``)
         if self.fields:
             fields = dict(event.fields)
             theirs = tuple((n, v) for n, v in self.fields if n in fields) if is_late else self.fields
@@ -89,10 +91,10 @@ class Reception:
         self._has_begun = True
         new = sorted((self._greetings.keys() & regular) - self._welcomed)
         self._welcomed.update(new)
-        return [Welcome(worker, step) for worker in new]
+        return [WelcomeWorker(worker, step) for worker in new]
 
-    def welcome_joiners(self, step: int, extra: bytes) -> list[Welcome]:
+    def welcome_joiners(self, step: int, extra: bytes) -> list[WelcomeWorker]:
         """Those who wait for the lead to begin ``step``."""
         new = sorted((self._greetings.keys() & set(self._roster.joiners)) - self._welcomed)
         self._welcomed.update(new)
-        return [Welcome(worker, step, extra, self.fields) for worker in new]
+        return [WelcomeWorker(worker, step, extra, self.fields) for worker in new]

@@ -151,7 +151,7 @@ class Shard:
             case x.Greeted():
                 return self._greeted(event)
             case x.ResumeAsked():
-                return [x.Resume(event.worker)]
+                return [x.GiveResume(event.worker)]
             case x.Initialized():
                 return self._initialized(event)
             case x.Began():
@@ -347,8 +347,8 @@ class Shard:
         self._applied[bucket] = root
         self._unshown[bucket] = None
         followers = self._copies.followers(bucket)
-        sends = [x.Replicate(followers, self._step, bucket, root, hyper, norms)] if followers else []
-        applies = x.Apply(self._step, bucket, root, hyper, norms)
+        sends = [x.ReplicateRoot(followers, self._step, bucket, root, hyper, norms)] if followers else []
+        applies = x.ApplyRoot(self._step, bucket, root, hyper, norms)
         return [*sends, applies, *self._copies.made(bucket, self._step + 1)]
 
     def silent_copies(self) -> tuple[int, ...]:
@@ -367,7 +367,7 @@ class Shard:
             if self._copies is not None and self._copies.may_show(bucket, self._step + 1):
                 self._shown.add(bucket)
                 del self._unshown[bucket]
-                work.append(x.Show(self._step + 1, bucket, self._beginnings.attached()))
+                work.append(x.ShowBucket(self._step + 1, bucket, self._beginnings.attached()))
                 work.extend(_release(self._applied[bucket]))
         if self._shown and len(self._shown) == len(self._gatherings):
             self._step += 1
@@ -399,7 +399,7 @@ class Shard:
         if event.worker not in self._roster.workers:
             return []
         if event.version in self._readable:
-            return [x.Show(event.version, bucket, (event.worker,)) for bucket in event.buckets]
+            return [x.ShowBucket(event.version, bucket, (event.worker,)) for bucket in event.buckets]
         if event.version == self._step + 1:
             return self._show_or_tell(event)
         if event.version > self._step or self._beginnings.has_begun(event.worker, event.version):
@@ -410,7 +410,7 @@ class Shard:
         """Of the next version: what is whole, and of the rest what has come."""
         shown = [b for b in event.buckets if b in self._shown]
         open_ = [b for b in event.buckets if b not in self._applied and not self._gatherings[b].is_complete()]
-        work: list[x.ShardEffect] = [x.Show(event.version, bucket, (event.worker,)) for bucket in shown]
+        work: list[x.ShardEffect] = [x.ShowBucket(event.version, bucket, (event.worker,)) for bucket in shown]
         if open_:
             held = tuple((bucket, tuple(sorted(self._gatherings[bucket].sums))) for bucket in open_)
             work.append(x.TellOutstanding(event.worker, self._step, held))

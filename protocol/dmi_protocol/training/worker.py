@@ -12,9 +12,9 @@ from dmi_protocol.training.exchange import (
     Assigned,
     Compute,
     Computed,
-    Install,
-    Outstanding,
-    Pull,
+    InstallVersion,
+    OutstandingHeard,
+    PullBuckets,
     Push,
     Shown,
     StepBegan,
@@ -77,11 +77,11 @@ class Worker:
                 return self._computed(event)
             case Shown():
                 return self._is_shown(event)
-            case Outstanding():
+            case OutstandingHeard():
                 return self._push_again(event)
             case Waited():
                 missing = self.missing()
-                return [Pull(self._step + 1, missing)] if self._step is not None and missing else []
+                return [PullBuckets(self._step + 1, missing)] if self._step is not None and missing else []
 
     def _assign(self, event: Assigned) -> list[WorkerEffect]:
         """A new generation: who is a primary now has not all that the one before had."""
@@ -94,7 +94,8 @@ class Worker:
         if self._step is not None:
             raise LocalProtocolError(f"step {event.step} begins while step {self._step} is in flight")
         self._step = self._version = event.step
-        self._shown = {version: shown for version, shown in self._shown.items() if version > event.step}  # a joiner's first
+        # a joiner was shown what others have made while it greeted
+        self._shown = {version: shown for version, shown in self._shown.items() if version > event.step}
         self._given = frozenset()
         return [*self._give(), *self._complete()]
 
@@ -145,7 +146,7 @@ class Worker:
         del self._shown[self._version]
         kept = [handle for share in self._shares for held in share.gatherings for handle in held.sums.values()]
         self._shares.clear()
-        return [*(Release(handle) for handle in kept if handle is not None), Install(self._version)]
+        return [*(Release(handle) for handle in kept if handle is not None), InstallVersion(self._version)]
 
     def _again(self, buckets: Iterable[int]) -> list[WorkerEffect]:
         """What was not shown of ``buckets`` may have been lost on the way there or on the way back."""
@@ -158,9 +159,9 @@ class Worker:
             for bucket in missing
             for subtree, handle in share.pushed[bucket].items()
         ]
-        return [*work, Pull(self._step + 1, missing)]
+        return [*work, PullBuckets(self._step + 1, missing)]
 
-    def _push_again(self, event: Outstanding) -> list[WorkerEffect]:
+    def _push_again(self, event: OutstandingHeard) -> list[WorkerEffect]:
         """What we have pushed and did not get there. (Sums that wait there are parts of ours, or ours of them.)"""
         if event.step != self._step:
             return []

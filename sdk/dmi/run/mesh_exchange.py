@@ -14,7 +14,7 @@ import zmq
 from dmi.errors import UsageError
 from dmi.run.collected import Collected
 from dmi.run.exchange import Arrival
-from dmi.run.records import Ledger, Progress
+from dmi.run.records import Ledger, ProgressReporter
 from dmi.run.servers import Heard, Servers
 from dmi.run.shares import Neighbour, Shares, neighbours
 from dmi_protocol.codec import encode_struct
@@ -58,7 +58,7 @@ class MeshExchange:
         self._servers = Servers(self._context, keys, self.worker, launch.node, child, self._give_up)
         self._servers.follow(roster)
         self._machine: Worker | None = None
-        self._beside: dict[int, Neighbour] = {}  # by shard: the memory that we share with its primary
+        self._colocated: dict[int, Neighbour] = {}  # by shard: the memory that we share with its primary
         self._asked: Callable[[int], None] | None = None
         """Asks a shard for what we wait for; a new primary is asked again."""
         self._arrival: Arrival | None = None
@@ -70,7 +70,7 @@ class MeshExchange:
         self._begun: Callable[[int], None] | None = None  # says to a shard that we are in the step in flight
         self._kept: tuple[int, Callable[[], bytes]] | None = None  # the last checkpoint that the script wanted
         self._finished: set[int] = set()
-        self._progress = Progress(child)
+        self._progress = ProgressReporter(child)
         self._ledger = Ledger(Path(launch.directory))
 
     # Who takes part
@@ -104,7 +104,7 @@ class MeshExchange:
         moved = self._servers.follow(roster)
         self._finished -= set(moved)
         for shard in moved:
-            self._beside.pop(shard, None)
+            self._colocated.pop(shard, None)
         for shard in self._servers.shards if self.is_lead and not was_lead else moved:
             self._say_where_we_are(shard)
         if self._machine is not None:
@@ -166,15 +166,17 @@ class MeshExchange:
         share = self._share()
         self._machine = Worker(x.Assigned(self._roster.generation, share), layout.live)
         local = [shard for shard in self._servers.shards if self._servers.is_local(shard) and not self.is_joiner]
-        self._beside = neighbours(layout, self._owner, local, cover(share))
-        beside = {b: self._beside[self._owner[b]] for b in range(layout.live) if self._owner[b] in self._beside}
-        self._shares = Shares(layout, beside)
+        self._colocated = neighbours(layout, self._owner, local, cover(share))
+        colocated = {
+            b: self._colocated[self._owner[b]] for b in range(layout.live) if self._owner[b] in self._colocated
+        }
+        self._shares = Shares(layout, colocated)
         for shard in self._servers.shards:
-            self._greet(shard, self._beside.get(shard))
+            self._greet(shard, self._colocated.get(shard))
         self._send_all(self._bring_initial)
         self._asked = self._greet
         step = self._await_welcomes()
-        for found in self._beside.values():
+        for found in self._colocated.values():
             found.segment.withdraw()
         if self._roster.restore is not None or self.is_joiner:
             self._fetch(step)
@@ -188,9 +190,9 @@ class MeshExchange:
         found = needs(self._definition, self._buckets.layout, assignment, kept)
         print(told(found, len(assignment.workers), len(self._roster.servers)), flush=True)
 
-    def _greet(self, shard: int, beside: Neighbour | None = None) -> None:
+    def _greet(self, shard: int, colocated: Neighbour | None = None) -> None:
         """Memory is offered once, before it has lost its name."""
-        name, size = (None, 0) if beside is None else (beside.segment.name, beside.segment.size)
+        name, size = (None, 0) if colocated is None else (colocated.segment.name, colocated.segment.size)
         definition = encode_struct(self._definition)
         hello = say.Hello(self._roster.generation, shard, self.worker, self._fingerprint, definition, name, size)
         self._servers.send(shard, hello)
@@ -297,9 +299,9 @@ class MeshExchange:
                     self._given.append(leaf)
                 case x.Push():
                     self._push(effect)
-                case x.Pull(version, buckets):
+                case x.PullBuckets(version, buckets):
                     self._pull(version, buckets)
-                case x.Install():
+                case x.InstallVersion():
                     self._given.clear()
                     self._is_installable = True
 
@@ -316,8 +318,8 @@ class MeshExchange:
         shard = self._owner[push.bucket]
         share = None if push.handle is None else self._shares.get(push.handle)
         tensor = None if share is None else share.tensor
-        is_beside = share is not None and shard in self._beside
-        region = self._shares.region(push.bucket, share) if share is not None and is_beside else None
+        is_colocated = share is not None and shard in self._colocated
+        region = self._shares.region(push.bucket, share) if share is not None and is_colocated else None
         message = say.Contribution(
             self._roster.generation,
             shard,
@@ -350,7 +352,7 @@ class MeshExchange:
                 self._happened(x.Shown(version, bucket))
             case say.Outstanding(_, _, step, held) if self._machine is not None:
                 for bucket, subtrees in held:
-                    self._happened(x.Outstanding(step, bucket, tuple(Subtree(*subtree) for subtree in subtrees)))
+                    self._happened(x.OutstandingHeard(step, bucket, tuple(Subtree(*subtree) for subtree in subtrees)))
             case say.Declined(_, kind, text):
                 self._give_up("declined", f"{self._servers.server_name(heard.server)} declines ({kind}): {text}")
             case say.Finished():

@@ -11,7 +11,7 @@ from dmi_protocol.messages.roles import Progressed
 from dmi_wire.child import Child
 
 
-class Progress:
+class ProgressReporter:
     """For people: tells the daemon now and then where the training stands."""
 
     def __init__(self, child: Child) -> None:

@@ -12,8 +12,8 @@ from typing import NoReturn, cast
 import pytest
 import zmq
 
-from bench.roles import Exited, Troupe
-from dmi_node.roles.copy import Copy
+from bench.roles import Exited, RoleProcesses
+from dmi_node.roles.replica import ShardReplica
 from dmi_node.roles.server import Server
 from dmi_protocol import limits
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
@@ -64,31 +64,31 @@ for step in run.steps(torch.utils.data.TensorDataset(torch.ones(1_000_000, 2)), 
 
 
 @pytest.fixture
-def troupe(tmp_path: Path) -> Iterator[Troupe]:
+def roles(tmp_path: Path) -> Iterator[RoleProcesses]:
     """Two workers and a server that go on for long."""
     script = tmp_path / "slow.py"
     script.write_text(SLOW)
-    with Troupe(tmp_path / "roles", script, workers=2, servers=1, leaves=None) as made:
+    with RoleProcesses(tmp_path / "roles", script, workers=2, servers=1, leaves=None) as made:
         yield made
 
 
-def steps_done(troupe: Troupe) -> int:
+def steps_done(roles: RoleProcesses) -> int:
     """How far worker 0 has come."""
-    path = Path(troupe.of("worker", 0).launch.directory) / "ledger.jsonl"
+    path = Path(roles.of("worker", 0).launch.directory) / "ledger.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
-def wait_for_step(troupe: Troupe, step: int) -> None:
+def wait_for_step(roles: RoleProcesses, step: int) -> None:
     deadline = time.monotonic() + PATIENCE_S * 2
-    while steps_done(troupe) < step:
+    while steps_done(roles) < step:
         assert time.monotonic() < deadline, "training does not go on"
-        assert all(child.process.poll() is None for child in troupe.children), "a role has ended"
+        assert all(child.process.poll() is None for child in roles.children), "a role has ended"
 
 
-def test_a_stranger_is_refused_and_training_goes_on(troupe: Troupe) -> None:
-    roster = troupe.endpoint()
-    wait_for_step(troupe, 3)
+def test_a_stranger_is_refused_and_training_goes_on(roles: RoleProcesses) -> None:
+    roster = roles.introduce()
+    wait_for_step(roles, 3)
     context: Context = zmq.Context()
     keys = KeyPair.make()
     line = DataConnection(
@@ -102,22 +102,22 @@ def test_a_stranger_is_refused_and_training_goes_on(troupe: Troupe) -> None:
     monitor.close()
     line.close()
     context.term()
-    wait_for_step(troupe, steps_done(troupe) + 3)
+    wait_for_step(roles, steps_done(roles) + 3)
 
 
-def test_role_processes_end_with_their_daemon(troupe: Troupe) -> None:
-    troupe.endpoint()
-    wait_for_step(troupe, 1)
-    for child in troupe.children:
+def test_role_processes_end_with_their_daemon(roles: RoleProcesses) -> None:
+    roles.introduce()
+    wait_for_step(roles, 1)
+    for child in roles.children:
         child.channel.close()
-    for child in troupe.children:
+    for child in roles.children:
         assert child.process.wait(PATIENCE_S) == 113
 
 
-def test_a_killed_role_is_seen_on_its_channel(troupe: Troupe) -> None:
-    troupe.endpoint()
-    wait_for_step(troupe, 1)
-    worker = troupe.of("worker", 1)
+def test_a_killed_role_is_seen_on_its_channel(roles: RoleProcesses) -> None:
+    roles.introduce()
+    wait_for_step(roles, 1)
+    worker = roles.of("worker", 1)
     os.kill(worker.process.pid, signal.SIGKILL)
     assert worker.next(time.monotonic() + PATIENCE_S) == Exited(0, signal.SIGKILL)
 
@@ -233,7 +233,7 @@ def test_a_copy_that_is_slow_and_beats_is_not_silent(alone: Alone, monkeypatch: 
     server = alone.server
     server.roster = alone.roster
     server._heard.clear()
-    server._copies = {0: cast(Copy, SimpleNamespace(is_primary=True, silent_copies=lambda: (1,)))}
+    server._copies = {0: cast(ShardReplica, SimpleNamespace(is_primary=True, silent_copies=lambda: (1,)))}
     server._others = {1: Instant(now[0])}
     for _ in range(5):
         now[0] += 1_000
@@ -263,7 +263,7 @@ def test_who_is_at_something_long_is_there_and_hears_the_rest_in_its_turn(alone:
             server.meanwhile()
         assert answer[0] == Beat(1)
 
-    server._copies = {0: cast(Copy, SimpleNamespace(is_primary=True, hear=takes_long))}
+    server._copies = {0: cast(ShardReplica, SimpleNamespace(is_primary=True, hear=takes_long))}
     server._take(Delivery(b"worker-0", Pull(1, 0, 1, (0,)), ()))
     assert server._heard[0] > Instant(0)
     assert heard == [Pull(1, 0, 1, (0,))]

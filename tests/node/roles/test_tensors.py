@@ -9,7 +9,7 @@ from dmi_protocol.codec import encode_struct
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.messages.parameters import Contribution, Region
 from dmi_protocol.tensor_spec import TensorSpec
-from dmi_protocol.training.exchange import Apply
+from dmi_protocol.training.exchange import ApplyRoot
 from dmi_protocol.training.layout import Definition, ParameterSpec
 from dmi_tensor.frames import frame_of, spec_of
 from dmi_tensor.optimizers import hyperparameters
@@ -52,7 +52,7 @@ def test_a_neighbours_sums_are_read_and_never_written(tensors: Tensors) -> None:
     tensors.add(left, right)
     square = tensors.square(0, left)
     assert square == pytest.approx(LENGTH * 9.0)
-    tensors.apply(Apply(0, 0, left, HYPER, ((0, square),)))
+    tensors.apply(ApplyRoot(0, 0, left, HYPER, ((0, square),)))
     assert lent[0].tolist() == [1.0] * LENGTH
     assert lent[1].tolist() == [2.0] * LENGTH
     step = 0.5 * 3.0 / (square**0.5 + 1e-6)
@@ -66,7 +66,7 @@ def test_clipping_a_root_that_a_neighbour_keeps_works_on_a_copy(tensors: Tensors
     lent = torch.frombuffer(segment.buffer, dtype=torch.float32)
     lent.fill_(4.0)
     handle = tensors.put(0, contribution(lent, 1.0, Region(segment.name, 0)), [])
-    tensors.apply(Apply(0, 0, handle, HYPER, ((0, tensors.square(0, handle)),)))
+    tensors.apply(ApplyRoot(0, 0, handle, HYPER, ((0, tensors.square(0, handle)),)))
     assert lent.tolist() == [4.0] * LENGTH
     segment.withdraw()
 
@@ -78,7 +78,7 @@ def test_what_is_shown_to_a_neighbour_lies_in_our_segment(tensors: Tensors) -> N
     assert name is not None
     ours = Segment.attach(name, size)
     handle = tensors.put(0, contribution(torch.ones(LENGTH), 1.0), [frame_of(torch.ones(LENGTH))])
-    tensors.apply(Apply(0, 0, handle, HYPER, ((0, 0.0),)))
+    tensors.apply(ApplyRoot(0, 0, handle, HYPER, ((0, 0.0),)))
     shown = tensors.show(0, 1, 0)
     assert shown.region is not None
     view = ours.view(shown.region.offset, LENGTH * 4)

@@ -36,7 +36,7 @@ import os, subprocess, sys, time
 from dmi_protocol.messages.roles import Bound, Assignment, Completed, Failed, Progressed
 from dmi_wire.child import Child
 child = Child.inherit()
-assert child.assignment().script == "train.py"
+assert child.launch().script == "train.py"
 child.start()
 def bound():
     child.tell(Bound("127.0.0.1:1", "k" * 40, os.getpid()))

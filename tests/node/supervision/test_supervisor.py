@@ -45,7 +45,7 @@ from dmi_protocol.jobs.hosting import RECOVERABLE
 from dmi_protocol.messages.roles import Assignment, Completed, PartWritten
 from dmi_wire.child import Child
 child = Child.inherit()
-given = child.assignment()
+given = child.launch()
 child.start()
 def part(path, data=b"part"):
     child.tell(PartWritten(3, 0, hashlib.sha256(data).hexdigest(), str(path), len(data), False))

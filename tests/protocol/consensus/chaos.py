@@ -5,7 +5,7 @@ from random import Random
 
 import msgpack
 
-from dmi_protocol.consensus.output import Apply, Output, Restore
+from dmi_protocol.consensus.output import ApplyEntries, Output, Restore
 from dmi_protocol.consensus.raft import Raft
 from dmi_protocol.consensus.settings import RaftSettings
 from dmi_protocol.events import Connected, Disconnected, Event, Received, Ticked
@@ -172,7 +172,7 @@ class Chaos:
     def _look(self, name: NodeId, output: Output) -> None:
         """State machine safety: nobody ever applies another entry at an index."""
         term = self.cluster.rafts[name].term
-        if isinstance(output, Apply):
+        if isinstance(output, ApplyEntries):
             for entry in output.entries:
                 assert entry.index == self.at.get(name, 1) + 1, f"{name} applies {entry.index} out of order"
                 self.at[name] = entry.index

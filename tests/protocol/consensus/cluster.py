@@ -7,7 +7,7 @@ import msgpack
 from msgspec import Struct
 
 from dmi_protocol.cluster.command import Cancel
-from dmi_protocol.consensus.output import Apply, Output, Restore
+from dmi_protocol.consensus.output import ApplyEntries, Output, Restore
 from dmi_protocol.consensus.raft import Raft
 from dmi_protocol.consensus.settings import RaftSettings, Restored
 from dmi_protocol.effects import PersistEntries, PersistSnapshot, PersistVote, Send
@@ -112,7 +112,7 @@ class Cluster:
                 case Send(to, message):
                     assert isinstance(message, ConsensusMessage)
                     self.letters.append(Letter(me, to, message))
-                case Apply(committed):
+                case ApplyEntries(committed):
                     self.applied[me] += committed
                     self.states[me] += [[e.index, e.term, repr(e.command)] for e in committed]
                 case Restore(snapshot):

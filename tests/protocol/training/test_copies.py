@@ -21,7 +21,7 @@ def filled() -> Copies:
     """Server 1 has been sent everything at version 1, and says so."""
     copies = Copies((0, 1), (4,), b"model")
     work = copies.roster(rostered(1, filling=(1,)), 0, FIELDS)
-    assert work == [x.Fill(1, b"model", FIELDS), x.CopyBucket(1, 4, 0)]
+    assert work == [x.BeginFill(1, b"model", FIELDS), x.CopyBucket(1, 4, 0)]
     assert copies.made(0, 1) == [x.CopyBucket(1, 0, 1)]
     assert copies.may_show(0, 1), "it does not count before it was sent everything"
     assert copies.made(1, 1) == [x.CopyBucket(1, 1, 1)]
@@ -51,9 +51,9 @@ def test_a_copy_is_told_to_have_caught_up_once_it_has_made_a_version_itself() ->
 def test_what_a_copy_says_that_it_has_not_is_sent_again_and_nothing_else() -> None:
     copies = filled()
     roots: tuple[dict[int, Handle | None], bytes, Squares] = ({0: Handle(7)}, b"lr", ())
-    assert copies.ask([0], 1) == [x.AskCopy(1)], "a question is small: the copy may only be slow"
+    assert copies.ask([0], 1) == [x.QueryReplica(1)], "a question is small: the copy may only be slow"
     again = copies.told(1, ((HEADER, 0), (0, 1)), [0], 1, roots)
-    assert again == [x.CopyBucket(1, 1, 1), x.CopyBucket(1, 4, 1), x.Replicate((1,), 1, 0, Handle(7), b"lr", ())]
+    assert again == [x.CopyBucket(1, 1, 1), x.CopyBucket(1, 4, 1), x.ReplicateRoot((1,), 1, 0, Handle(7), b"lr", ())]
     copies.ask([0], 1)
     assert copies.told(1, ((HEADER, 0), (0, 2), (1, 1), (4, 1)), [0], 1, roots) == []
 
@@ -62,7 +62,7 @@ def test_a_copy_that_never_heard_its_beginning_gets_it_again() -> None:
     copies = filled()
     copies.ask([], 1)
     again = copies.told(1, (), [], 1, None)
-    assert again[0] == x.Fill(1, b"model", FIELDS)
+    assert again[0] == x.BeginFill(1, b"model", FIELDS)
     assert [effect.bucket for effect in again[1:] if isinstance(effect, x.CopyBucket)] == [0, 1, 4]
 
 
@@ -95,7 +95,7 @@ def test_a_copy_applies_in_order_and_says_again_what_comes_again() -> None:
     assert copy.replicated(3, 0, Handle(1), b"lr", ()) == [Release(Handle(1))], "the bucket will come anew"
     copy = backup()
     assert copy.replicated(3, 0, Handle(2), b"lr", ()) == [
-        x.Apply(3, 0, Handle(2), b"lr", ()),
+        x.ApplyRoot(3, 0, Handle(2), b"lr", ()),
         Release(Handle(2)),
         Tell(0, 4),
     ]
@@ -113,22 +113,22 @@ def promoted(leased: x.Leased | None = None) -> tuple[Shard, list[x.ShardEffect]
 
 def test_a_copy_that_is_promoted_shows_what_it_has_and_gathers_the_rest() -> None:
     shard, effects = promoted()
-    assert x.Show(5, 0, (0,)) in effects
+    assert x.ShowBucket(5, 0, (0,)) in effects
     assert shard.current == 4
-    assert shard.step(NOW, x.Greeted(0, FIELDS, b"model")) == [x.Welcome(0, 4)]
+    assert shard.step(NOW, x.Greeted(0, FIELDS, b"model")) == [x.WelcomeWorker(0, 4)]
     begin(shard, 0, 4)
     assert shard.step(NOW, x.Contributed(0, 4, 0, Subtree(0, 2), Handle(8))) == [Release(Handle(8))], "it has this one"
     effects = whole(shard, 4, 1, 9)
-    assert [type(effect) for effect in effects] == [x.Apply, x.Show, Release]
+    assert [type(effect) for effect in effects] == [x.ApplyRoot, x.ShowBucket, Release]
     assert shard.current == 5
 
 
 def test_nothing_is_shown_without_a_lease() -> None:
     shard, effects = promoted(x.Leased(Instant(0)))
-    assert not any(isinstance(effect, x.Show) for effect in effects)
+    assert not any(isinstance(effect, x.ShowBucket) for effect in effects)
     assert shard.step(NOW, x.Pulled(0, 4, (1,))) == []
     effects = shard.step(NOW, x.Leased(Instant(1)))
-    assert effects == [x.Show(5, 0, (0,)), x.Show(4, 1, (0,))]
+    assert effects == [x.ShowBucket(5, 0, (0,)), x.ShowBucket(4, 1, (0,))]
 
 
 def test_a_joiner_comes_in_with_a_step_of_the_lead_s() -> None:
@@ -138,11 +138,11 @@ def test_a_joiner_comes_in_with_a_step_of_the_lead_s() -> None:
     assert shard.step(NOW, x.Greeted(3, (), b"model")) == []
     assert begin(shard, 0, 4) == [], "the lead did not know of the joiner when it began"
     effects = shard.step(NOW, x.Began(0, 4, (1, 1), b"lr", b"kept"))
-    assert effects == [x.Welcome(3, 4, b"kept", FIELDS)]
+    assert effects == [x.WelcomeWorker(3, 4, b"kept", FIELDS)]
     whole(shard, 4, 1, 1)
     shard.step(NOW, x.Began(0, 5, (1, 1), b"lr"))
     for bucket in (0, 1):
-        assert not any(isinstance(effect, x.Apply) for effect in whole(shard, 5, bucket, 2 + bucket)), (
+        assert not any(isinstance(effect, x.ApplyRoot) for effect in whole(shard, 5, bucket, 2 + bucket)), (
             "it wants version 4"
         )
-    assert any(isinstance(effect, x.Apply) for effect in begin(shard, 3, 4))
+    assert any(isinstance(effect, x.ApplyRoot) for effect in begin(shard, 3, 4))

@@ -31,10 +31,10 @@ def test_nobody_is_welcome_before_all_have_greeted_and_every_bucket_is_there() -
     assert reception.has_everything
     assert reception.welcome(0) == [], "worker 1 has not greeted"
     assert greet(reception, 1) is None
-    assert reception.welcome(0) == [x.Welcome(0, 0), x.Welcome(1, 0)]
+    assert reception.welcome(0) == [x.WelcomeWorker(0, 0), x.WelcomeWorker(1, 0)]
     assert reception.welcome(0) == [], "once is enough"
     assert greet(reception, 1) is None
-    assert reception.welcome(3) == [x.Welcome(1, 3)], "who greets again has not heard it"
+    assert reception.welcome(3) == [x.WelcomeWorker(1, 3)], "who greets again has not heard it"
 
 
 def test_a_bucket_of_another_shard_is_the_peers_fault() -> None:
@@ -50,8 +50,8 @@ def test_the_beginning_does_not_wait_for_joiners_and_joiners_wait_for_the_lead()
     greet(reception, 0)
     greet(reception, 1, ())
     reception.opened(x.Opened((0, 1), (4,), 2, clips=False, shards=(0,), step=5))
-    assert reception.welcome(5) == [x.Welcome(0, 5)]
-    assert reception.welcome_joiners(7, b"kept") == [x.Welcome(1, 7, b"kept", FIELDS)]
+    assert reception.welcome(5) == [x.WelcomeWorker(0, 5)]
+    assert reception.welcome_joiners(7, b"kept") == [x.WelcomeWorker(1, 7, b"kept", FIELDS)]
     assert reception.welcome_joiners(8, b"kept") == []
 
 
@@ -59,12 +59,12 @@ def test_who_is_gone_is_welcome_only_when_it_greets_again() -> None:
     reception = taken_over(x.Rostered(1, (0, 1), 0))
     greet(reception, 0)
     greet(reception, 1)
-    assert reception.welcome(3) == [x.Welcome(0, 3), x.Welcome(1, 3)]
+    assert reception.welcome(3) == [x.WelcomeWorker(0, 3), x.WelcomeWorker(1, 3)]
     reception.roster(x.Rostered(2, (0,), 0))
     reception.roster(x.Rostered(3, (0, 1), 0))
     assert reception.welcome(4) == []
     greet(reception, 1)
-    assert reception.welcome(4) == [x.Welcome(1, 4)]
+    assert reception.welcome(4) == [x.WelcomeWorker(1, 4)]
 
 
 def test_at_the_beginning_a_missing_field_is_a_contradiction() -> None:

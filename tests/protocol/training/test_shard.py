@@ -73,7 +73,7 @@ def test_nobody_is_welcome_before_everybody_said_the_same_and_the_weights_are_th
     assert shard.step(NOW, x.Greeted(1, (), b"model")) == [x.Open(b"model")]
     assert shard.step(NOW, x.Opened((0,), (), 2, clips=False, shards=(0,))) == []
     assert shard.step(NOW, x.Initialized(0, 0)) == []
-    assert shard.step(NOW, x.Greeted(0, (), b"model")) == [x.Welcome(0, 0), x.Welcome(1, 0)]
+    assert shard.step(NOW, x.Greeted(0, (), b"model")) == [x.WelcomeWorker(0, 0), x.WelcomeWorker(1, 0)]
 
 
 def test_frozen_buckets_are_kept_and_never_stepped() -> None:
@@ -81,7 +81,7 @@ def test_frozen_buckets_are_kept_and_never_stepped() -> None:
     shard.step(NOW, x.Greeted(0, (), b"model"))
     shard.step(NOW, x.Opened((0,), (4,), 2, clips=False, shards=(0,)))
     assert shard.step(NOW, x.Initialized(0, 0)) == []
-    assert shard.step(NOW, x.Initialized(0, 4)) == [x.Welcome(0, 0)]
+    assert shard.step(NOW, x.Initialized(0, 4)) == [x.WelcomeWorker(0, 0)]
     with pytest.raises(RemoteProtocolError):
         whole(shard, 0, 4, 1)
 
@@ -116,7 +116,7 @@ def test_survivors_contributions_stay_valid_in_a_new_generation() -> None:
     assert shard.step(NOW, x.Contributed(0, 0, 0, Subtree(0, 1), Handle(1))) == []
     assert shard.step(NOW, x.Rostered(4, (0,), 0)) == []
     effects = shard.step(NOW, x.Contributed(0, 0, 0, Subtree(1, 1), Handle(2)))
-    assert x.Apply(0, 0, Handle(1), b"lr", ()) in effects
+    assert x.ApplyRoot(0, 0, Handle(1), b"lr", ()) in effects
 
 
 def test_a_version_is_given_up_only_when_a_contribution_proves_that_its_step_is_complete_everywhere() -> None:
@@ -126,7 +126,7 @@ def test_a_version_is_given_up_only_when_a_contribution_proves_that_its_step_is_
     whole(shard, 0, 0, 1)
     assert shard.current == 1
     assert shard.readable == {0, 1}, "another shard may still be at step 0"
-    assert shard.step(NOW, x.Pulled(1, 0, (0,))) == [x.Show(0, 0, (1,))]
+    assert shard.step(NOW, x.Pulled(1, 0, (0,))) == [x.ShowBucket(0, 0, (1,))]
     begin(shard, 0, 1)
     assert shard.readable == {0, 1}
     effects = shard.step(NOW, x.Contributed(0, 1, 0, Subtree(0, 1), Handle(2)))
@@ -143,10 +143,10 @@ def test_nothing_is_applied_while_a_worker_may_still_read_what_would_be_overwrit
     whole(shard, 0, 0, 1)
     begin(shard, 0, 1)
     effects = whole(shard, 1, 0, 2)
-    assert any(isinstance(e, x.Apply) for e in effects), "worker 1 has begun step 0: one step behind is allowed"
+    assert any(isinstance(e, x.ApplyRoot) for e in effects), "worker 1 has begun step 0: one step behind is allowed"
     begin(shard, 0, 2)
-    assert not any(isinstance(e, x.Apply) for e in whole(shard, 2, 0, 3)), "worker 1 is two steps behind"
-    assert any(isinstance(e, x.Apply) for e in begin(shard, 1, 1))
+    assert not any(isinstance(e, x.ApplyRoot) for e in whole(shard, 2, 0, 3)), "worker 1 is two steps behind"
+    assert any(isinstance(e, x.ApplyRoot) for e in begin(shard, 1, 1))
 
 
 def test_the_lead_must_have_begun_so_that_its_checkpoint_comes_first() -> None:
@@ -157,7 +157,7 @@ def test_the_lead_must_have_begun_so_that_its_checkpoint_comes_first() -> None:
         x.WritePart(0, b"extra", final=False, fingerprint=FIELDS)
     ]
     assert shard.step(NOW, x.CheckpointAsked(1, 0, b"other")) == []
-    assert begin(shard, 0, 0)[0] == x.Apply(0, 0, Handle(1), b"lr", ())
+    assert begin(shard, 0, 0)[0] == x.ApplyRoot(0, 0, Handle(1), b"lr", ())
 
 
 def test_the_lead_may_have_the_optimizer_state_between_two_steps() -> None:
@@ -188,20 +188,20 @@ def test_clipping_waits_for_the_norms_of_all_shards() -> None:
     assert shard.step(NOW, x.Measured(0, 1, 1.0)) == [x.TellNorms(0, ((1, 1.0), (3, 9.0)))]
     effects = shard.step(NOW, x.NormsHeard(0, 0, ((0, 4.0), (2, 2.0))))
     norms = ((0, 4.0), (1, 1.0), (2, 2.0), (3, 9.0))
-    assert x.Apply(0, 1, Handle(1), b"lr", norms) in effects
-    assert x.Apply(0, 3, Handle(2), b"lr", norms) in effects
+    assert x.ApplyRoot(0, 1, Handle(1), b"lr", norms) in effects
+    assert x.ApplyRoot(0, 3, Handle(2), b"lr", norms) in effects
 
 
 def test_a_shard_goes_on_from_a_checkpoint_without_initial_values() -> None:
     shard = Shard(x.Rostered(3, (0, 1), 0), 0)
-    assert shard.step(NOW, x.ResumeAsked(1)) == [x.Resume(1)], "before anybody has described the model"
+    assert shard.step(NOW, x.ResumeAsked(1)) == [x.GiveResume(1)], "before anybody has described the model"
     shard.step(NOW, x.Greeted(0, FIELDS, b"model"))
     assert shard.step(NOW, x.Opened((0,), (1,), 2, clips=False, shards=(0,), step=5, fingerprint=FIELDS)) == []
-    assert shard.step(NOW, x.Greeted(1, FIELDS, b"model")) == [x.Welcome(0, 5), x.Welcome(1, 5)]
-    assert shard.step(NOW, x.Pulled(1, 5, (0,))) == [x.Show(5, 0, (1,))]
+    assert shard.step(NOW, x.Greeted(1, FIELDS, b"model")) == [x.WelcomeWorker(0, 5), x.WelcomeWorker(1, 5)]
+    assert shard.step(NOW, x.Pulled(1, 5, (0,))) == [x.ShowBucket(5, 0, (1,))]
     begin(shard, 0, 5)
     assert whole(shard, 5, 0, 1) == [], "worker 1 has not begun"
-    assert x.Apply(5, 0, Handle(1), b"lr", ()) in begin(shard, 1, 5)
+    assert x.ApplyRoot(5, 0, Handle(1), b"lr", ()) in begin(shard, 1, 5)
     assert shard.current == 6
 
 
@@ -256,10 +256,10 @@ def test_a_version_is_kept_for_a_worker_without_leaves_that_has_not_seen_it() ->
     assert x.Forget(0) in whole(shard, 1, 0, 2), "everybody has begun step 0"
     begin(shard, 0, 2)
     assert x.Forget(1) not in whole(shard, 2, 0, 3), "worker 1 may not have seen version 1 yet"
-    assert shard.step(NOW, x.Pulled(1, 1, (0,))) == [x.Show(1, 0, (1,))]
+    assert shard.step(NOW, x.Pulled(1, 1, (0,))) == [x.ShowBucket(1, 0, (1,))]
     effects = begin(shard, 1, 1)
     assert effects[0] == x.Forget(1), "before its memory is written"
-    assert isinstance(effects[1], x.Apply)
+    assert isinstance(effects[1], x.ApplyRoot)
     assert shard.readable == {2, 3}
 
 
@@ -267,15 +267,19 @@ def test_who_has_had_a_version_meanwhile_is_not_refused_it_when_the_lease_is_bac
     """It had asked while nothing could be shown, and again; the answer to another question came first."""
     shard = ready(workers=1)
     begin(shard, 0, 0)
-    assert x.Show(1, 0, (0,)) in whole(shard, 0, 0, 1)
+    assert x.ShowBucket(1, 0, (0,)) in whole(shard, 0, 0, 1)
     shard.step(NOW, x.Leased(NOW))
     assert shard.step(NOW, x.Pulled(0, 1, (0,))) == [], "nothing can be shown now"
     begin(shard, 0, 1)
     whole(shard, 1, 0, 2)
-    assert shard.step(NOW, x.Leased(after(NOW, 1))) == [x.Show(2, 0, (0,)), Release(Handle(2)), x.Show(1, 0, (0,))]
+    assert shard.step(NOW, x.Leased(after(NOW, 1))) == [
+        x.ShowBucket(2, 0, (0,)),
+        Release(Handle(2)),
+        x.ShowBucket(1, 0, (0,)),
+    ]
     shard.step(NOW, x.Leased(NOW))
     assert shard.step(NOW, x.Pulled(0, 1, (0,))) == []
     begin(shard, 0, 2)
     assert x.Forget(1) in whole(shard, 2, 0, 3)
-    assert shard.step(NOW, x.Leased(after(NOW, 1))) == [x.Show(3, 0, (0,)), Release(Handle(3))]
+    assert shard.step(NOW, x.Leased(after(NOW, 1))) == [x.ShowBucket(3, 0, (0,)), Release(Handle(3))]
     assert shard.step(NOW, x.Pulled(1, 1, (0,))) == [x.Decline(1, "peer", "1")]

@@ -27,15 +27,15 @@ def promoted(*applied: int, leased: x.Leased | None = None) -> tuple[Shard, list
 
 def test_the_norms_of_a_step_that_was_applied_in_part_are_known_and_told_again() -> None:
     shard, effects = promoted(0)
-    assert effects == [x.TellNorms(4, OWN), x.Show(5, 0, (0,))]
+    assert effects == [x.TellNorms(4, OWN), x.ShowBucket(5, 0, (0,))]
     assert shard.readable == {4}, "bucket 0 of version 3 was overwritten"
     begin(shard, 0, 4)
     assert shard.step(NOW, x.Contributed(0, 4, 1, Subtree(1, 1), Handle(1))) == []
     assert shard.step(NOW, x.Contributed(0, 4, 0, Subtree(0, 2), Handle(2))) == [Release(Handle(2))]
     effects = shard.step(NOW, x.Contributed(0, 4, 1, Subtree(0, 1), Handle(3)))
     assert not any(isinstance(effect, x.Measure) for effect in effects)
-    assert x.Apply(4, 1, Handle(3), b"lr", NORMS) in effects
-    assert x.Show(5, 1, (0,)) in effects
+    assert x.ApplyRoot(4, 1, Handle(3), b"lr", NORMS) in effects
+    assert x.ShowBucket(5, 1, (0,)) in effects
     assert shard.current == 5
     assert x.Measure(5, 0, Handle(4)) in whole_after_begin(shard)
 
@@ -50,7 +50,7 @@ def test_between_two_steps_the_version_before_can_still_be_shown_and_norms_are_m
     shard, effects = promoted()
     assert effects == [x.TellNorms(3, OWN)], "another shard may still be at step 3"
     assert shard.readable == {3, 4}
-    assert shard.step(NOW, x.Pulled(0, 3, (0,))) == [x.Show(3, 0, (0,))]
+    assert shard.step(NOW, x.Pulled(0, 3, (0,))) == [x.ShowBucket(3, 0, (0,))]
     begin(shard, 0, 4)
     assert x.Measure(4, 0, Handle(1)) in whole(shard, 4, 0, 1)
 
@@ -67,9 +67,12 @@ def test_without_a_lease_nothing_is_shown_until_there_is_one() -> None:
     assert effects == [x.TellNorms(4, OWN)]
     begin(shard, 0, 4)
     effects = whole(shard, 4, 1, 1)
-    assert x.Apply(4, 1, Handle(1), b"lr", NORMS) in effects
-    assert not any(isinstance(effect, x.Show) for effect in effects)
+    assert x.ApplyRoot(4, 1, Handle(1), b"lr", NORMS) in effects
+    assert not any(isinstance(effect, x.ShowBucket) for effect in effects)
     assert shard.step(NOW, x.Pulled(0, 5, (0, 1))) == []
     effects = shard.step(NOW, x.Leased(Instant(1)))
-    assert [effect for effect in effects if isinstance(effect, x.Show)][:2] == [x.Show(5, 0, (0,)), x.Show(5, 1, (0,))]
+    assert [effect for effect in effects if isinstance(effect, x.ShowBucket)][:2] == [
+        x.ShowBucket(5, 0, (0,)),
+        x.ShowBucket(5, 1, (0,)),
+    ]
     assert shard.current == 5

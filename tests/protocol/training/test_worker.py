@@ -32,7 +32,7 @@ def test_an_absent_leaf_is_pushed_as_absent() -> None:
 def test_a_worker_without_leaves_only_waits() -> None:
     worker = Worker(x.Assigned(1, ()), 1)
     assert worker.step(NOW, x.StepBegan(0)) == []
-    assert worker.step(NOW, x.Shown(1, 0)) == [x.Install(1)]
+    assert worker.step(NOW, x.Shown(1, 0)) == [x.InstallVersion(1)]
 
 
 def test_sums_are_kept_until_every_bucket_is_shown() -> None:
@@ -42,7 +42,7 @@ def test_sums_are_kept_until_every_bucket_is_shown() -> None:
     computed(worker, 0, 2, bucket=1)
     assert worker.step(NOW, x.Shown(1, 1)) == []
     assert worker.missing() == (0,)
-    assert worker.step(NOW, x.Shown(1, 0)) == [Release(Handle(1)), Release(Handle(2)), x.Install(1)]
+    assert worker.step(NOW, x.Shown(1, 0)) == [Release(Handle(1)), Release(Handle(2)), x.InstallVersion(1)]
     assert worker.current is None
 
 
@@ -59,16 +59,16 @@ def test_a_fast_server_may_show_the_version_after_next() -> None:
     worker.step(NOW, x.StepBegan(0))
     assert worker.step(NOW, x.Shown(1, 0)) == []
     assert worker.step(NOW, x.Shown(2, 0)) == []
-    assert worker.step(NOW, x.Shown(1, 1)) == [x.Install(1)]
+    assert worker.step(NOW, x.Shown(1, 1)) == [x.InstallVersion(1)]
     assert worker.step(NOW, x.Shown(2, 1)) == [], "between steps nothing is installed"
-    assert worker.step(NOW, x.StepBegan(1)) == [x.Install(2)]
+    assert worker.step(NOW, x.StepBegan(1)) == [x.InstallVersion(2)]
 
 
 def test_what_is_given_later_is_computed_in_the_same_step_and_pushed_for_itself() -> None:
     worker = Worker(x.Assigned(1, (0,)), 1)
     worker.step(NOW, x.StepBegan(0))
     computed(worker, 0, 1)
-    again = [x.Push(0, 0, Subtree(0, 1), Handle(1)), x.Pull(1, (0,))]
+    again = [x.Push(0, 0, Subtree(0, 1), Handle(1)), x.PullBuckets(1, (0,))]
     assert worker.step(NOW, x.Assigned(2, (0, 1), moved=(0,))) == [*again, x.Compute(0, 1)]
     assert computed(worker, 1, 2) == [x.Push(0, 0, Subtree(1, 1), Handle(2))]
     assert worker.step(NOW, x.Assigned(1, (0, 1, 2))) == [], "an older generation says nothing new"
@@ -79,7 +79,7 @@ def test_only_what_has_moved_is_pushed_again() -> None:
     worker.step(NOW, x.StepBegan(0))
     computed(worker, 0, 1, bucket=0)
     computed(worker, 0, 2, bucket=1)
-    again = [x.Push(0, 1, Subtree(0, 1), Handle(2)), x.Pull(1, (1,))]
+    again = [x.Push(0, 1, Subtree(0, 1), Handle(2)), x.PullBuckets(1, (1,))]
     assert worker.step(NOW, x.Assigned(2, (0,), moved=(1,))) == again
     worker.step(NOW, x.Shown(1, 1))
     assert worker.step(NOW, x.Assigned(3, (0,), moved=(1,))) == [], "it was shown already"
@@ -106,11 +106,11 @@ def test_what_came_is_not_pushed_again_and_what_did_not_is() -> None:
     for leaf in range(3):
         for bucket in range(2):
             worker.step(NOW, x.Computed(0, leaf, bucket, Handle(1 + 3 * bucket + leaf)))
-    assert worker.step(NOW, x.Waited()) == [x.Pull(1, (0, 1))]
-    assert worker.step(NOW, x.Outstanding(0, 0, (Subtree(0, 4),))) == []
-    assert worker.step(NOW, x.Outstanding(0, 0, (Subtree(0, 2), Subtree(2, 1)))) == []
-    assert worker.step(NOW, x.Outstanding(0, 1, (Subtree(2, 1),))) == [x.Push(0, 1, Subtree(0, 2), Handle(4))]
-    assert worker.step(NOW, x.Outstanding(1, 1, ())) == [], "of another step"
+    assert worker.step(NOW, x.Waited()) == [x.PullBuckets(1, (0, 1))]
+    assert worker.step(NOW, x.OutstandingHeard(0, 0, (Subtree(0, 4),))) == []
+    assert worker.step(NOW, x.OutstandingHeard(0, 0, (Subtree(0, 2), Subtree(2, 1)))) == []
+    assert worker.step(NOW, x.OutstandingHeard(0, 1, (Subtree(2, 1),))) == [x.Push(0, 1, Subtree(0, 2), Handle(4))]
+    assert worker.step(NOW, x.OutstandingHeard(1, 1, ())) == [], "of another step"
 
 
 @pytest.mark.parametrize("clips", [False, True], ids=["", "clips"])
@@ -140,5 +140,5 @@ def test_a_joiner_remembers_nothing_of_the_versions_before_its_first() -> None:
     worker.step(NOW, x.Shown(2, 0))
     assert worker.step(NOW, x.StepBegan(1)) == []
     worker.check()
-    assert worker.step(NOW, x.Shown(2, 1)) == [x.Install(2)]
+    assert worker.step(NOW, x.Shown(2, 1)) == [x.InstallVersion(2)]
     worker.check()

@@ -110,7 +110,7 @@ class World:
             if parcel.side == "shard":
                 self.deliver(parcel)
             else:
-                assert isinstance(parcel.event, x.Shown | x.Outstanding)
+                assert isinstance(parcel.event, x.Shown | x.OutstandingHeard)
                 self.hear(parcel.to, parcel.event)
         raise AssertionError("the world does not come to rest")
 
@@ -133,7 +133,7 @@ class World:
         match effect:
             case Sum() | Release():
                 self.of_shard[shard].do(effect)
-            case x.Apply():
+            case x.ApplyRoot():
                 assert (effect.step, effect.bucket) not in self.applied, "a step was applied twice"
                 self.applied[effect.step, effect.bucket] = self.of_shard[shard].get(effect.handle)
                 self.norms.setdefault(effect.step, set()).add(effect.norms)
@@ -146,7 +146,7 @@ class World:
         match effect:
             case x.Open():
                 self.tell(shard, x.Opened(self.owned[shard], (), self.leaves, self.clips, self.holders))
-            case x.Welcome():
+            case x.WelcomeWorker():
                 if shard == len(self.shards) - 1:
                     self.begin(effect.worker)
             case x.Measure():
@@ -154,7 +154,7 @@ class World:
             case x.TellNorms():
                 for other in set(range(len(self.shards))) - {shard}:
                     self.send("shard", other, x.NormsHeard(shard, effect.step, effect.squares, effect.asks))
-            case x.Show() | x.TellOutstanding():
+            case x.ShowBucket() | x.TellOutstanding():
                 self.say(effect)
             case x.WritePart():
                 self.last.append(effect)
@@ -162,14 +162,14 @@ class World:
             case x.End():
                 self.ended.add(shard)
 
-    def say(self, effect: x.Show | x.TellOutstanding) -> None:
+    def say(self, effect: x.ShowBucket | x.TellOutstanding) -> None:
         """To workers."""
-        if isinstance(effect, x.Show):
+        if isinstance(effect, x.ShowBucket):
             for worker in effect.workers:
                 self.send("worker", worker, x.Shown(effect.version, effect.bucket))
             return
         for bucket, subtrees in effect.held:
-            self.send("worker", effect.worker, x.Outstanding(effect.step, bucket, subtrees))
+            self.send("worker", effect.worker, x.OutstandingHeard(effect.step, bucket, subtrees))
 
     def send(
         self, side: Literal["shard", "worker"], to: int, event: x.ShardEvent | x.WorkerEvent, tensor: str | None = None
@@ -201,10 +201,10 @@ class World:
                     tensor = self.of_worker[worker].get(effect.handle)
                     told = x.Contributed(worker, effect.step, effect.bucket, effect.subtree, None)
                     self.send("shard", self.owner(effect.bucket), told, tensor)
-                case x.Install():
+                case x.InstallVersion():
                     self.versions[worker] = effect.version
                     self.begin(worker)
-                case x.Pull():
+                case x.PullBuckets():
                     for bucket in effect.buckets:
                         pulled = x.Pulled(worker, effect.version, (bucket,))
                         self.send("shard", self.owner(bucket), pulled)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.roles import Completed, Exited, PartWritten, Progressed, Troupe
+from bench.roles import Completed, Exited, PartWritten, Progressed, RoleProcesses
 from dmi_protocol.training.tree import leaf_sizes, shares
 from dmi_tensor.checkpoint import export, read_model
 
@@ -39,13 +39,13 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return found
 
 
-def leaves_of(troupe: Troupe, worker: int) -> list[dict[str, int]]:
+def leaves_of(roles: RoleProcesses, worker: int) -> list[dict[str, int]]:
     """The ledger of a worker."""
-    path = Path(troupe.of("worker", worker).launch.directory) / "ledger.jsonl"
+    path = Path(roles.of("worker", worker).launch.directory) / "ledger.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def check_ledgers(troupe: Troupe, workers: int) -> None:
+def check_ledgers(roles: RoleProcesses, workers: int) -> None:
     """Each worker computed its own leaves, with their samples, and no others."""
     for worker, share in enumerate(shares((1.0,) * workers, 8)):
         expected = [
@@ -53,7 +53,7 @@ def check_ledgers(troupe: Troupe, workers: int) -> None:
             for step, samples in enumerate(STEPS)
             for leaf in share
         ]
-        assert leaves_of(troupe, worker) == expected
+        assert leaves_of(roles, worker) == expected
 
 
 def test_without_a_step_the_weights_are_those_of_the_beginning(tmp_path: Path) -> None:
@@ -61,11 +61,11 @@ def test_without_a_step_the_weights_are_those_of_the_beginning(tmp_path: Path) -
     script.write_text(SCRIPT.read_text().replace("epochs(2)", "epochs(0)").replace('print(run.mean("loss"))', ""))
     environment = {**os.environ, "DMI_EXPORT": str(tmp_path / "plain.safetensors")}
     subprocess.run([sys.executable, script, "none"], env=environment, check=True, timeout=60, capture_output=True)
-    with Troupe(tmp_path, script, workers=2, servers=2, leaves=None, args=["none"]) as troupe:
-        troupe.endpoint()
-        said = troupe.finish()
+    with RoleProcesses(tmp_path, script, workers=2, servers=2, leaves=None, args=["none"]) as roles:
+        roles.introduce()
+        said = roles.finish()
         assert all(told[-1] == STOPPED for told in said.values()), said
-        model = read_model([Path(part.path) for part in troupe.parts(said)])
+        model = read_model([Path(part.path) for part in roles.parts(said)])
     assert model.step == 0
     export(tmp_path / "weights.safetensors", model.tensors())
     assert digest(tmp_path / "weights.safetensors") == digest(tmp_path / "plain.safetensors")
@@ -78,18 +78,18 @@ def test_without_a_step_the_weights_are_those_of_the_beginning(tmp_path: Path) -
 def test_a_mesh_gives_the_bits_of_a_plain_run(
     workers: int, servers: int, clip: str, plain: dict[str, str], tmp_path: Path
 ) -> None:
-    with Troupe(tmp_path, SCRIPT, workers=workers, servers=servers, leaves=None, args=[clip]) as troupe:
-        troupe.endpoint()
-        said = troupe.finish()
+    with RoleProcesses(tmp_path, SCRIPT, workers=workers, servers=servers, leaves=None, args=[clip]) as roles:
+        roles.introduce()
+        said = roles.finish()
         for name, told in said.items():
             assert [type(message) for message in told[-2:]] == [Completed, Exited], f"{name}: {told}"
             assert told[-1] == STOPPED
-        model = read_model([Path(part.path) for part in troupe.parts(said)])
-        check_ledgers(troupe, workers)
+        model = read_model([Path(part.path) for part in roles.parts(said)])
+        check_ledgers(roles, workers)
     assert model.step == len(STEPS)
     export(tmp_path / "weights.safetensors", model.tensors())
     assert digest(tmp_path / "weights.safetensors") == plain[clip]
-    for part in troupe.parts(said):
+    for part in roles.parts(said):
         assert part.blob == digest(Path(part.path))
     checkpoints = [m for m in said["server-0"] if isinstance(m, PartWritten) and not m.final]
     assert [part.step for part in checkpoints] == [3, 6]

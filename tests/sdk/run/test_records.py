@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from dmi.run import records
-from dmi.run.records import Ledger, Progress
+from dmi.run.records import Ledger, ProgressReporter
 from dmi_protocol import limits
 from dmi_protocol.messages.roles import FromRole, Progressed
 from dmi_wire.child import Child
@@ -28,7 +28,7 @@ def test_the_speed_is_that_of_all_steps_since_it_was_told_last(monkeypatch: pyte
     now = iter([10.0, 10.0, 10.1, 10.25, 10.3, 10.35])
     monkeypatch.setattr(records, "time", SimpleNamespace(monotonic=now.__next__))
     child = Told()
-    progress = Progress(child)
+    progress = ProgressReporter(child)
     for step, samples in enumerate((0, 128, 29, 128, 128), start=1):
         progress.made(step, 5, samples, None, tells=True)
     told = [message for message in child.messages if isinstance(message, Progressed)]
@@ -37,7 +37,7 @@ def test_the_speed_is_that_of_all_steps_since_it_was_told_last(monkeypatch: pyte
 
 def test_only_the_lead_tells() -> None:
     child = Told()
-    Progress(child).made(5, 5, 1, None, tells=False)
+    ProgressReporter(child).made(5, 5, 1, None, tells=False)
     assert child.messages == []
 
 

@@ -75,11 +75,12 @@ def test_a_server_that_is_not_heard_is_reported_once(monkeypatch: pytest.MonkeyP
 
 def test_a_server_that_is_silent_is_named_with_what_was_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "PEER_SILENT_MS", 1_500)
+    monkeypatch.setattr(limits, "PEER_BEAT_MS", 100)
     context: Context = zmq.Context()
     endpoint = endpoint_of(0)
     servers = Servers(context, KeyPair.make(), 0, NodeId("1" * 16), Quiet(), give_up)
     assert servers.follow(roster(endpoint)) == (0,)
-    with pytest.raises(GaveUpError, match=r"peer-silent: server-0@n7 was not heard for [12] s in step 4"):
+    with pytest.raises(GaveUpError, match=r"peer-silent: server-0@n7 was not heard for \d+ s in step 4"):
         servers.hear(30.0, "in step 4")
     servers.close()
     context.term()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.roles import Failed, Troupe
+from bench.roles import Failed, RoleProcesses
 
 pytestmark = pytest.mark.processes
 
@@ -15,9 +15,9 @@ def fails(directory: Path, text: str, workers: int = 1) -> Failed:
     """The failure of a job whose script is ``text``."""
     script = directory / "script.py"
     script.write_text(text)
-    with Troupe(directory / "roles", script, workers=workers, servers=1, leaves=None) as troupe:
-        troupe.endpoint()
-        said = troupe.finish()
+    with RoleProcesses(directory / "roles", script, workers=workers, servers=1, leaves=None) as roles:
+        roles.introduce()
+        said = roles.finish()
     return next(message for told in said.values() for message in told if isinstance(message, Failed))
 
 

@@ -31,7 +31,7 @@ _HARMLESS = (Send, Answer, Changed, Explain, Redial, Retire)
 """Done at once; all else keeps its order behind what is not durable."""
 
 
-class Held:
+class DeferredEffects:
     """Of the node that is called ``name``."""
 
     def __init__(self, name: str) -> None:

@@ -1,8 +1,8 @@
 """What waits for a full disk keeps its order, and nothing that leaves meanwhile is a promise."""
 
+from dmi_protocol.deferred import DeferredEffects
 from dmi_protocol.effects import Answer, Changed, DropBlob, Effect, PersistVote, Send
 from dmi_protocol.events import BlobArrived, RoleHappened
-from dmi_protocol.held import Held
 from dmi_protocol.identity import BlobHash, JobId, NodeId, RequestId
 from dmi_protocol.messages.control import Seeking
 from dmi_protocol.messages.roles import PartWritten, RoleKey
@@ -15,27 +15,27 @@ YES, NO = Answer(RequestId("r"), "yes"), Answer(RequestId("s"), "", TimedOut(5))
 
 
 def test_a_refused_turn_is_held_and_what_it_said_is_lost() -> None:
-    held = Held("n0")
+    deferred = DeferredEffects("n0")
     denied = Answer(RequestId("r"), "", DiskFull("n0", "full"))
-    assert held.hold("full", [ONE, VOTE, SAID, YES, NO, Changed(), TWO]) == [denied, NO, Changed()]
-    assert held.writes == [VOTE]
-    assert held.release() == [ONE, TWO]
-    assert held.release() == held.writes == []
+    assert deferred.hold("full", [ONE, VOTE, SAID, YES, NO, Changed(), TWO]) == [denied, NO, Changed()]
+    assert deferred.writes == [VOTE]
+    assert deferred.release() == [ONE, TWO]
+    assert deferred.release() == deferred.writes == []
 
 
 def test_later_turns_may_speak_and_do_nothing_else() -> None:
-    held = Held("n0")
-    held.hold("full", [VOTE, ONE])
-    assert held.hold("full", [SAID, TWO, YES])[:1] == [SAID]
-    assert held.release() == [ONE, TWO]
+    deferred = DeferredEffects("n0")
+    deferred.hold("full", [VOTE, ONE])
+    assert deferred.hold("full", [SAID, TWO, YES])[:1] == [SAID]
+    assert deferred.release() == [ONE, TWO]
 
 
 def test_a_blob_that_has_come_meanwhile_stays() -> None:
     """Simulation, seed 92: the part of a new generation was of the same bytes as one that nothing spoke of any more."""
     part = PartWritten(2, 0, ONE.blob, "p", 1, final=True)
     for event in (BlobArrived(ONE.blob), RoleHappened(RoleKey(JobId("j"), 2, "server", 0), part)):
-        held = Held("n0")
+        deferred = DeferredEffects("n0")
         effects: list[Effect] = [VOTE, ONE, TWO]
-        held.hold("full", effects)
-        held.happened(event)
-        assert held.release() == [TWO]
+        deferred.hold("full", effects)
+        deferred.happened(event)
+        assert deferred.release() == [TWO]

@@ -63,7 +63,7 @@ def _is_newest(event: x.ShardEvent) -> bool:
     return isinstance(event, x.Leased | x.Rostered)
 
 
-class Copy:
+class ShardReplica:
     """See the module. ``now`` is monotonic time."""
 
     def __init__(self, host: Host, shard: int, tensors: Tensors, now: Callable[[], Instant]) -> None:
@@ -95,7 +95,7 @@ class Copy:
 
     # Who takes part
 
-    def lead(self, event: x.Rostered, leased: x.Leased) -> None:
+    def become_primary(self, event: x.Rostered, leased: x.Leased) -> None:
         """Be the primary in this generation: from the beginning, still, or in the place of one that is lost. New versions are
         shown only while we are ``leased``."""
         self._tensors.replicates = bool(event.backups or event.filling)
@@ -222,7 +222,7 @@ class Copy:
                 self._tensors.release(handle)
             case x.Measure(step, bucket, handle):
                 self.happened(x.Measured(step, bucket, self._tensors.square(bucket, handle)))
-            case x.Apply():
+            case x.ApplyRoot():
                 self._tensors.apply(effect)
             case x.Forget():
                 pass  # the memory is the next version's; what a socket still holds is waited for in ``apply``
@@ -232,7 +232,9 @@ class Copy:
                 self._write(effect)
             case x.End():
                 self.is_done = True
-            case x.Fill() | x.CopyBucket() | x.Replicate() | x.AskCopy() | x.TellCaughtUp() | x.TellNorms():
+            case (
+                x.BeginFill() | x.CopyBucket() | x.ReplicateRoot() | x.QueryReplica() | x.TellCaughtUp() | x.TellNorms()
+            ):
                 self._to_servers(effect)
             case _:
                 self._to_workers(effect)
@@ -266,14 +268,14 @@ class Copy:
     def _to_servers(self, effect: x.ToServers) -> None:
         host, generation, shard = self._host, self._host.roster.generation, self._index
         match effect:
-            case x.Fill(server, definition, fields):
+            case x.BeginFill(server, definition, fields):
                 host.to_server(server, say.Fill(generation, shard, definition, fields))
             case x.CopyBucket(server, bucket, version):
                 found = self._tensors.copy_out(bucket, version)
                 specs = tuple(spec_of(tensor) for tensor in found.tensors)
                 message = say.Copy(generation, shard, version, bucket, specs, found.state, found.hyper, found.detail)
                 host.to_server(server, message, [frame_of(tensor) for tensor in found.tensors])
-            case x.Replicate(servers, step, bucket, handle, hyper, norms):
+            case x.ReplicateRoot(servers, step, bucket, handle, hyper, norms):
                 root = self._tensors.root(handle)
                 told = say.Replicate(generation, shard, step, bucket, root.tensors, hyper, norms, root.detail)
                 for server in servers:
@@ -281,7 +283,7 @@ class Copy:
             case x.TellNorms(step, squares, asks):
                 for index in {replicas.primary for replicas in host.roster.assignment.shards}:
                     host.to_server(index, say.Norms(generation, step, shard, squares, asks))
-            case x.AskCopy(server):
+            case x.QueryReplica(server):
                 host.to_server(server, say.AskCopy(generation, shard))
             case x.TellCaughtUp(server):
                 host.child.tell(CaughtUp(generation, shard, server))
@@ -289,12 +291,12 @@ class Copy:
     def _to_workers(self, effect: x.ShardEffect) -> None:
         host, generation, shard = self._host, self._host.roster.generation, self._index
         match effect:
-            case x.Welcome(worker, step, extra, fields):
+            case x.WelcomeWorker(worker, step, extra, fields):
                 shared, size = self._tensors.offer(worker)
                 host.to_worker(worker, say.Welcome(generation, shard, step, shared, size, extra, fields))
-            case x.Resume(worker):
+            case x.GiveResume(worker):
                 host.to_worker(worker, say.Resume(generation, self._tensors.extra))
-            case x.Show(version, bucket, workers):
+            case x.ShowBucket(version, bucket, workers):
                 for worker in workers:
                     self._show(worker, version, bucket)
             case x.TellOutstanding(worker, step, held):

@@ -6,22 +6,22 @@ from dmi_protocol.identity import NodeId
 from dmi_protocol.membership.settings import SwimSettings
 from dmi_protocol.messages.membership import Rumor, Update
 
-News = TypeVar("News", Update, Rumor)
+Piece = TypeVar("Piece", Update, Rumor)
 
 
-class Gossip(Generic[News]):
+class Dissemination(Generic[Piece]):
     """Pieces of news by what they are about; a newer piece about the same thing replaces the older one."""
 
     def __init__(self, settings: SwimSettings) -> None:
         self._settings = settings
-        self._told: dict[tuple[NodeId, str], tuple[int, News]] = {}
+        self._told: dict[tuple[NodeId, str], tuple[int, Piece]] = {}
 
     def __len__(self) -> int:
         return len(self._told)
 
-    def add(self, about: tuple[NodeId, str], news: News) -> None:
+    def add(self, about: tuple[NodeId, str], piece: Piece) -> None:
         """Spread this from now on."""
-        self._told[about] = (0, news)
+        self._told[about] = (0, piece)
 
     def end(self, about: tuple[NodeId, str]) -> None:
         """Spread this no more."""
@@ -31,13 +31,13 @@ class Gossip(Generic[News]):
         """Forget what is about ``node``."""
         self._told = {about: told for about, told in self._told.items() if about[0] != node}
 
-    def take(self, most: int, members: int) -> tuple[News, ...]:
+    def take(self, most: int, members: int) -> tuple[Piece, ...]:
         """Up to ``most`` pieces for one message to one of ``members`` members."""
         limit = self._settings.retransmit * max(1, members.bit_length())
         chosen = sorted(self._told.items(), key=lambda item: item[1][0])[:most]
-        for about, (times, news) in chosen:
+        for about, (times, piece) in chosen:
             if times + 1 >= limit:
                 del self._told[about]
             else:
-                self._told[about] = (times + 1, news)
-        return tuple(news for _, (_, news) in chosen)
+                self._told[about] = (times + 1, piece)
+        return tuple(piece for _, (_, piece) in chosen)

@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
-from dmi_node.roles.copy import Copy, Host
+from dmi_node.roles.replica import Host, ShardReplica
 from dmi_node.roles.tensors import Tensors
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.instant import Instant
@@ -33,7 +33,7 @@ def test_nothing_is_applied_before_the_part_is_taken_and_then_all_is_in_order() 
     writer = SimpleNamespace(is_full=True, write=lambda path, part, shard, final: written.append(part))
     host = cast(Host, SimpleNamespace(writer=writer, directory=Path(), meanwhile=lambda: None))
     tensors = cast(Tensors, SimpleNamespace(part=lambda step, extra, fingerprint: step))
-    copy, script = Copy(host, 0, tensors, lambda: Instant(0)), Script()
+    copy, script = ShardReplica(host, 0, tensors, lambda: Instant(0)), Script()
     copy._shard = cast(Shard, script)
     copy.happened(x.CheckpointAsked(0, 4, b""))
     assert (written, copy.deadline()) == ([], None)

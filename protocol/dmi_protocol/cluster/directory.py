@@ -18,7 +18,7 @@ WISH_MS = 10_000
 """So long a wish to leave counts, if nothing comes of it."""
 
 
-class Circle:
+class MemberDirectory:
     """``introduced`` are the members that a newcomer was told of, or that a node knew before it was started again;
     ``catches_up_to`` is the last entry that its disk already had."""
 
