@@ -15,7 +15,7 @@ from dmi_protocol.cluster.expulsion import Expulsion
 from dmi_protocol.cluster.proposals import Proposals
 from dmi_protocol.cluster.removals import Removals
 from dmi_protocol.cluster.search import Search, answer
-from dmi_protocol.cluster.state import ENDED, ClusterState, MemberRecord
+from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.consensus.output import ApplyEntries, Restore
 from dmi_protocol.consensus.output import Output as ConsensusOutput
 from dmi_protocol.consensus.raft import Raft
@@ -38,6 +38,7 @@ from dmi_protocol.identity import JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.instant import Instant, earliest
 from dmi_protocol.jobs.hosting import Hosting
 from dmi_protocol.jobs.scheduler import Scheduler
+from dmi_protocol.kinds.job import ENDED
 from dmi_protocol.membership.settings import SwimSettings
 from dmi_protocol.membership.swim import MemberChanged, Swim
 from dmi_protocol.messages.consensus import Entry, Noop, Snapshot, Voters

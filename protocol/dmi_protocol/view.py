@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterable, Set
 from msgspec import Struct
 
 from dmi_protocol import reasons
-from dmi_protocol.cluster.state import ENDED, QUEUED, RECOVERING, RUNNING, STARTING, ClusterState, Job
+from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.gossip_facts import NodeFacts
 from dmi_protocol.identity import NodeId
+from dmi_protocol.kinds.job import ENDED, QUEUED, RECOVERING, RUNNING, STARTING
+from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.messages.roles import Progressed
 from dmi_protocol.placement.roles import wanted_nodes
 from dmi_protocol.sentences import detail, sentence
@@ -70,7 +72,7 @@ class View(Struct, frozen=True):
     jobs: tuple[JobView, ...]
 
 
-def job_view(job: Job, state: ClusterState, alive: Set[NodeId], progress: Progressed | None) -> JobView:
+def job_view(job: TrainingJob, state: ClusterState, alive: Set[NodeId], progress: Progressed | None) -> JobView:
     """One job. ``progress`` counts while it runs; afterwards the state has the last step and loss."""
     goes_on = job.state not in ENDED
     reason = why(job, state, alive)
@@ -94,7 +96,7 @@ def job_view(job: Job, state: ClusterState, alive: Set[NodeId], progress: Progre
     )
 
 
-def why(job: Job, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
+def why(job: TrainingJob, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
     """Why the job is in its state."""
     if job.state == RECOVERING:
         return _recovering(job, state, alive)
@@ -120,7 +122,7 @@ def why(job: Job, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
     return reasons.Waiting(wanted_nodes(job.spec), ready)
 
 
-def _weakened(job: Job, loss: reasons.Loss) -> reasons.Reason:
+def _weakened(job: TrainingJob, loss: reasons.Loss) -> reasons.Reason:
     assert job.assignment is not None
     able = [w for w, speed in zip(job.assignment.workers, job.assignment.speeds, strict=True) if speed]
     endpoints = [record.endpoint for record in job.endpoints]
@@ -129,7 +131,7 @@ def _weakened(job: Job, loss: reasons.Loss) -> reasons.Reason:
     return reasons.Weakened(loss, workers, sum(not shard.backups for shard in job.assignment.shards), coming)
 
 
-def _recovering(job: Job, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
+def _recovering(job: TrainingJob, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
     assert isinstance(job.reason, reasons.Loss)
     if job.runs:
         return reasons.TakingOver(job.reason)
@@ -167,7 +169,7 @@ def role_views(state: ClusterState) -> list[RoleView]:
     return found
 
 
-def _copies(job: Job, server: int) -> tuple[tuple[int, bool], ...]:
+def _copies(job: TrainingJob, server: int) -> tuple[tuple[int, bool], ...]:
     shards = job.assignment.shards if job.assignment is not None else ()
     return tuple((shard, server == copy.primary) for shard, copy in enumerate(shards) if server in copy.in_sync)
 

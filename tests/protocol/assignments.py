@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 
 from dmi_protocol.cluster.command import Place, Placement
-from dmi_protocol.cluster.state import EndpointRecord, Job
 from dmi_protocol.identity import JobId, NodeId, PublicKey, RequestId
+from dmi_protocol.kinds.job import EndpointRecord
+from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.messages.roles import Assignment, Endpoint, Replicas, RoleKey
 from dmi_protocol.placement.assigning import first_assignment
 from dmi_protocol.placement.roles import Chosen
@@ -28,7 +29,7 @@ def placing(
     return Place(name, job, generation, tuple(placements), assignment, checkpoint_holders, restore)
 
 
-def put(job: Job, workers: tuple[NodeId, ...], servers: tuple[NodeId, ...], generation: int = 1) -> None:
+def put(job: TrainingJob, workers: tuple[NodeId, ...], servers: tuple[NodeId, ...], generation: int = 1) -> None:
     """Make this the placement of ``job``."""
     place = placing(job.id, generation, workers, servers)
     job.generation = job.start_generation = generation
@@ -36,7 +37,7 @@ def put(job: Job, workers: tuple[NodeId, ...], servers: tuple[NodeId, ...], gene
     job.next_index = 1 + max(placement.role.index for placement in place.placements)
 
 
-def bind_all(job: Job) -> None:
+def bind_all(job: TrainingJob) -> None:
     """Every process that is wanted is bound."""
     job.endpoints = tuple(
         EndpointRecord(Endpoint(key, node, node[0], "h:2", PublicKey("k" * 40)), 7) for key, node in job.roles()

@@ -3,19 +3,10 @@
 from msgspec import structs
 
 from dmi_protocol.cluster.command import JobSpec
-from dmi_protocol.cluster.state import (
-    FAILED,
-    RECOVERING,
-    RUNNING,
-    STARTING,
-    Checkpoint,
-    ClusterState,
-    EndpointRecord,
-    Job,
-    KeptPart,
-    MemberRecord,
-)
+from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
+from dmi_protocol.kinds.job import FAILED, RECOVERING, RUNNING, STARTING, EndpointRecord
+from dmi_protocol.kinds.training.state import Checkpoint, KeptPart, TrainingJob
 from dmi_protocol.messages.roles import Endpoint, Progressed, RoleKey
 from dmi_protocol.reasons import (
     Cancelled,
@@ -41,12 +32,12 @@ A, B = NodeId("a" * 16), NodeId("b" * 16)
 BOTH = frozenset({A, B})
 
 
-def state(job_state: str) -> tuple[ClusterState, Job]:
+def state(job_state: str) -> tuple[ClusterState, TrainingJob]:
     """One job of two workers with a server each, all bound when it runs."""
     found = ClusterState("mesh")
     for node in (B, A):
         found.members[node] = MemberRecord(node, f"n-{node[0]}", "h:1", PublicKey(node), witness=False)
-    job = Job(JobId("job-1"), JobSpec("job", "t.py", workers=2), BlobHash("b" * 64), (A,), 1, job_state)
+    job = TrainingJob(JobId("job-1"), JobSpec("job", "t.py", workers=2), BlobHash("b" * 64), (A,), 1, job_state)
     found.jobs[job.id] = job
     if job_state != "queued":
         put(job, (A, B), (A, B))

@@ -17,10 +17,11 @@ from dmi_protocol.cluster.command import (
     Reassign,
     SetCheckpointHolders,
 )
-from dmi_protocol.cluster.state import Checkpoint, ClusterState, Job
+from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.consensus.quorum import is_quorum
 from dmi_protocol.effects import Answer, StartRole
 from dmi_protocol.identity import NodeId, PublicKey, RequestId
+from dmi_protocol.kinds.training.state import Checkpoint, TrainingJob
 from dmi_protocol.messages.consensus import Entry, Noop, Voted, Voters
 from dmi_protocol.messages.roles import RoleKey
 from dmi_protocol.peer import Peer
@@ -116,7 +117,7 @@ class Agreement:
             if self.commit % _DIGEST_EVERY == 0:
                 self._digests[self.commit] = digest(self.state)
 
-    def _is_kept(self, job: Job, checkpoint: Checkpoint) -> None:
+    def _is_kept(self, job: TrainingJob, checkpoint: Checkpoint) -> None:
         """What counts as a checkpoint is on the disks that it is said to be on, and on two where there are two."""
         for part in checkpoint.parts:
             holders = [node for node in part.nodes if part.blob in self._nodes[node].blobs or self._is_ahead(node)]
@@ -193,7 +194,7 @@ class Fencing:
             demand("invitations", other == node, f"one invitation lets in {other} and {node}")
 
 
-def _stale(state: ClusterState, command: Command) -> Job | None:
+def _stale(state: ClusterState, command: Command) -> TrainingJob | None:
     """The job, when ``command`` speaks of a generation of it that is not in force."""
     match command:
         case Finish(_, job, generation) | KeepPart(_, job, generation) | SetCheckpointHolders(_, job, generation):
@@ -215,7 +216,7 @@ def _stale(state: ClusterState, command: Command) -> Job | None:
     return None if is_in_force or found.generation == expected else found
 
 
-def _shape(job: Job) -> tuple[object, ...]:
+def _shape(job: TrainingJob) -> tuple[object, ...]:
     return (
         job.state,
         job.generation,

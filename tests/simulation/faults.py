@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Callable
 
-from dmi_protocol.cluster.state import STARTING
 from dmi_protocol.effects import PersistVote
 from dmi_protocol.events import Stopping
+from dmi_protocol.kinds.job import STARTING
 from tests.simulation.node import Node
 from tests.simulation.sockets import Process, exits
 from tests.simulation.worker import ScriptedWorker

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from dmi_protocol.cluster.command import Cancel, JobSpec, Submit
-from dmi_protocol.cluster.state import FAILED
 from dmi_protocol.errors import ProtocolError
 from dmi_protocol.identity import JobId, RequestId
+from dmi_protocol.kinds.job import FAILED
 from dmi_protocol.reasons import CrashedOften, FilesLost
 from tests.simulation.faults import Faults
 from tests.simulation.trouble import Violation, demand

@@ -1,11 +1,11 @@
 """What people do with a mesh while it burns: submit, cancel, invite, join, expel."""
 
 from dmi_protocol.cluster.command import Cancel, Command, Invite, JobSpec, Remove, Submit
-from dmi_protocol.cluster.state import ENDED
 from dmi_protocol.consensus.settings import Restored
 from dmi_protocol.effects import Answer
 from dmi_protocol.events import JoinAsked
 from dmi_protocol.identity import JobId, NodeId, PublicKey, RequestId
+from dmi_protocol.kinds.job import ENDED
 from dmi_protocol.messages.control import Introduced, Join
 from dmi_protocol.peer import Me
 from dmi_protocol.reasons import DiskFull, NoCoordinator, NoQuorum, TimedOut

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from dmi_protocol import limits
 from dmi_protocol.cluster.command import Command
-from dmi_protocol.cluster.state import ENDED, ClusterState, MemberRecord
+from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.codec import open_envelope, seal
 from dmi_protocol.consensus.settings import RaftSettings, Restored
 from dmi_protocol.effects import (
@@ -25,6 +25,7 @@ from dmi_protocol.effects import (
 from dmi_protocol.events import Asked, BlobArrived, BlobFailed, Connected, Disconnected, Event, Received, TurnedAway
 from dmi_protocol.gossip_facts import about
 from dmi_protocol.identity import BlobHash, NodeId, PublicKey, RequestId, node_id
+from dmi_protocol.kinds.job import ENDED
 from dmi_protocol.messages.consensus import ConsensusMessage, Snapshot, TimeoutNow, Voted
 from dmi_protocol.messages.control import Introduced
 from dmi_protocol.messages.membership import MembershipMessage

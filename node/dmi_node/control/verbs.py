@@ -16,9 +16,11 @@ from dmi_node.storage.blobs import Blobs, WrongHashError
 from dmi_node.transport.library import Library, NoSourceError
 from dmi_protocol import reasons
 from dmi_protocol.cluster.command import Cancel, Command, Drain, Invite, Remove, Submit
-from dmi_protocol.cluster.state import ENDED, ClusterState, Job, MemberRecord
+from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.effects import Answer
 from dmi_protocol.identity import BlobHash, JobId, NodeId, RequestId
+from dmi_protocol.kinds.job import ENDED
+from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.peer import Peer
 from dmi_protocol.placement.holding import only_here
 from dmi_protocol.sentences import sentence
@@ -170,7 +172,7 @@ class Verbs:
             raise RefusalError("no-quorum", "this node has not heard from its mesh yet; ask again in a moment")
         return state
 
-    def _job(self, name: str) -> Job:
+    def _job(self, name: str) -> TrainingJob:
         """By id, by a prefix of it, or by name when that is unique; the newest of equal names."""
         jobs = self._state().jobs
         if name in jobs:

@@ -25,23 +25,10 @@ from dmi_protocol.cluster.command import (
     Submit,
     SyncReplica,
 )
-from dmi_protocol.cluster.state import (
-    CANCELLED,
-    ENDED,
-    FAILED,
-    QUEUED,
-    RECOVERING,
-    RUNNING,
-    STARTING,
-    Checkpoint,
-    ClusterState,
-    EndpointRecord,
-    Job,
-    KeptPart,
-    Outcome,
-    Pair,
-)
+from dmi_protocol.cluster.state import ClusterState, Outcome
 from dmi_protocol.identity import JobId, is_public_key, job_id
+from dmi_protocol.kinds.job import CANCELLED, ENDED, FAILED, QUEUED, RECOVERING, RUNNING, STARTING, EndpointRecord
+from dmi_protocol.kinds.training.state import Checkpoint, KeptPart, Pair, TrainingJob
 from dmi_protocol.messages.roles import Assignment, Endpoint, RoleKey
 from dmi_protocol.reasons import (
     Cancelled,
@@ -118,7 +105,7 @@ def _submit(state: ClusterState, index: int, command: Submit) -> Outcome:
         if ended is None:
             return Outcome(refusal=LimitReached("jobs", limits.JOBS_REMEMBERED))
         del state.jobs[ended]
-    state.jobs[job] = Job(job, command.spec, command.bundle, command.holders, index)
+    state.jobs[job] = TrainingJob(job, command.spec, command.bundle, command.holders, index)
     return Outcome(job)
 
 
@@ -157,7 +144,7 @@ def _place(state: ClusterState, command: Place) -> Outcome:
     return _DONE  # a node that was removed meanwhile is lost like any other: the job is placed again
 
 
-def _in_force(state: ClusterState, job: JobId, generation: int) -> Job | None:
+def _in_force(state: ClusterState, job: JobId, generation: int) -> TrainingJob | None:
     """The job, when it goes on and this generation is one of the processes that live now."""
     found = state.jobs.get(job)
     return (
@@ -167,7 +154,7 @@ def _in_force(state: ClusterState, job: JobId, generation: int) -> Job | None:
     )
 
 
-def _job_that_wants(state: ClusterState, role: RoleKey) -> Job | None:
+def _job_that_wants(state: ClusterState, role: RoleKey) -> TrainingJob | None:
     """The job, when it wants this very process."""
     job = state.jobs.get(role.job)
     return job if job is not None and job.goes_on and role in dict(job.roles()) else None
@@ -320,7 +307,7 @@ def _is_of_host(reason: Loss) -> bool:
     return isinstance(reason, RoleFailed) and reason.kind == "disk"
 
 
-def _is_of_use(job: Job, role: RoleKey) -> bool:
+def _is_of_use(job: TrainingJob, role: RoleKey) -> bool:
     """Has it done its part? A recruit has when it has caught up."""
     copies = (
         {server for shard in job.assignment.shards for server in shard.in_sync} if job.assignment is not None else set()
@@ -329,7 +316,7 @@ def _is_of_use(job: Job, role: RoleKey) -> bool:
     return role.generation == job.start_generation or role in job.ready or is_copy
 
 
-def _goes_on_without(job: Job) -> bool:
+def _goes_on_without(job: TrainingJob) -> bool:
     """Has every shard a copy in sync, and the job a worker with a version and work to do?"""
     if not job.runs or job.assignment is None:
         return False
@@ -342,7 +329,7 @@ def _goes_on_without(job: Job) -> bool:
     return bool(able) and all(any(("server", i) in left for i in shard.in_sync) for shard in job.assignment.shards)
 
 
-def _end_all(job: Job, reason: Loss) -> None:
+def _end_all(job: TrainingJob, reason: Loss) -> None:
     job.state, job.reason = (RECOVERING, reason) if job.has_run else (QUEUED, None)
     job.generation = max(job.generation, job.born)
     job.placements, job.assignment, job.checkpoint_holders = (), None, ()
@@ -441,7 +428,7 @@ def _keep(state: ClusterState, command: KeepPart) -> Outcome:
     return _DONE
 
 
-def _judge(job: Job, step: int, *, is_final: bool) -> None:
+def _judge(job: TrainingJob, step: int, *, is_final: bool) -> None:
     """Is the checkpoint of ``step`` whole now?"""
     parts = (job.final_parts if is_final else job.parts).get(step, ())
     copies = 2 if job.checkpoint_holders else 1

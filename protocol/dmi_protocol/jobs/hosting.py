@@ -20,11 +20,13 @@ from dmi_protocol.cluster.command import (
     ReportPair,
     SyncReplica,
 )
-from dmi_protocol.cluster.state import FAILED, RUNNING, ClusterState, Job, KeptPart
+from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.effects import Effect, StartRole, StopRole, TellRole
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.instant import Instant, after, earliest
 from dmi_protocol.jobs.keeping import Keeping, parts_of
+from dmi_protocol.kinds.job import FAILED, RUNNING
+from dmi_protocol.kinds.training.state import KeptPart, TrainingJob
 from dmi_protocol.messages.roles import (
     Bound,
     CaughtUp,
@@ -142,7 +144,7 @@ class Hosting:
                 facts.append(self._lost(role, RoleUnready(role.name, self._name, limits.ROLE_START_MS)))
         return effects, facts
 
-    def _want(self, role: RoleKey, job: Job, facts: list[Command], state: ClusterState) -> list[Effect]:
+    def _want(self, role: RoleKey, job: TrainingJob, facts: list[Command], state: ClusterState) -> list[Effect]:
         local = self._local.get(role)
         endpoint = next((record.endpoint for record in job.endpoints if record.endpoint.key == role), None)
         if endpoint is not None and (local is None or local.public_key != endpoint.public_key):
@@ -213,7 +215,7 @@ class Hosting:
         self._is_new = True
         self._keeping.missing(now, blob)
 
-    def _launch(self, role: RoleKey, job: Job, parts: tuple[BlobHash, ...]) -> Launch:
+    def _launch(self, role: RoleKey, job: TrainingJob, parts: tuple[BlobHash, ...]) -> Launch:
         """Paths are the shell's to fill in."""
         spec = job.spec
         return Launch(
@@ -299,14 +301,14 @@ def _unready_at(local: _Local) -> Instant | None:
     return after(local.started_at, limits.ROLE_START_MS)
 
 
-def _is_safe(role: RoleKey, job: Job) -> bool:
+def _is_safe(role: RoleKey, job: TrainingJob) -> bool:
     """Is the work of this role done and kept, whatever became of its process?"""
     kept = {part.shard for found in job.final_parts.values() for part in found}
     is_kept = role.role == "worker" or set(job.shards_of(role.index)) <= kept
     return is_kept and job.is_done(role)
 
 
-def _parts_for(role: RoleKey, job: Job) -> tuple[KeptPart, ...]:
+def _parts_for(role: RoleKey, job: TrainingJob) -> tuple[KeptPart, ...]:
     """The parts of the checkpoint that a primary begins from: with as many shards as before each has its own."""
     if (
         role.role != "server"
@@ -325,7 +327,7 @@ def _request(role: RoleKey, what: str) -> RequestId:
     return RequestId(f"{role.job}/{role.generation}/{role.name}/{what}")
 
 
-def roster(job: Job) -> Roster:
+def roster(job: TrainingJob) -> Roster:
     """Who takes part in the generation in force."""
     assert job.assignment is not None
     servers = {index for shard in job.assignment.shards for index in (*shard.in_sync, *shard.filling)}

@@ -8,10 +8,11 @@ from msgspec import Struct
 
 from dmi_protocol import limits
 from dmi_protocol.cluster.command import Command, HoldBlob, KeepPart, Part
-from dmi_protocol.cluster.state import ClusterState, Job, KeptPart
+from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.effects import DropBlob, Effect, FetchBlob
 from dmi_protocol.identity import BlobHash, NodeId, RequestId
 from dmi_protocol.instant import Instant, after, earliest
+from dmi_protocol.kinds.training.state import KeptPart, TrainingJob
 
 
 class _Wish(Struct, frozen=True):
@@ -80,7 +81,7 @@ class Keeping:
         self._wishes = due
         return [self.fetch(state, due[request].blob) for request in new]
 
-    def _due(self, job: Job) -> Iterator[_Wish]:
+    def _due(self, job: TrainingJob) -> Iterator[_Wish]:
         for blob, node in job.copies.items():
             if node == self._me:
                 request = RequestId(f"{job.id}/hold-{blob[:16]}-{node}-{job.recopied}")
@@ -91,7 +92,7 @@ class Keeping:
                     if self._me in job.checkpoint_holders[part.shard : part.shard + 1] and self._me not in part.nodes:
                         yield self._copy(job, step, part, is_final=is_final)
 
-    def _copy(self, job: Job, step: int, part: KeptPart, *, is_final: bool) -> _Wish:
+    def _copy(self, job: TrainingJob, step: int, part: KeptPart, *, is_final: bool) -> _Wish:
         """What was told of a part while another was its keeper did not count: it is told anew, under another name."""
         kind = "final" if is_final else "kept"
         what = f"copy-{part.shard}-{step}-{kind}-{part.blob[:16]}-{self._me}-{job.holder_changes}"

@@ -19,10 +19,12 @@ from dmi_protocol.cluster.command import (
     Recruit,
     SetCheckpointHolders,
 )
-from dmi_protocol.cluster.state import ENDED, FAILED, RUNNING, SUCCEEDED, ClusterState, Job
+from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.codec import pack
 from dmi_protocol.identity import NodeId, RequestId
 from dmi_protocol.instant import Instant, after
+from dmi_protocol.kinds.job import ENDED, FAILED, RUNNING, SUCCEEDED
+from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.messages.roles import RoleKey
 from dmi_protocol.placement.assigning import dismissed, first_assignment, is_full, reassign, recruits
 from dmi_protocol.placement.holding import recopies
@@ -86,7 +88,7 @@ def _load(state: ClusterState) -> dict[NodeId, int]:
     return load
 
 
-def _place(job: Job, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
+def _place(job: TrainingJob, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
     """A job that has run makes do with fewer nodes; but somebody must have each part of its checkpoint: those who are
     leaving have it still."""
     fit = [node for node in nodes if job.misses.get(node, 0) < limits.MISSES]
@@ -103,11 +105,11 @@ def _place(job: Job, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId
     return [Place(request, job.id, generation, placements, assignment, chosen.checkpoint_holders, restore)]
 
 
-def _is_done(job: Job) -> bool:
+def _is_done(job: TrainingJob) -> bool:
     return job.runs and job.all_completed and job.final
 
 
-def _watch(job: Job, nodes: list[NodeId], state: ClusterState) -> list[Command]:
+def _watch(job: TrainingJob, nodes: list[NodeId], state: ClusterState) -> list[Command]:
     """A role is lost with its node, unless its work is done and safe."""
     lost: list[Command] = _part_pairs(job, state)
     for role, node in job.roles():
@@ -120,7 +122,7 @@ def _watch(job: Job, nodes: list[NodeId], state: ClusterState) -> list[Command]:
     return lost
 
 
-def _part_pairs(job: Job, state: ClusterState) -> list[Command]:
+def _part_pairs(job: TrainingJob, state: ClusterState) -> list[Command]:
     """Of two that cannot talk one is replaced: whoever has not been of use yet, or else the one on the later node, so that
     all pairs between two nodes end alike."""
     nodes = dict(job.roles())
@@ -136,18 +138,18 @@ def _part_pairs(job: Job, state: ClusterState) -> list[Command]:
     return list(lost.values())
 
 
-def _is_new(role: RoleKey, job: Job) -> bool:
+def _is_new(role: RoleKey, job: TrainingJob) -> bool:
     return role.role == "worker" and role.generation != job.start_generation and role not in job.ready
 
 
-def _keep_up(job: Job, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
+def _keep_up(job: TrainingJob, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
     """Survivors go on in a new generation; then whoever is missing is called. Nodes that are ``there`` and not among
     ``nodes`` are leaving."""
     leaving = set(there) - set(nodes)
     return _reassign(job, nodes, leaving) or _recruit(job, nodes, load) or _set_checkpoint_holders(job, nodes or there)
 
 
-def _reassign(job: Job, nodes: list[NodeId], leaving: Set[NodeId]) -> list[Command]:
+def _reassign(job: TrainingJob, nodes: list[NodeId], leaving: Set[NodeId]) -> list[Command]:
     if not job.runs or (job.completed and job.state == RUNNING):
         return []
     assignment = reassign(job, leaving)
@@ -164,7 +166,7 @@ def _reassign(job: Job, nodes: list[NodeId], leaving: Set[NodeId]) -> list[Comma
     ]
 
 
-def _recruit(job: Job, nodes: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
+def _recruit(job: TrainingJob, nodes: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
     """While nobody is done yet: whoever comes at the end has nothing to do."""
     if not job.runs or job.completed or job.state != RUNNING:
         return []
@@ -179,7 +181,7 @@ def _recruit(job: Job, nodes: list[NodeId], load: dict[NodeId, int]) -> list[Com
     ]
 
 
-def _set_checkpoint_holders(job: Job, nodes: list[NodeId]) -> list[Command]:
+def _set_checkpoint_holders(job: TrainingJob, nodes: list[NodeId]) -> list[Command]:
     """A checkpoint holder that is away is replaced, so that checkpoints go on being whole."""
     primaries = job.primaries()
     checkpoint_holders = checkpoint_holders_of(primaries, nodes)
@@ -192,5 +194,5 @@ def _set_checkpoint_holders(job: Job, nodes: list[NodeId]) -> list[Command]:
     return [SetCheckpointHolders(request, job.id, job.generation, checkpoint_holders)]
 
 
-def _finish(job: Job, state: str, reason: Reason, step: int | None = None) -> Finish:
+def _finish(job: TrainingJob, state: str, reason: Reason, step: int | None = None) -> Finish:
     return Finish(RequestId(f"{job.id}/{job.generation}/finish-{state}"), job.id, job.generation, state, reason, step)

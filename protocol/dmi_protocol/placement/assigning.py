@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from dmi_protocol import limits
 from dmi_protocol.cluster.command import Placement
-from dmi_protocol.cluster.state import Job
 from dmi_protocol.identity import NodeId
+from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.messages.roles import Assignment, Replicas, RoleKey
 from dmi_protocol.placement.roles import Chosen, wanted_backups
 
@@ -21,7 +21,7 @@ def first_assignment(chosen: Chosen) -> Assignment:
     return Assignment(workers, (1.0,) * len(workers), 0, shards)
 
 
-def reassign(job: Job, leaving: Collection[NodeId] = ()) -> Assignment:
+def reassign(job: TrainingJob, leaving: Collection[NodeId] = ()) -> Assignment:
     """What the processes of ``job`` that are there should do. Every shard has a copy in sync among them.
 
     A lost primary's first backup takes its place; all other copies are then filled anew. Shards that lack backups get
@@ -52,7 +52,7 @@ def reassign(job: Job, leaving: Collection[NodeId] = ()) -> Assignment:
     )
 
 
-def dismissed(job: Job, assignment: Assignment, leaving: Collection[NodeId]) -> tuple[RoleKey, ...]:
+def dismissed(job: TrainingJob, assignment: Assignment, leaving: Collection[NodeId]) -> tuple[RoleKey, ...]:
     """The processes on nodes that are ``leaving`` that have nothing to do any more, in ``assignment`` or before it."""
     assert job.assignment is not None
     needed = {server for c in (job.assignment, assignment) for r in c.shards for server in (*r.in_sync, *r.filling)}
@@ -63,7 +63,7 @@ def dismissed(job: Job, assignment: Assignment, leaving: Collection[NodeId]) -> 
     return tuple(placement.role for placement in (*servers, *workers))
 
 
-def _is_dismissed(placement: Placement, job: Job, leaving: Collection[NodeId]) -> bool:
+def _is_dismissed(placement: Placement, job: TrainingJob, leaving: Collection[NodeId]) -> bool:
     """A worker that has no leaves any more, on a node that is leaving."""
     assert job.assignment is not None
     shares = dict(zip(job.assignment.workers, job.assignment.speeds, strict=True))
@@ -71,7 +71,7 @@ def _is_dismissed(placement: Placement, job: Job, leaving: Collection[NodeId]) -
 
 
 def _survive(
-    job: Job, shard: int, replicas: Replicas, node_of: Mapping[int, NodeId], stay: Collection[int]
+    job: TrainingJob, shard: int, replicas: Replicas, node_of: Mapping[int, NodeId], stay: Collection[int]
 ) -> Replicas:
     """The copies of one shard that are still there, and who leads them: somebody who stays, if one is in sync."""
     backups = [server for server in replicas.backups if server in node_of]
@@ -102,7 +102,7 @@ def _fill(replicas: Replicas, wanted: int, stay: Mapping[int, NodeId], copies: d
     return Replicas(replicas.primary, backups, tuple(sorted(filling)))
 
 
-def is_full(job: Job, assignment: Assignment, nodes: Sequence[NodeId]) -> bool:
+def is_full(job: TrainingJob, assignment: Assignment, nodes: Sequence[NodeId]) -> bool:
     """Is nothing amiss with ``assignment``: every process that there could be is there, and does its part?"""
     backups = min(wanted_backups(job.spec), len(nodes) - 1)
     copied = all(len(replicas.backups) >= backups for replicas in assignment.shards)
@@ -111,7 +111,7 @@ def is_full(job: Job, assignment: Assignment, nodes: Sequence[NodeId]) -> bool:
     return copied and are_here and all(assignment.speeds) and not recruits(job, nodes, {})
 
 
-def recruits(job: Job, nodes: Sequence[NodeId], load: Mapping[NodeId, int]) -> tuple[Placement, ...]:
+def recruits(job: TrainingJob, nodes: Sequence[NodeId], load: Mapping[NodeId, int]) -> tuple[Placement, ...]:
     """The processes that a job lacks and that ``nodes`` could run: workers up to what was asked for, servers while a shard
     has fewer copies than it should. They are born for a later generation than those that were started first."""
     nodes = [node for node in nodes if job.misses.get(node, 0) < limits.MISSES]

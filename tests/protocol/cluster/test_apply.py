@@ -22,8 +22,9 @@ from dmi_protocol.cluster.command import (
     SetCheckpointHolders,
     Submit,
 )
-from dmi_protocol.cluster.state import CANCELLED, FAILED, RECOVERING, RUNNING, STARTING, ClusterState, MemberRecord
+from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId, job_id, node_id
+from dmi_protocol.kinds.job import CANCELLED, FAILED, RECOVERING, RUNNING, STARTING
 from dmi_protocol.messages.roles import Role, RoleKey
 from dmi_protocol.reasons import (
     Cancelled,

@@ -19,10 +19,12 @@ from dmi_protocol.cluster.command import (
     Submit,
     SyncReplica,
 )
-from dmi_protocol.cluster.state import QUEUED, RECOVERING, RUNNING, ClusterState, Job, MemberRecord
+from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.instant import Instant
 from dmi_protocol.jobs.scheduler import Scheduler
+from dmi_protocol.kinds.job import QUEUED, RECOVERING, RUNNING
+from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.messages.roles import Assignment, Replicas, Role, RoleKey
 from dmi_protocol.reasons import Loss, NodeLost, PairSilent, Reason, Stale
 from tests.protocol.assignments import filled, placing
@@ -46,7 +48,7 @@ class Mesh:
             self.endpoint(*(role for role, _ in self.job.roles()))
 
     @property
-    def job(self) -> Job:
+    def job(self) -> TrainingJob:
         return self.state.jobs[self.id]
 
     @property

@@ -2,21 +2,13 @@
 
 from dmi_protocol import limits
 from dmi_protocol.cluster.command import BindRole, CompleteRole, Finish, HoldBlob, JobSpec, KeepPart, LoseRole, Part
-from dmi_protocol.cluster.state import (
-    RUNNING,
-    STARTING,
-    SUCCEEDED,
-    Checkpoint,
-    ClusterState,
-    EndpointRecord,
-    Job,
-    KeptPart,
-    MemberRecord,
-)
+from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.effects import DropBlob, FetchBlob, StartRole, StopRole, TellRole
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
 from dmi_protocol.instant import Instant, after
 from dmi_protocol.jobs.hosting import Hosting
+from dmi_protocol.kinds.job import RUNNING, STARTING, SUCCEEDED, EndpointRecord
+from dmi_protocol.kinds.training.state import Checkpoint, KeptPart, TrainingJob
 from dmi_protocol.messages.roles import Bound, Completed, Endpoint, Exited, Failed, PartWritten, RoleKey
 from dmi_protocol.reasons import NodeLost, RoleDied, RoleFailed, RoleUnready
 from tests.protocol.assignments import put
@@ -33,18 +25,18 @@ def hosting_here() -> Hosting:
     return Hosting(ME, "n0", "h", (0, 0), lambda _: 7)
 
 
-def placed() -> tuple[ClusterState, Job]:
+def placed() -> tuple[ClusterState, TrainingJob]:
     """A job with a server here and a worker elsewhere."""
     state = ClusterState("mesh")
     for node in (ME, OTHER):
         state.members[node] = MemberRecord(node, f"n-{node[0]}", "h:1", PublicKey(node), witness=False)
-    job = Job(JOB, JobSpec("job", "t.py"), BUNDLE, (ME,), 1, STARTING)
+    job = TrainingJob(JOB, JobSpec("job", "t.py"), BUNDLE, (ME,), 1, STARTING)
     put(job, (NodeId("c" * 16),), (ME,))
     state.jobs[JOB] = job
     return state, job
 
 
-def endpoint(job: Job, key: str) -> None:
+def endpoint(job: TrainingJob, key: str) -> None:
     job.endpoints = (EndpointRecord(Endpoint(SERVER, ME, "n0", "h:2", PublicKey(key)), 7),)
 
 
@@ -91,7 +83,7 @@ OTHER, NEW = NodeId("c" * 16), NodeId("d" * 16)
 PARTS = tuple(BlobHash(f"{shard}" * 64) for shard in range(3))
 
 
-def restored(servers: int) -> tuple[ClusterState, Job]:
+def restored(servers: int) -> tuple[ClusterState, TrainingJob]:
     """A job that goes on from a checkpoint of three shards, with a server here and others elsewhere."""
     state, job = placed()
     state.members[OTHER] = MemberRecord(OTHER, "n1", "h:1", PublicKey("o"), witness=False)

@@ -18,10 +18,11 @@ from dmi_protocol.cluster.command import (
     Remove,
     Submit,
 )
-from dmi_protocol.cluster.state import FAILED, RECOVERING, SUCCEEDED, ClusterState, MemberRecord
+from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.instant import Instant
 from dmi_protocol.jobs.scheduler import Scheduler
+from dmi_protocol.kinds.job import FAILED, RECOVERING, SUCCEEDED
 from dmi_protocol.placement.holding import only_here
 from dmi_protocol.reasons import FilesLost, NodeLost, Succeeded
 from tests.protocol.assignments import servers, workers

@@ -4,8 +4,9 @@ import pytest
 
 from dmi_protocol import limits
 from dmi_protocol.cluster.command import JobSpec, Placement
-from dmi_protocol.cluster.state import RUNNING, Job
 from dmi_protocol.identity import BlobHash, JobId, NodeId
+from dmi_protocol.kinds.job import RUNNING
+from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.messages.roles import Assignment, Replicas, Role, RoleKey
 from dmi_protocol.placement.assigning import dismissed, is_full, reassign, recruits
 from tests.protocol.assignments import bind_all, filled, put
@@ -13,10 +14,10 @@ from tests.protocol.assignments import bind_all, filled, put
 A, B, C, D = (NodeId(letter * 16) for letter in "abcd")
 
 
-def running(*nodes: NodeId, backups: int | None = None, workers: int | None = None) -> Job:
+def running(*nodes: NodeId, backups: int | None = None, workers: int | None = None) -> TrainingJob:
     """A server and a worker on each node; all copies that there should be are in sync."""
     spec = JobSpec("job", "t.py", backups=backups, workers=workers)
-    job = Job(JobId("job-1"), spec, BlobHash("b" * 64), (A,), 1, RUNNING, runs=True)
+    job = TrainingJob(JobId("job-1"), spec, BlobHash("b" * 64), (A,), 1, RUNNING, runs=True)
     put(job, nodes, nodes)
     assert job.assignment is not None
     job.assignment = filled(job.assignment)
@@ -30,17 +31,17 @@ def assigning(assignment: Assignment, *shards: Replicas) -> Assignment:
     return Assignment(assignment.workers, assignment.speeds, assignment.lead, shards)
 
 
-def assignment_of(job: Job) -> Assignment:
+def assignment_of(job: TrainingJob) -> Assignment:
     assert job.assignment is not None
     return job.assignment
 
 
-def lose(job: Job, node: NodeId) -> None:
+def lose(job: TrainingJob, node: NodeId) -> None:
     job.placements = tuple(placement for placement in job.placements if placement.node != node)
     bind_all(job)
 
 
-def come(job: Job, role: Role, index: int, node: NodeId) -> RoleKey:
+def come(job: TrainingJob, role: Role, index: int, node: NodeId) -> RoleKey:
     """A recruit that is bound."""
     key = RoleKey(job.id, job.generation + 1, role, index)
     job.placements = (*job.placements, Placement(key, node))
@@ -153,7 +154,7 @@ def names(roles: tuple[RoleKey, ...]) -> list[str]:
     return [f"{role.role}-{role.index}" for role in roles]
 
 
-def next_generation(job: Job, leaving: set[NodeId]) -> list[str]:
+def next_generation(job: TrainingJob, leaving: set[NodeId]) -> list[str]:
     """The next generation; gives who was dismissed."""
     assignment = reassign(job, leaving)
     gone = dismissed(job, assignment, leaving)

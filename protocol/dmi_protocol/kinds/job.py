@@ -1,0 +1,70 @@
+"""What all jobs have, whatever their kind."""
+
+from msgspec import Struct, field
+
+from dmi_protocol.cluster.command import JobSpec, Placement
+from dmi_protocol.identity import BlobHash, JobId, NodeId
+from dmi_protocol.messages.roles import Endpoint, RoleKey
+from dmi_protocol.reasons import Reason
+
+JobState = str
+QUEUED, STARTING, RUNNING, RECOVERING = "queued", "starting", "running", "recovering"
+SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
+ENDED = frozenset({SUCCEEDED, FAILED, CANCELLED})
+
+
+class EndpointRecord(Struct, frozen=True):
+    """A bound role process."""
+
+    endpoint: Endpoint
+    pid: int
+
+
+class Job(Struct):
+    """One job. ``placements`` are the role processes that are wanted, in order; there are none while the job waits for
+    nodes. What they do in ``generation``, which is 0 before the first, is a matter of the kind."""
+
+    id: JobId
+    spec: JobSpec
+    bundle: BlobHash
+    holders: tuple[NodeId, ...]
+    submitted_at: int
+    """The index of the log entry that submitted it: the order of the queue."""
+    state: JobState = QUEUED
+    generation: int = 0
+    start_generation: int = 0
+    """The generation in which the processes were last started anew."""
+    placements: tuple[Placement, ...] = ()
+    misses: dict[NodeId, int] = field(default_factory=dict)
+    """By node: recruits that ended there before they were of use, and processes that could not talk to others."""
+    next_index: int = 0
+    """The index of the next process that is recruited."""
+    born: int = 0
+    """The generation that the last recruits were made for: the next start comes after it, so that no two processes have one
+    key."""
+    endpoints: tuple[EndpointRecord, ...] = ()
+    reason: Reason | None = None
+    copies: dict[BlobHash, NodeId] = field(default_factory=dict)
+    """Who is to keep a further copy of a blob, and has not told that it does."""
+    recopied: int = 0
+    """How often such a copy was asked for."""
+    reached: int = -1
+    """The furthest step at which a role process crashed."""
+    crashes: int = 0
+    """How often one crashed since the job got any further: incidents, whatever fell with it."""
+    crashed_in: int = 0
+    """The generation of the last such incident: what was started before it may be of it, too."""
+
+    @property
+    def is_placed(self) -> bool:
+        """Is a placement in force?"""
+        return bool(self.placements)
+
+    @property
+    def goes_on(self) -> bool:
+        """Are its role processes wanted?"""
+        return self.is_placed and self.state not in ENDED
+
+    def roles(self) -> tuple[tuple[RoleKey, NodeId], ...]:
+        """Every wanted role process, and its node: servers first."""
+        return tuple([(placement.role, placement.node) for placement in self.placements])

@@ -1,0 +1,1 @@
+"""Trainings: workers compute gradients, servers hold the shards of the model."""
