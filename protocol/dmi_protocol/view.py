@@ -9,9 +9,9 @@ from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.gossip_facts import NodeFacts
 from dmi_protocol.identity import NodeId
 from dmi_protocol.kinds.job import ENDED, QUEUED, RECOVERING, RUNNING, STARTING
+from dmi_protocol.kinds.training.placing import wanted_nodes
 from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.messages.roles import Progressed
-from dmi_protocol.placement.roles import wanted_nodes
 from dmi_protocol.sentences import detail, sentence
 
 

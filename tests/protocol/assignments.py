@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from dmi_protocol.cluster.command import Place, Placement
 from dmi_protocol.identity import JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.kinds.job import EndpointRecord
+from dmi_protocol.kinds.training.assigning import first_assignment
+from dmi_protocol.kinds.training.placing import Chosen
 from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.messages.roles import Assignment, Endpoint, Replicas, RoleKey
-from dmi_protocol.placement.assigning import first_assignment
-from dmi_protocol.placement.roles import Chosen
 
 
 def placing(

@@ -238,18 +238,8 @@ class Finish(Struct, frozen=True, tag="finish"):
 
 
 MemberCommand = Invite | Admit | Remove | Readdress | Drain
-RoleCommand = BindRole | ReadyRole | SyncReplica | ReportPair | LoseRole | CompleteRole
-JobCommand = (
-    Submit
-    | Cancel
-    | Place
-    | Recruit
-    | Reassign
-    | RoleCommand
-    | SetCheckpointHolders
-    | Recopy
-    | HoldBlob
-    | KeepPart
-    | Finish
-)
+TrainingCommand = Reassign | ReadyRole | SyncReplica | ReportPair | CompleteRole | SetCheckpointHolders | KeepPart
+KindCommand = TrainingCommand
+"""Those of one kind of job alone."""
+JobCommand = Submit | Cancel | Place | Recruit | BindRole | LoseRole | Recopy | HoldBlob | Finish | KindCommand
 Command = MemberCommand | JobCommand

@@ -24,11 +24,11 @@ from dmi_protocol.codec import pack
 from dmi_protocol.identity import NodeId, RequestId
 from dmi_protocol.instant import Instant, after
 from dmi_protocol.kinds.job import ENDED, FAILED, RUNNING, SUCCEEDED
+from dmi_protocol.kinds.training.assigning import dismissed, first_assignment, is_full, reassign, recruits
+from dmi_protocol.kinds.training.placing import checkpoint_holders_of, choose
 from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.messages.roles import RoleKey
-from dmi_protocol.placement.assigning import dismissed, first_assignment, is_full, reassign, recruits
 from dmi_protocol.placement.holding import recopies
-from dmi_protocol.placement.roles import checkpoint_holders_of, choose
 from dmi_protocol.reasons import FilesLost, NodeLost, PairSilent, Reason, Succeeded
 
 

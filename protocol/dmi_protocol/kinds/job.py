@@ -68,3 +68,11 @@ class Job(Struct):
     def roles(self) -> tuple[tuple[RoleKey, NodeId], ...]:
         """Every wanted role process, and its node: servers first."""
         return tuple([(placement.role, placement.node) for placement in self.placements])
+
+    def is_in_force(self, generation: int) -> bool:
+        """Does it go on, and is this generation one of the processes that live now?"""
+        return self.goes_on and self.start_generation <= generation <= self.generation
+
+    def wants(self, role: RoleKey) -> bool:
+        """Does it want this very process?"""
+        return self.goes_on and any(placement.role == role for placement in self.placements)

@@ -4,7 +4,7 @@ import pytest
 
 from dmi_protocol.cluster.command import JobSpec
 from dmi_protocol.identity import NodeId
-from dmi_protocol.placement.roles import choose, wanted_nodes
+from dmi_protocol.kinds.training.placing import choose, wanted_nodes
 
 A, B, C = (NodeId(letter * 16) for letter in "abc")
 

@@ -5,9 +5,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dmi_protocol import limits
 from dmi_protocol.cluster.command import Placement
 from dmi_protocol.identity import NodeId
+from dmi_protocol.kinds.training.placing import Chosen, wanted_backups
 from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.messages.roles import Assignment, Replicas, RoleKey
-from dmi_protocol.placement.roles import Chosen, wanted_backups
 
 
 def first_assignment(chosen: Chosen) -> Assignment:

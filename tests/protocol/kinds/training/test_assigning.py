@@ -6,9 +6,9 @@ from dmi_protocol import limits
 from dmi_protocol.cluster.command import JobSpec, Placement
 from dmi_protocol.identity import BlobHash, JobId, NodeId
 from dmi_protocol.kinds.job import RUNNING
+from dmi_protocol.kinds.training.assigning import dismissed, is_full, reassign, recruits
 from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.messages.roles import Assignment, Replicas, Role, RoleKey
-from dmi_protocol.placement.assigning import dismissed, is_full, reassign, recruits
 from tests.protocol.assignments import bind_all, filled, put
 
 A, B, C, D = (NodeId(letter * 16) for letter in "abcd")

@@ -1,0 +1,19 @@
+"""Every kind of job, by the class of its state."""
+
+from dmi_protocol.cluster.command import Submit
+from dmi_protocol.identity import JobId
+from dmi_protocol.kinds.kind import Commands
+from dmi_protocol.kinds.training.commands import TrainingCommands
+from dmi_protocol.kinds.training.state import TrainingJob
+
+_TRAINING = TrainingCommands()
+
+
+def new_job(job: JobId, command: Submit, index: int) -> TrainingJob:
+    """The job that the entry at ``index`` submits."""
+    return TrainingJob(job, command.spec, command.bundle, command.holders, index)
+
+
+def commands_of(job: TrainingJob) -> Commands[TrainingJob]:
+    """What commands do to a job of this kind."""
+    return _TRAINING
