@@ -2,11 +2,12 @@
 
 from dmi_protocol.cluster.command import Submit
 from dmi_protocol.identity import JobId
-from dmi_protocol.kinds.kind import Commands
+from dmi_protocol.kinds.kind import Commands, Plans
 from dmi_protocol.kinds.training.commands import TrainingCommands
+from dmi_protocol.kinds.training.plans import TrainingPlans
 from dmi_protocol.kinds.training.state import TrainingJob
 
-_TRAINING = TrainingCommands()
+_COMMANDS, _PLANS = TrainingCommands(), TrainingPlans()
 
 
 def new_job(job: JobId, command: Submit, index: int) -> TrainingJob:
@@ -16,4 +17,9 @@ def new_job(job: JobId, command: Submit, index: int) -> TrainingJob:
 
 def commands_of(job: TrainingJob) -> Commands[TrainingJob]:
     """What commands do to a job of this kind."""
-    return _TRAINING
+    return _COMMANDS
+
+
+def plans_of(job: TrainingJob) -> Plans[TrainingJob]:
+    """What a job of this kind needs next."""
+    return _PLANS

@@ -2,7 +2,8 @@
 
 from typing import Protocol, TypeVar
 
-from dmi_protocol.cluster.command import Finish, KindCommand, Place
+from dmi_protocol.cluster.command import Command, Finish, KindCommand, Place
+from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.identity import BlobHash, NodeId
 from dmi_protocol.kinds.job import Job
 from dmi_protocol.messages.roles import RoleKey
@@ -56,4 +57,25 @@ class Commands(Protocol[OfKind]):
 
     def apply(self, job: OfKind, command: KindCommand) -> bool:
         """A command that is one of this kind alone, or of another: did it change anything?"""
+        ...
+
+
+class Plans(Protocol[OfKind]):
+    """What a job of this kind needs next: pure; the coordinator's scheduler asks. ``there`` are the live members that play
+    roles, ``nodes`` those of them that are not leaving, ``load`` how many roles each plays."""
+
+    def place(self, job: OfKind, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
+        """Start it, if there are nodes enough; what it takes is added to ``load``."""
+        ...
+
+    def finish(self, job: OfKind) -> list[Command]:
+        """End it, if it is done."""
+        ...
+
+    def part(self, job: OfKind, state: ClusterState) -> list[Command]:
+        """Of processes that cannot talk to each other, lose one."""
+        ...
+
+    def keep_up(self, job: OfKind, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
+        """What its processes do from now on, and who is missing."""
         ...
