@@ -39,6 +39,7 @@ from dmi_protocol.instant import Instant, earliest
 from dmi_protocol.jobs.hosting import Hosting
 from dmi_protocol.jobs.scheduler import Scheduler
 from dmi_protocol.kinds.job import ENDED
+from dmi_protocol.kinds.kind import Host
 from dmi_protocol.membership.settings import SwimSettings
 from dmi_protocol.membership.swim import MemberChanged, Swim
 from dmi_protocol.messages.consensus import Entry, Noop, Snapshot, Voters
@@ -106,7 +107,7 @@ class Peer:
         self._removals = Removals()
         self._search = Search()
         self._expulsion = Expulsion(me.node)
-        self._hosting = Hosting(me.node, me.name, me.address.rpartition(":")[0], me.ports, self._reached)
+        self._hosting = Hosting(Host(me.node, me.name, me.address.rpartition(":")[0], me.ports), self._reached)
         self._scheduler = Scheduler()
         self._is_new = True
         self._is_dirty = True

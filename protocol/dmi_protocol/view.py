@@ -8,8 +8,8 @@ from dmi_protocol import reasons
 from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.gossip_facts import NodeFacts
 from dmi_protocol.identity import NodeId
+from dmi_protocol.kinds.all_kinds import kind_of
 from dmi_protocol.kinds.job import ENDED, QUEUED, RECOVERING, RUNNING, STARTING
-from dmi_protocol.kinds.training.placing import wanted_nodes
 from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.messages.roles import Progressed
 from dmi_protocol.sentences import detail, sentence
@@ -74,22 +74,17 @@ class View(Struct, frozen=True):
 
 def job_view(job: TrainingJob, state: ClusterState, alive: Set[NodeId], progress: Progressed | None) -> JobView:
     """One job. ``progress`` counts while it runs; afterwards the state has the last step and loss."""
-    goes_on = job.state not in ENDED
-    reason = why(job, state, alive)
-    step = progress.step if progress is not None and goes_on else job.step
-    steps = progress.steps if progress is not None else None
-    if job.state == "succeeded":
-        steps = job.step
+    reason, counts = why(job, state, alive), kind_of(job).views.counts(job, progress)
     return JobView(
         id=job.id,
         name=job.spec.name,
-        kind="training",
+        kind=kind_of(job).name,
         state=job.state,
         generation=job.generation,
-        step=step,
-        steps=steps,
-        samples_per_second=progress.samples_per_second if progress is not None and job.state == RUNNING else None,
-        loss=progress.loss if progress is not None and goes_on else job.loss,
+        step=counts.step,
+        steps=counts.steps,
+        samples_per_second=counts.samples_per_second,
+        loss=counts.loss,
         reason=sentence(reason) if job.reason is not None else None,
         sentence=sentence(reason),
         detail=detail(reason),
@@ -98,10 +93,13 @@ def job_view(job: TrainingJob, state: ClusterState, alive: Set[NodeId], progress
 
 def why(job: TrainingJob, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
     """Why the job is in its state."""
+    kind = kind_of(job).views
     if job.state == RECOVERING:
-        return _recovering(job, state, alive)
+        assert isinstance(job.reason, reasons.Loss)
+        away = kind.away(job, alive)
+        return kind.recovering(job, job.reason, _names(state, away))
     if job.state == RUNNING and isinstance(job.reason, reasons.Loss):
-        return _weakened(job, job.reason)
+        return kind.weakened(job, job.reason)
     if job.reason is not None:
         return job.reason
     have_none = {node for _, node in job.roles()} - set(job.holders)
@@ -113,33 +111,9 @@ def why(job: TrainingJob, state: ClusterState, alive: Set[NodeId]) -> reasons.Re
         awaited = [(r.name, _names(state, (node,))[0]) for r, node in job.roles() if r not in bound]
         return reasons.Starting(len(job.endpoints), len(job.roles()), tuple(awaited))
     if job.state == RUNNING:
-        endpoints = [record.endpoint for record in job.endpoints]
-        workers = tuple(endpoint.node_name for endpoint in endpoints if endpoint.key.role == "worker")
-        return reasons.Running(
-            workers, tuple(endpoint.node_name for endpoint in endpoints if endpoint.key.role == "server")
-        )
+        return kind.running(job)
     assert job.state == QUEUED
-    return reasons.Waiting(wanted_nodes(job.spec), ready)
-
-
-def _weakened(job: TrainingJob, loss: reasons.Loss) -> reasons.Reason:
-    assert job.assignment is not None
-    able = [w for w, speed in zip(job.assignment.workers, job.assignment.speeds, strict=True) if speed]
-    endpoints = [record.endpoint for record in job.endpoints]
-    workers = tuple(s.node_name for s in endpoints if s.key.role == "worker" and s.key.index in able)
-    coming = len(job.placements) - len(endpoints) + len(job.assignment.workers) - len(able)
-    return reasons.Weakened(loss, workers, sum(not shard.backups for shard in job.assignment.shards), coming)
-
-
-def _recovering(job: TrainingJob, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
-    assert isinstance(job.reason, reasons.Loss)
-    if job.runs:
-        return reasons.TakingOver(job.reason)
-    step = None if job.checkpoint is None else job.checkpoint.step
-    away = job.parts_away(alive)
-    if step is not None and away:
-        return reasons.PartsAway(job.reason, step, _names(state, away))
-    return reasons.Recovering(job.reason, step, len(job.endpoints), len(job.roles()))
+    return reasons.Waiting(kind.wanted_nodes(job), ready)
 
 
 def _names(state: ClusterState, nodes: Iterable[NodeId]) -> tuple[str, ...]:
@@ -164,14 +138,9 @@ def role_views(state: ClusterState) -> list[RoleView]:
             continue
         for record in job.endpoints:
             key = record.endpoint.key
-            shards = _copies(job, key.index) if key.role == "server" else ()
+            shards = kind_of(job).views.shards(job, key)
             found.append(RoleView(job.id, f"{key.role}-{key.index}", record.endpoint.node_name, record.pid, shards))
     return found
-
-
-def _copies(job: TrainingJob, server: int) -> tuple[tuple[int, bool], ...]:
-    shards = job.assignment.shards if job.assignment is not None else ()
-    return tuple((shard, server == copy.primary) for shard, copy in enumerate(shards) if server in copy.in_sync)
 
 
 def member_views(

@@ -21,7 +21,7 @@ from dmi_protocol.cluster.command import (
 )
 from dmi_protocol.cluster.state import ClusterState, Outcome
 from dmi_protocol.identity import JobId, is_public_key, job_id
-from dmi_protocol.kinds.all_kinds import commands_of, new_job
+from dmi_protocol.kinds.all_kinds import kind_of, new_job
 from dmi_protocol.kinds.job import (
     CANCELLED,
     ENDED,
@@ -79,7 +79,7 @@ def do_for_job(state: ClusterState, index: int, command: JobCommand) -> Outcome:
 def _do_for_kind(state: ClusterState, command: KindCommand) -> Outcome:
     named = command.role.job if isinstance(command, ReadyRole | ReportPair | CompleteRole) else command.job
     job = state.jobs.get(named)
-    return _DONE if job is not None and commands_of(job).apply(job, command) else _STALE
+    return _DONE if job is not None and kind_of(job).commands.apply(job, command) else _STALE
 
 
 def _submit(state: ClusterState, index: int, command: Submit) -> Outcome:
@@ -115,11 +115,11 @@ def _place(state: ClusterState, command: Place) -> Outcome:
         return _STALE
     if not _are_placements(command.placements, job.id, command.generation):
         return _STALE
-    if not commands_of(job).is_placeable(job, command):
+    if not kind_of(job).commands.is_placeable(job, command):
         return _STALE
     job.generation = job.start_generation = command.generation
     job.placements = _in_order(command.placements)
-    commands_of(job).placed(job, command)
+    kind_of(job).commands.placed(job, command)
     job.next_index = 1 + max(placement.role.index for placement in command.placements)
     if job.state == QUEUED:
         job.state = STARTING
@@ -130,7 +130,9 @@ def _recruit(state: ClusterState, command: Recruit) -> Outcome:
     job = state.jobs.get(command.job)
     if job is None or not job.is_in_force(command.generation) or command.generation != job.generation:
         return _STALE
-    if not commands_of(job).may_recruit(job) or not _are_placements(command.placements, job.id, job.generation + 1):
+    if not kind_of(job).commands.may_recruit(job) or not _are_placements(
+        command.placements, job.id, job.generation + 1
+    ):
         return _STALE
     if any(placement.role.index < job.next_index for placement in command.placements):
         return _STALE
@@ -161,16 +163,16 @@ def _bind(state: ClusterState, command: BindRole) -> Outcome:
         return _STALE
     endpoint = Endpoint(role, member.node, member.name, command.address, command.public_key)
     job.endpoints = (*job.endpoints, EndpointRecord(endpoint, command.pid))
-    commands_of(job).bound(job)
+    kind_of(job).commands.bound(job)
     return _DONE
 
 
 def _lose(state: ClusterState, command: LoseRole) -> Outcome:
     """A process is gone; what that means for the job is a matter of its kind."""
     role, job = command.role, state.jobs.get(command.role.job)
-    if job is None or not job.wants(role) or commands_of(job).is_safe_without(job, role):
+    if job is None or not job.wants(role) or kind_of(job).commands.is_safe_without(job, role):
         return _STALE
-    kind, node = commands_of(job), dict(job.roles())[role]
+    kind, node = kind_of(job).commands, dict(job.roles())[role]
     is_of_use = kind.is_of_use(job, role)
     if is_of_use and _is_crash(command.reason) and role.generation > job.crashed_in:
         step = -1 if command.step is None else command.step
@@ -214,7 +216,7 @@ def _hold(state: ClusterState, command: HoldBlob) -> Outcome:
     del job.copies[command.blob]
     if command.blob == job.bundle:
         job.holders = tuple(dict.fromkeys((*job.holders, command.node)))
-    commands_of(job).held(job, command.blob, command.node)
+    kind_of(job).commands.held(job, command.blob, command.node)
     return _DONE
 
 
@@ -226,5 +228,5 @@ def _finish(state: ClusterState, command: Finish) -> Outcome:
     if not is_waiting and not job.is_in_force(command.generation):
         return _STALE
     job.state, job.reason = command.state, command.reason
-    commands_of(job).finished(job, command)
+    kind_of(job).commands.finished(job, command)
     return _DONE

@@ -4,45 +4,22 @@ Level-triggered: it compares what the state wants with what is here, as often as
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from msgspec import Struct, field
 
 from dmi_protocol import limits
-from dmi_protocol.cluster.command import (
-    BindRole,
-    Command,
-    CompleteRole,
-    Finish,
-    KeepPart,
-    LoseRole,
-    Part,
-    ReadyRole,
-    ReportPair,
-    SyncReplica,
-)
+from dmi_protocol.cluster.command import BindRole, Command, Finish, LoseRole
 from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.effects import Effect, StartRole, StopRole, TellRole
-from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
+from dmi_protocol.identity import BlobHash, JobId, PublicKey
 from dmi_protocol.instant import Instant, after, earliest
 from dmi_protocol.jobs.keeping import Keeping, parts_of
-from dmi_protocol.kinds.job import FAILED, RUNNING
-from dmi_protocol.kinds.training.state import KeptPart, TrainingJob
-from dmi_protocol.messages.roles import (
-    Bound,
-    CaughtUp,
-    Completed,
-    Exited,
-    Failed,
-    Launch,
-    Lease,
-    PartWritten,
-    Progressed,
-    Ready,
-    RoleEvent,
-    RoleKey,
-    Roster,
-    Unheard,
-)
+from dmi_protocol.kinds.all_kinds import kind_of
+from dmi_protocol.kinds.job import FAILED
+from dmi_protocol.kinds.kind import Host, Processes, request_of
+from dmi_protocol.kinds.training.state import TrainingJob
+from dmi_protocol.messages.roles import Bound, Exited, Failed, Lease, PartWritten, Progressed, RoleEvent, RoleKey
 from dmi_protocol.reasons import Loss, NodeLost, Reason, RoleDied, RoleFailed, RoleUnready
 
 GRACE_MS = 3_000
@@ -53,8 +30,9 @@ RECOVERABLE = frozenset({"peer-silent", "peer-broken", "declined", "server", "di
 class _Local(Struct):
     """A role process of this host, wanted or still ending."""
 
-    parts: tuple[BlobHash, ...]
-    """Of the checkpoint that it goes on from."""
+    kind: Processes[Any]
+    needs: tuple[BlobHash, ...]
+    """Blobs beside the job's files that it begins from."""
     awaited: set[BlobHash]
     """What must be on this host's disk before it can start."""
     is_recruit: bool
@@ -77,19 +55,13 @@ class _Local(Struct):
 
 
 class Hosting:
-    """See the module. ``ports`` is the range that data sockets may be bound in, ``host`` the address to bind; ``reached``
-    gives the last step of a job that was heard of."""
+    """See the module. ``reached`` gives the last step of a job that was heard of."""
 
-    def __init__(
-        self, me: NodeId, name: str, host: str, ports: tuple[int, int], reached: Callable[[JobId], int | None]
-    ) -> None:
-        self._me = me
-        self._name = name
+    def __init__(self, host: Host, reached: Callable[[JobId], int | None]) -> None:
         self._host = host
-        self._ports = ports
         self._reached = reached
         self._local: dict[RoleKey, _Local] = {}
-        self._keeping = Keeping(me)
+        self._keeping = Keeping(host.node)
         self._due: Instant | None = None
         self._is_new = True
         """Has something happened since ``_due`` was worked out?"""
@@ -108,7 +80,11 @@ class Hosting:
         effects: list[Effect] = []
         facts: list[Command] = []
         wanted = {
-            role: job for job in state.jobs.values() if job.goes_on for role, node in job.roles() if node == self._me
+            role: job
+            for job in state.jobs.values()
+            if job.goes_on
+            for role, node in job.roles()
+            if node == self._host.node
         }
         for role, local in list(self._local.items()):
             if local.is_gone and role not in wanted:
@@ -141,7 +117,7 @@ class Hosting:
             if due is not None and now >= due:
                 local.is_stopping = True
                 effects.append(StopRole(role, GRACE_MS))
-                facts.append(self._lost(role, RoleUnready(role.name, self._name, limits.ROLE_START_MS)))
+                facts.append(self._lost(role, RoleUnready(role.name, self._host.name, limits.ROLE_START_MS)))
         return effects, facts
 
     def _want(self, role: RoleKey, job: TrainingJob, facts: list[Command], state: ClusterState) -> list[Effect]:
@@ -150,16 +126,17 @@ class Hosting:
         if endpoint is not None and (local is None or local.public_key != endpoint.public_key):
             # The endpoint is that of a process from before this daemon was restarted. The news of it may come late, when a
             # process was started again here already: nobody will ever speak with that one.
-            if not _is_safe(role, job):
-                facts.append(self._lost(role, NodeLost(role.name, self._name)))
+            if not kind_of(job).processes.is_safe_without(job, role):
+                facts.append(self._lost(role, NodeLost(role.name, self._host.name)))
             return []
         if local is None:
-            parts = tuple(part.blob for part in _parts_for(role, job))
-            self._local[role] = _Local(parts, {job.bundle, *parts}, is_recruit=role.generation != job.start_generation)
-            return [self._keeping.fetch(state, blob) for blob in (job.bundle, *parts)]
-        if job.state == RUNNING and local.started_at is not None and local.told < job.generation:
-            told = roster(job)
-            if any(endpoint.key == role for endpoint in (*told.servers, *told.workers)):
+            kind = kind_of(job).processes
+            needs, is_recruit = kind.needs(job, role), role.generation != job.start_generation
+            self._local[role] = _Local(kind, needs, {job.bundle, *needs}, is_recruit=is_recruit)
+            return [self._keeping.fetch(state, blob) for blob in (job.bundle, *needs)]
+        if local.started_at is not None and local.told < job.generation:
+            told = local.kind.told(job, role)
+            if told is not None:
                 local.told = job.generation
                 return [TellRole(role, told)]
         return []
@@ -169,7 +146,7 @@ class Hosting:
         until = None if contact is None else after(contact, limits.LEASE_MS)
         effects: list[Effect] = []
         for role, local in self._local.items():
-            is_served = role.role == "server" and local.told and not local.is_stopping and not local.is_gone
+            is_served = local.kind.is_leased(role) and local.told and not local.is_stopping and not local.is_gone
             if is_served and until is not None and until >= local.leased + limits.LEASE_RENEWED_MS:
                 local.leased = until
                 effects.append(TellRole(role, Lease(until)))
@@ -181,18 +158,18 @@ class Hosting:
         return Instant(min(leased) - limits.LEASE_MS // 2) if leased else None
 
     def _lost(self, role: RoleKey, reason: Loss) -> LoseRole:
-        return LoseRole(_request(role, "lost"), role, reason, self._reached(role.job))
+        return LoseRole(request_of(role, "lost"), role, reason, self._reached(role.job))
 
     def _failed(self, role: RoleKey, reason: Reason) -> Finish:
-        return Finish(_request(role, "failed"), role.job, role.generation, FAILED, reason, self._reached(role.job))
+        return Finish(request_of(role, "failed"), role.job, role.generation, FAILED, reason, self._reached(role.job))
 
     # Blobs
 
     def drop_parts(self, state: ClusterState) -> list[Effect]:
         """Parts of checkpoints that are here and that nothing speaks of any more."""
-        needed = {blob for local in self._local.values() if not local.is_gone for blob in local.parts}
+        needed = {blob for local in self._local.values() if not local.is_gone for blob in local.needs}
         parts = tuple(parts_of(state))
-        here = {part.blob for part in parts if self._me in part.nodes}
+        here = {part.blob for part in parts if self._host.node in part.nodes}
         for local in self._local.values():
             local.written -= here
             needed |= local.written
@@ -207,34 +184,13 @@ class Hosting:
             job = state.jobs.get(role.job)
             if not local.awaited and local.started_at is None and not local.is_stopping and job is not None:
                 local.started_at = now
-                effects.append(StartRole(role, self._launch(role, job, local.parts)))
+                effects.append(StartRole(role, local.kind.launch(job, role, self._host, local.needs)))
         return effects, self._keeping.arrived(blob)
 
     def missing(self, now: Instant, blob: BlobHash) -> None:
         """A blob cannot be had now. Whoever has it may be away: it is asked for again."""
         self._is_new = True
         self._keeping.missing(now, blob)
-
-    def _launch(self, role: RoleKey, job: TrainingJob, parts: tuple[BlobHash, ...]) -> Launch:
-        """Paths are the shell's to fill in."""
-        spec = job.spec
-        return Launch(
-            key=role,
-            node=self._me,
-            node_name=self._name,
-            script=spec.script,
-            args=spec.args,
-            bundle_hash=job.bundle,
-            bundle="",
-            directory="",
-            leaves=spec.leaves,
-            threads=spec.threads,
-            workers=len(job.assignment.workers) if job.assignment is not None else 0,
-            shards=len(job.primaries()),
-            host=self._host,
-            ports=self._ports,
-            part_hashes=parts,
-        )
 
     def happened(self, role: RoleKey, event: RoleEvent) -> list[Command]:
         """A role process said something, or ended."""
@@ -245,31 +201,16 @@ class Hosting:
         match event:
             case Bound(address, public_key, pid):
                 local.public_key = public_key
-                return [BindRole(_request(role, "bind"), role, address, public_key, pid)]
+                return [BindRole(request_of(role, "bind"), role, address, public_key, pid)]
             case Progressed():
                 local.progress = event
-            case PartWritten():
-                local.written.add(event.blob)
-                part = Part(event.shard, event.blob, event.size_bytes, self._me)
-                request = _request(role, f"part-{event.shard}-{event.step}-{'final' if event.final else 'kept'}")
-                return [KeepPart(request, role.job, role.generation, event.step, part, event.final)]
-            case Completed():
-                told = local.progress
-                step, loss = (None, None) if told is None else (told.step, told.loss)
-                return [CompleteRole(_request(role, "complete"), role, step, loss)]
-            case Ready() if role.role == "worker":
-                return [ReadyRole(_request(role, "ready"), role)]
-            case CaughtUp(generation, shard, server) if role.role == "server":
-                request = _request(role, f"filled-{generation}-{shard}-{server}")
-                return [SyncReplica(request, role.job, generation, shard, server)]
-            case Unheard(generation, peer, index, silent_ms):
-                request = _request(role, f"unheard-{generation}-{peer}-{index}")
-                return [ReportPair(request, role, generation, peer, index, silent_ms)]
             case Failed() | Exited():
                 return self._ended(role, local, event)
+            case PartWritten():
+                local.written.add(event.blob)
             case _:
                 pass
-        return []
+        return local.kind.says(role, event, self._host.node, local.progress)
 
     def _ended(self, role: RoleKey, local: _Local, event: Failed | Exited) -> list[Command]:
         """What lies in the job itself is final; what lies in a process is made good elsewhere."""
@@ -278,8 +219,8 @@ class Hosting:
         if has_spoken or local.is_stopping:
             return []
         if isinstance(event, Exited):
-            return [self._lost(role, RoleDied(role.name, self._name, event.code, event.signal, event.stalled))]
-        reason = RoleFailed(role.name, self._name, event.kind, event.text)
+            return [self._lost(role, RoleDied(role.name, self._host.name, event.code, event.signal, event.stalled))]
+        reason = RoleFailed(role.name, self._host.name, event.kind, event.text)
         is_made_good = event.kind in RECOVERABLE or local.is_recruit
         return [self._lost(role, reason) if is_made_good else self._failed(role, reason)]
 
@@ -299,46 +240,3 @@ def _unready_at(local: _Local) -> Instant | None:
     if local.started_at is None or not is_awaited or local.is_stopping or local.is_gone:
         return None
     return after(local.started_at, limits.ROLE_START_MS)
-
-
-def _is_safe(role: RoleKey, job: TrainingJob) -> bool:
-    """Is the work of this role done and kept, whatever became of its process?"""
-    kept = {part.shard for found in job.final_parts.values() for part in found}
-    is_kept = role.role == "worker" or set(job.shards_of(role.index)) <= kept
-    return is_kept and job.is_done(role)
-
-
-def _parts_for(role: RoleKey, job: TrainingJob) -> tuple[KeptPart, ...]:
-    """The parts of the checkpoint that a primary begins from: with as many shards as before each has its own."""
-    if (
-        role.role != "server"
-        or role.generation != job.start_generation
-        or job.restore is None
-        or job.checkpoint is None
-    ):
-        return ()
-    mine, parts = job.shards_of(role.index), job.checkpoint.parts
-    if len(parts) == len(job.primaries()):
-        return tuple(part for part in parts if part.shard in mine)
-    return parts if mine else ()
-
-
-def _request(role: RoleKey, what: str) -> RequestId:
-    return RequestId(f"{role.job}/{role.generation}/{role.name}/{what}")
-
-
-def roster(job: TrainingJob) -> Roster:
-    """Who takes part in the generation in force."""
-    assert job.assignment is not None
-    servers = {index for shard in job.assignment.shards for index in (*shard.in_sync, *shard.filling)}
-    wanted = {"server": servers, "worker": set(job.assignment.workers)}
-    endpoints = sorted((record.endpoint for record in job.endpoints), key=lambda endpoint: endpoint.key)
-    there = [endpoint for endpoint in endpoints if endpoint.key.index in wanted[endpoint.key.role]]
-    return Roster(
-        generation=job.generation,
-        start_generation=job.start_generation,
-        servers=tuple(endpoint for endpoint in there if endpoint.key.role == "server"),
-        workers=tuple(endpoint for endpoint in there if endpoint.key.role == "worker"),
-        assignment=job.assignment,
-        restore=job.restore,
-    )

@@ -11,7 +11,7 @@ from dmi_protocol.cluster.command import Command, Finish, LoseRole, Recopy
 from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.identity import NodeId, RequestId
 from dmi_protocol.instant import Instant, after
-from dmi_protocol.kinds.all_kinds import commands_of, plans_of
+from dmi_protocol.kinds.all_kinds import kind_of
 from dmi_protocol.kinds.job import ENDED, FAILED
 from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.placement.holding import recopies
@@ -39,7 +39,7 @@ class Scheduler:
         commands: list[Command] = []
         going_on = [job for job in state.jobs.values() if job.state not in ENDED]
         for job in sorted(going_on, key=lambda job: job.submitted_at):
-            plans = plans_of(job)
+            plans = kind_of(job).plans
             if not set(job.holders) & state.members.keys():
                 request = RequestId(f"{job.id}/{job.generation}/finish-{FAILED}")
                 commands += [Finish(request, job.id, job.generation, FAILED, FilesLost())]
@@ -75,9 +75,9 @@ def _load(state: ClusterState) -> dict[NodeId, int]:
 
 def _watch(job: TrainingJob, nodes: list[NodeId], state: ClusterState) -> list[Command]:
     """A role is lost with its node, unless its work is done and safe."""
-    lost = plans_of(job).part(job, state)
+    lost = kind_of(job).plans.part(job, state)
     for role, node in job.roles():
-        is_safe = commands_of(job).is_safe_without(job, role)
+        is_safe = kind_of(job).commands.is_safe_without(job, role)
         if node not in nodes and not is_safe:
             bound = next((r.endpoint.node_name for r in job.endpoints if r.endpoint.key == role), node)
             name = state.members[node].name if node in state.members else bound

@@ -2,12 +2,14 @@
 
 from dmi_protocol.cluster.command import Submit
 from dmi_protocol.identity import JobId
-from dmi_protocol.kinds.kind import Commands, Plans
+from dmi_protocol.kinds.kind import Kind
 from dmi_protocol.kinds.training.commands import TrainingCommands
 from dmi_protocol.kinds.training.plans import TrainingPlans
+from dmi_protocol.kinds.training.processes import TrainingProcesses
 from dmi_protocol.kinds.training.state import TrainingJob
+from dmi_protocol.kinds.training.views import TrainingViews
 
-_COMMANDS, _PLANS = TrainingCommands(), TrainingPlans()
+_TRAINING = Kind("training", TrainingCommands(), TrainingPlans(), TrainingProcesses(), TrainingViews())
 
 
 def new_job(job: JobId, command: Submit, index: int) -> TrainingJob:
@@ -15,11 +17,6 @@ def new_job(job: JobId, command: Submit, index: int) -> TrainingJob:
     return TrainingJob(job, command.spec, command.bundle, command.holders, index)
 
 
-def commands_of(job: TrainingJob) -> Commands[TrainingJob]:
-    """What commands do to a job of this kind."""
-    return _COMMANDS
-
-
-def plans_of(job: TrainingJob) -> Plans[TrainingJob]:
-    """What a job of this kind needs next."""
-    return _PLANS
+def kind_of(job: TrainingJob) -> Kind[TrainingJob]:
+    """The room that this job belongs to."""
+    return _TRAINING

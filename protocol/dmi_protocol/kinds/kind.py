@@ -1,13 +1,16 @@
 """What a kind of job must say of itself. Whatever is the same for all jobs asks it here."""
 
-from typing import Protocol, TypeVar
+from collections.abc import Collection
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from msgspec import Struct
 
 from dmi_protocol.cluster.command import Command, Finish, KindCommand, Place
 from dmi_protocol.cluster.state import ClusterState
-from dmi_protocol.identity import BlobHash, NodeId
+from dmi_protocol.identity import BlobHash, NodeId, RequestId
 from dmi_protocol.kinds.job import Job
-from dmi_protocol.messages.roles import RoleKey
-from dmi_protocol.reasons import Loss
+from dmi_protocol.messages.roles import Launch, Progressed, RoleEvent, RoleKey, Roster
+from dmi_protocol.reasons import Loss, Reason
 
 OfKind = TypeVar("OfKind", bound=Job, contravariant=True)
 
@@ -79,3 +82,96 @@ class Plans(Protocol[OfKind]):
     def keep_up(self, job: OfKind, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
         """What its processes do from now on, and who is missing."""
         ...
+
+
+class Host(Struct, frozen=True):
+    """This host, for its role processes: ``address`` is the one to bind, ``ports`` the range (first, last) for data sockets."""
+
+    node: NodeId
+    name: str
+    address: str
+    ports: tuple[int, int]
+
+
+class Processes(Protocol[OfKind]):
+    """The role processes of a job of this kind on one node; ``jobs/hosting.py`` runs them."""
+
+    def needs(self, job: OfKind, role: RoleKey) -> tuple[BlobHash, ...]:
+        """What must be on this host's disk before it can start, beside the job's files."""
+        ...
+
+    def launch(self, job: OfKind, role: RoleKey, host: Host, needs: tuple[BlobHash, ...]) -> Launch:
+        """The first message to it."""
+        ...
+
+    def told(self, job: OfKind, role: RoleKey) -> Roster | None:
+        """What it is told once in each generation; None while there is nothing to tell."""
+        ...
+
+    def is_leased(self, role: RoleKey) -> bool:
+        """Does it work only while its node knows of a quorum?"""
+        ...
+
+    def is_safe_without(self, job: OfKind, role: RoleKey) -> bool:
+        """Is its work done and kept, so that nobody need hear that its process was of a daemon before this one?"""
+        ...
+
+    def says(self, role: RoleKey, event: RoleEvent, node: NodeId, progress: Progressed | None) -> list[Command]:
+        """What the others must learn of what it said on ``node``; ``progress`` is what it told last."""
+        ...
+
+
+class Counts(Struct, frozen=True):
+    """How far a job is; None where that is not known, or means nothing."""
+
+    step: int | None = None
+    steps: int | None = None
+    samples_per_second: float | None = None
+    loss: float | None = None
+
+
+class Views(Protocol[OfKind]):
+    """What is shown of a job of this kind; ``view.py`` asks."""
+
+    def counts(self, job: OfKind, progress: Progressed | None) -> Counts:
+        """How far it is. ``progress`` is what was gossiped last."""
+        ...
+
+    def wanted_nodes(self, job: OfKind) -> int:
+        """How many nodes must be alive before it can start."""
+        ...
+
+    def running(self, job: OfKind) -> Reason:
+        """Who does what, while all is well."""
+        ...
+
+    def weakened(self, job: OfKind, loss: Loss) -> Reason:
+        """What is missing since ``loss``, though it runs."""
+        ...
+
+    def away(self, job: OfKind, alive: Collection[NodeId]) -> tuple[NodeId, ...]:
+        """Who must come back before it can go on."""
+        ...
+
+    def recovering(self, job: OfKind, loss: Loss, away: tuple[str, ...]) -> Reason:
+        """What becomes of it after ``loss``; ``away`` are the names of those who must come back."""
+        ...
+
+    def shards(self, job: OfKind, role: RoleKey) -> tuple[tuple[int, bool], ...]:
+        """What a process holds of what the job is made of, and whether it leads there."""
+        ...
+
+
+class Kind(NamedTuple, Generic[OfKind]):
+    """A kind of job: its name for people, and all that is said of it."""
+
+    name: str
+    commands: Commands[OfKind]
+    plans: Plans[OfKind]
+    processes: Processes[OfKind]
+    views: Views[OfKind]
+
+
+def request_of(role: RoleKey, what: str) -> RequestId:
+    """Names what a process says, so that saying it twice does it once."""
+    return RequestId(f"{role.job}/{role.generation}/{role.name}/{what}")

@@ -15,6 +15,7 @@ from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId,
 from dmi_protocol.instant import Instant
 from dmi_protocol.jobs.hosting import Hosting
 from dmi_protocol.jobs.scheduler import Scheduler
+from dmi_protocol.kinds.kind import Host
 from dmi_protocol.view import job_view, member_views
 
 NODES = tuple(NodeId(letter * 16) for letter in "abc")
@@ -86,7 +87,7 @@ def look(state: ClusterState, random: Random) -> None:
     """All that follows from a state can be worked out."""
     alive = frozenset(node for node in state.members if random.random() < 0.8)
     Scheduler().propose(NOW, state, alive)
-    hosting = Hosting(NODES[0], "a", "h", (0, 0), lambda _: None)
+    hosting = Hosting(Host(NODES[0], "a", "h", (0, 0)), lambda _: None)
     hosting.reconcile(state)
     hosting.drop_parts(state)
     member_views(state, set(NODES), lambda _: "alive", lambda _: None)

@@ -8,6 +8,7 @@ from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
 from dmi_protocol.instant import Instant, after
 from dmi_protocol.jobs.hosting import Hosting
 from dmi_protocol.kinds.job import RUNNING, STARTING, SUCCEEDED, EndpointRecord
+from dmi_protocol.kinds.kind import Host
 from dmi_protocol.kinds.training.state import Checkpoint, KeptPart, TrainingJob
 from dmi_protocol.messages.roles import Bound, Completed, Endpoint, Exited, Failed, PartWritten, RoleKey
 from dmi_protocol.reasons import NodeLost, RoleDied, RoleFailed, RoleUnready
@@ -22,7 +23,7 @@ SERVER = RoleKey(JOB, 1, "server", 0)
 
 
 def hosting_here() -> Hosting:
-    return Hosting(ME, "n0", "h", (0, 0), lambda _: 7)
+    return Hosting(Host(ME, "n0", "h", (0, 0)), lambda _: 7)
 
 
 def placed() -> tuple[ClusterState, TrainingJob]:
