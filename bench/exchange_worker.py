@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from dmi.run.mesh_exchange import MeshExchange
-from dmi_protocol.messages.roles import Bound, Completed
+from dmi_protocol.messages.roles import Bound, Completed, TrainingLaunch
 from dmi_protocol.training.layout import Definition, ParameterSpec, lay_out
 from dmi_protocol.training.tree import leaf_sizes
 from dmi_tensor.buckets import Buckets
@@ -60,7 +60,7 @@ def main() -> None:
     """The process: ``script`` of the assignment is where the result goes, ``args`` are parameters, leaves, steps."""
     torch.set_num_threads(1)
     child = Child.inherit()
-    launch = child.launch()
+    launch = child.launch(TrainingLaunch)
     child.start()
     keep_freed_memory()
     keys = KeyPair.make()

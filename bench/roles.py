@@ -22,7 +22,6 @@ from dmi_protocol.messages.roles import (
     Exited,
     Failed,
     FromRole,
-    Launch,
     Lease,
     Moving,
     PartWritten,
@@ -32,6 +31,7 @@ from dmi_protocol.messages.roles import (
     Roster,
     Stop,
     ToRole,
+    TrainingLaunch,
 )
 
 MODULES: Mapping[str, tuple[str, ...]] = {
@@ -45,7 +45,7 @@ _FOR_EVER = Instant(1 << 60)
 class RoleProcess:
     """One child and its channel."""
 
-    def __init__(self, launch: Launch, command: tuple[str, ...], environment: Mapping[str, str]) -> None:
+    def __init__(self, launch: TrainingLaunch, command: tuple[str, ...], environment: Mapping[str, str]) -> None:
         self.launch = launch
         self.key = launch.key
         directory = Path(launch.directory)
@@ -125,7 +125,7 @@ class RoleProcesses:
         self.children: list[RoleProcess] = []
         for role, count in (("server", servers), ("worker", workers)):
             for index in range(count):
-                launch = Launch(
+                launch = TrainingLaunch(
                     key=RoleKey(JobId("bench-000000"), 1, "server" if role == "server" else "worker", index),
                     node=NodeId(f"{index:016x}"),
                     node_name=f"n{index}",

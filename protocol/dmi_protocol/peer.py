@@ -296,7 +296,7 @@ class Peer:
 
     def _tidy(self, effects: list[Effect]) -> None:
         if self.state is not None:
-            effects += self._hosting.drop_parts(self.state)
+            effects += self._hosting.drop_kept(self.state)
 
     # Proposals
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from dmi_protocol import limits
 from dmi_protocol.codec import decode_struct, encode_struct
@@ -21,6 +21,8 @@ from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.instant import Instant
 from dmi_protocol.messages.roles import Failed, FromRole, Launch, Lease, Moving, Roster, Stop, ToRole
 from dmi_wire.channel import framed, unframed
+
+OfLaunch = TypeVar("OfLaunch", bound=Launch)
 
 DESCRIPTOR = "DMI_ROLE_FD"
 """The environment variable that names the inherited descriptor."""
@@ -59,10 +61,10 @@ class Child:
         os.set_inheritable(descriptor, False)  # noqa: FBT003
         return cls(socket.socket(fileno=descriptor))
 
-    def launch(self) -> Launch:
+    def launch(self, kind: type[OfLaunch]) -> OfLaunch:
         """The first message; waits for it."""
         first = self._receive()
-        if not isinstance(first, Launch):
+        if not isinstance(first, kind):
             raise RemoteProtocolError(f"the daemon begins with {type(first).__name__} and not with a launch")
         return first
 

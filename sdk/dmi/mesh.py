@@ -45,6 +45,7 @@ class Mesh:
         """
         made = bundle.make(script, include)
         spec = {
+            "kind": "training",
             "name": name or Path(script).stem,
             "script": made.script,
             "args": [str(argument) for argument in args],

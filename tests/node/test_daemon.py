@@ -24,7 +24,7 @@ pytestmark = pytest.mark.processes
 
 SECONDS = 20
 CONFIG = Config(name="solo", listen="127.0.0.1:0")
-SPEC = {"name": "job", "script": "job.py"}
+SPEC = {"kind": "training", "name": "job", "script": "job.py"}
 
 
 @asynccontextmanager

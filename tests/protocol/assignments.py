@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from dmi_protocol.cluster.command import Place, Placement
+from dmi_protocol.cluster.command import Place, Placement, TrainingStart
 from dmi_protocol.identity import JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.kinds.job import EndpointRecord
 from dmi_protocol.kinds.training.assigning import first_assignment
@@ -26,14 +26,14 @@ def placing(
     placements += [Placement(RoleKey(job, generation, "worker", i), node) for i, node in enumerate(workers)]
     assignment = first_assignment(Chosen(workers, servers, len(servers), backups, checkpoint_holders))
     name = RequestId(request or f"{job}/{generation}/place")
-    return Place(name, job, generation, tuple(placements), assignment, checkpoint_holders, restore)
+    return Place(name, job, generation, tuple(placements), TrainingStart(assignment, checkpoint_holders, restore))
 
 
 def put(job: TrainingJob, workers: tuple[NodeId, ...], servers: tuple[NodeId, ...], generation: int = 1) -> None:
     """Make this the placement of ``job``."""
     place = placing(job.id, generation, workers, servers)
     job.generation = job.start_generation = generation
-    job.placements, job.assignment = place.placements, place.assignment
+    job.placements, job.assignment = place.placements, place.start.assignment
     job.next_index = 1 + max(placement.role.index for placement in place.placements)
 
 

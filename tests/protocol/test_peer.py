@@ -6,7 +6,7 @@ import pytest
 
 from dmi_protocol import effects as do
 from dmi_protocol import events as on
-from dmi_protocol.cluster.command import Admit, Cancel, JobSpec, Remove, Submit
+from dmi_protocol.cluster.command import Admit, Cancel, Remove, Submit, TrainingSpec
 from dmi_protocol.identity import BlobHash, JobId, PublicKey, RequestId
 from dmi_protocol.instant import Instant
 from dmi_protocol.messages.consensus import ConsensusMessage, TimeoutNow
@@ -105,7 +105,7 @@ def test_without_a_quorum_the_reason_names_who_is_away() -> None:
 
 
 def submit(little: Little, name: str = "n1") -> JobId:
-    spec = JobSpec("job", "train.py")
+    spec = TrainingSpec("job", "train.py")
     little.ask(name, Submit(RequestId("s"), spec, BlobHash("b" * 64), (me("n0").node,)))
     return JobId(little.answer("s").value)
 
@@ -153,7 +153,9 @@ def test_a_role_that_dies_has_the_job_placed_again_at_once() -> None:
 def test_a_node_that_dies_while_a_job_starts_costs_a_generation() -> None:
     little = mesh(3)
     little.run(2_000)
-    little.ask("n1", Submit(RequestId("s"), JobSpec("job", "t.py", workers=2), BlobHash("b" * 64), (me("n0").node,)))
+    little.ask(
+        "n1", Submit(RequestId("s"), TrainingSpec("job", "t.py", workers=2), BlobHash("b" * 64), (me("n0").node,))
+    )
     little.until(lambda: len([e for _, e in little.did if isinstance(e, do.StartRole)]) == 4)
     victim = next(n for n, e in little.did if isinstance(e, do.StartRole))
     little.kill(victim)

@@ -2,7 +2,7 @@
 
 from msgspec import structs
 
-from dmi_protocol.cluster.command import JobSpec
+from dmi_protocol.cluster.command import TrainingSpec
 from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
 from dmi_protocol.kinds.job import FAILED, RECOVERING, RUNNING, STARTING, EndpointRecord
@@ -37,7 +37,7 @@ def state(job_state: str) -> tuple[ClusterState, TrainingJob]:
     found = ClusterState("mesh")
     for node in (B, A):
         found.members[node] = MemberRecord(node, f"n-{node[0]}", "h:1", PublicKey(node), witness=False)
-    job = TrainingJob(JobId("job-1"), JobSpec("job", "t.py", workers=2), BlobHash("b" * 64), (A,), 1, job_state)
+    job = TrainingJob(JobId("job-1"), TrainingSpec("job", "t.py", workers=2), BlobHash("b" * 64), (A,), 1, job_state)
     found.jobs[job.id] = job
     if job_state != "queued":
         put(job, (A, B), (A, B))

@@ -10,7 +10,7 @@ import pytest
 import dmi
 from dmi.errors import NoNodeError, RefusedError, UsageError
 from dmi.mesh import Mesh
-from dmi_protocol.cluster.command import JobSpec
+from dmi_protocol.cluster.command import TrainingSpec
 from dmi_protocol.codec import convert
 from tests.sdk.fake_node import Client, FakeNode, value
 
@@ -48,7 +48,7 @@ def test_submit_uploads_what_the_node_does_not_have(tmp_path: Path, script: Path
     assert job.id == "train-77"
     assert len(uploads.bundle) == uploads.args["size"] > BIG
     assert hashlib.sha256(uploads.bundle).hexdigest() == uploads.args["bundle"]
-    spec = convert(uploads.args["spec"], JobSpec)
+    spec = convert(uploads.args["spec"], TrainingSpec)
     assert (spec.name, spec.script, spec.workers, spec.leaves) == ("train", "train.py", 2, None)
     assert list(spec.args) == ["--epochs", "3"]
 

@@ -1,6 +1,6 @@
 """Role processes come to life."""
 
-from dmi_protocol.messages.roles import Bound, Launch, Started
+from dmi_protocol.messages.roles import Bound, Launch, Started, TrainingLaunch
 from tests.simulation.clock import Clock
 from tests.simulation.node import Node
 from tests.simulation.server import Server
@@ -10,6 +10,7 @@ from tests.simulation.worker import ScriptedWorker
 
 def spawn(sockets: Sockets, node: Node, launch: Launch) -> Process:
     """A new process, which will be bound a little later."""
+    assert isinstance(launch, TrainingLaunch)
     made = Server if launch.key.role == "server" else ScriptedWorker
     process: Process = made(sockets, node, launch)
     sockets.processes[process.public_key] = sockets.holders[launch.key] = process

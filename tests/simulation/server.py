@@ -5,7 +5,16 @@ from typing import NamedTuple
 
 from dmi_protocol.identity import BlobHash, PublicKey
 from dmi_protocol.instant import Instant
-from dmi_protocol.messages.roles import CaughtUp, Completed, Launch, Lease, PartWritten, RoleEvent, RoleKey, Roster
+from dmi_protocol.messages.roles import (
+    CaughtUp,
+    Completed,
+    Lease,
+    PartWritten,
+    RoleEvent,
+    RoleKey,
+    Roster,
+    TrainingLaunch,
+)
 from dmi_protocol.training import exchange as x
 from dmi_protocol.training.backup import Backup, BackupEffect, Tell
 from dmi_protocol.training.copies import HEADER
@@ -46,7 +55,7 @@ class _Heard(NamedTuple):
 class Server:
     """See the module."""
 
-    def __init__(self, sockets: Sockets, node: Node, launch: Launch) -> None:
+    def __init__(self, sockets: Sockets, node: Node, launch: TrainingLaunch) -> None:
         self.key = launch.key
         self.public_key = PublicKey(f"{len(sockets.processes)}".ljust(40, "."))
         self.node = node
@@ -54,7 +63,7 @@ class Server:
         self.is_alive = True
         self._sockets = sockets
         self._leaves = launch.leaves or 4
-        self._parts = launch.part_hashes
+        self._parts = launch.needs
         self._tensors = Tensors(str(self.key))
         self._roster: Roster | None = None
         self._copies: dict[int, _Copy] = {}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from dmi_protocol.cluster.command import Cancel, JobSpec, Submit
+from dmi_protocol.cluster.command import Cancel, Submit, TrainingSpec
 from dmi_protocol.errors import ProtocolError
 from dmi_protocol.identity import JobId, RequestId
 from dmi_protocol.kinds.job import FAILED
@@ -76,7 +76,7 @@ class Universe:
         self.world.ask(self.world.nodes["n1"], Cancel(RequestId("word"), JobId("nothing")), _PROGRESS_MS)
         self._wait_for(self.missing)
         first = self.world.nodes["n0"]
-        spec = JobSpec("last", "train.py", ("4",), workers=3, servers=2, leaves=4)
+        spec = TrainingSpec("last", "train.py", ("4",), workers=3, servers=2, leaves=4)
         first.blobs[BUNDLE] = {}
         self.world.ask(first, Submit(RequestId("last"), spec, BUNDLE, (first.me.node,)), _PROGRESS_MS)
         self._wait_for(self.unfinished)

@@ -3,13 +3,13 @@
 from dmi_protocol.identity import PublicKey
 from dmi_protocol.messages.roles import (
     Completed,
-    Launch,
     Lease,
     Progressed,
     Ready,
     RoleEvent,
     RoleKey,
     Roster,
+    TrainingLaunch,
     Unheard,
 )
 from dmi_protocol.training import exchange as x
@@ -30,7 +30,7 @@ _FIELDS = (("torch", "fake"),)
 class ScriptedWorker:
     """With a script of ``steps`` steps and a checkpoint after every third."""
 
-    def __init__(self, sockets: Sockets, node: Node, launch: Launch) -> None:
+    def __init__(self, sockets: Sockets, node: Node, launch: TrainingLaunch) -> None:
         self.key = launch.key
         self.public_key = PublicKey(f"{len(sockets.processes)}".ljust(40, "."))
         self.node = node

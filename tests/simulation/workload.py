@@ -1,6 +1,6 @@
 """What people do with a mesh while it burns: submit, cancel, invite, join, expel."""
 
-from dmi_protocol.cluster.command import Cancel, Command, Invite, JobSpec, Remove, Submit
+from dmi_protocol.cluster.command import Cancel, Command, Invite, Remove, Submit, TrainingSpec
 from dmi_protocol.consensus.settings import Restored
 from dmi_protocol.effects import Answer
 from dmi_protocol.events import JoinAsked
@@ -64,7 +64,7 @@ class Workload:
     def submit(self, node: Node) -> RequestId:
         """A job of a few small steps; sometimes with more workers than leaves."""
         random = self._world.random
-        spec = JobSpec(
+        spec = TrainingSpec(
             "job",
             "train.py",
             (str(random.choice([2, 6, 10, 40])),),

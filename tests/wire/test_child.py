@@ -18,13 +18,13 @@ from dmi_protocol.messages.roles import (
     Completed,
     Failed,
     FromRole,
-    Launch,
     Lease,
     Moving,
     RoleKey,
     Roster,
     Stop,
     ToRole,
+    TrainingLaunch,
 )
 from dmi_wire.channel import framed
 from dmi_wire.child import Child
@@ -32,7 +32,7 @@ from dmi_wire.child import Child
 pytestmark = pytest.mark.processes
 
 PATIENCE_S = 20.0
-ASSIGNMENT = Launch(
+ASSIGNMENT = TrainingLaunch(
     key=RoleKey(JobId("job-000000"), 1, "worker", 0),
     node=NodeId("0" * 16),
     node_name="n0",
@@ -50,10 +50,10 @@ ASSIGNMENT = Launch(
 )
 CHILD = """
 import time
-from dmi_protocol.messages.roles import Completed
+from dmi_protocol.messages.roles import Completed, TrainingLaunch
 from dmi_wire.child import Child
 child = Child.inherit()
-assert child.launch().script == "train.py"
+assert child.launch(TrainingLaunch).script == "train.py"
 child.start()
 if %r:
     child.fail("late", "no time", starting=True)

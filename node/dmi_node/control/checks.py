@@ -3,7 +3,7 @@
 from dmi_node.control.server import RefusalError
 from dmi_node.storage.blobs import is_hash
 from dmi_protocol import limits, reasons
-from dmi_protocol.cluster.command import JobSpec
+from dmi_protocol.cluster.command import TrainingSpec
 from dmi_protocol.codec import convert
 from dmi_protocol.identity import BlobHash, RequestId
 from dmi_protocol.sentences import sentence
@@ -36,9 +36,9 @@ def bundle(name: object, size: object) -> tuple[BlobHash, int]:
     return BlobHash(name), size
 
 
-def spec(value: object, nodes: int) -> JobSpec:
+def spec(value: object, nodes: int) -> TrainingSpec:
     """A job for a mesh of ``nodes`` nodes that may play a role."""
-    found: JobSpec = convert(value, JobSpec)
+    found: TrainingSpec = convert(value, TrainingSpec)
     if not 0 < len(found.name) <= limits.NAME_CHARACTERS or not found.name.isprintable():
         raise RefusalError("usage", f"--name takes 1 to {limits.NAME_CHARACTERS} printable characters")
     if not 0 < len(found.script) <= _SCRIPT_CHARACTERS:
@@ -52,7 +52,7 @@ def spec(value: object, nodes: int) -> JobSpec:
     return found
 
 
-def _check_numbers(found: JobSpec, nodes: int) -> None:
+def _check_numbers(found: TrainingSpec, nodes: int) -> None:
     leaves = found.leaves
     if leaves is not None and (leaves < 1 or leaves & (leaves - 1) or leaves > limits.LEAVES):
         raise RefusalError("usage", f"--leaves must be a power of two up to {limits.LEAVES}, not {leaves}")

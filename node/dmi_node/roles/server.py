@@ -24,7 +24,7 @@ from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import PublicKey
 from dmi_protocol.instant import Instant
 from dmi_protocol.messages import parameters as say
-from dmi_protocol.messages.roles import Bound, Completed, Endpoint, Launch, PartWritten, Role, Roster, Unheard
+from dmi_protocol.messages.roles import Bound, Completed, Endpoint, PartWritten, Role, Roster, TrainingLaunch, Unheard
 from dmi_protocol.training import exchange as x
 from dmi_tensor.checkpoint import Part, read_part
 from dmi_tensor.optimizers import warm_up
@@ -45,7 +45,7 @@ class Server:
     def __init__(
         self,
         child: Child,
-        launch: Launch,
+        launch: TrainingLaunch,
         parts: tuple[Part, ...],
         listener: DataListener,
         context: "zmq.Context[zmq.Socket[bytes]]",
@@ -344,9 +344,9 @@ def _name(endpoint: Endpoint) -> bytes:
     return f"{endpoint.key.role}-{endpoint.key.index}".encode("ascii")
 
 
-def serve(child: Child, launch: Launch) -> NoReturn:
+def serve(child: Child, launch: TrainingLaunch) -> NoReturn:
     """Bind, wait for the first roster, serve; until the daemon ends us."""
-    parts = tuple(read_part(Path(path)) for path in launch.parts)  # before anybody hears of us, and expects an answer
+    parts = tuple(read_part(Path(path)) for path in launch.files)  # before anybody hears of us, and expects an answer
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     keys = KeyPair.make()
     listener = DataListener(context, keys, launch.host, launch.ports)
@@ -357,7 +357,7 @@ def serve(child: Child, launch: Launch) -> NoReturn:
 def main() -> None:
     """The process."""
     child = Child.inherit()
-    launch = child.launch()
+    launch = child.launch(TrainingLaunch)
     warm_up()  # before we are watched: it can stand still for long on a busy host
     child.start()
     keep_freed_memory()

@@ -153,7 +153,7 @@ class RoleProcess:
             if end is not None:
                 end.close()
 
-    def tell(self, message: ToRole) -> None:
+    def tell(self, message: ToRole | Launch) -> None:
         """Say something to it; nobody hears when it is gone."""
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(framed(encode_struct(message)))

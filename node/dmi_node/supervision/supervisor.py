@@ -38,8 +38,8 @@ class Supervisor:
     def start(self, effect: StartRole) -> None:
         """Unpack, spawn, listen."""
         directory, bundle = self._home.role(effect.role), self._blobs.path(effect.launch.bundle_hash)
-        parts = tuple(str(self._blobs.path(blob)) for blob in effect.launch.part_hashes)
-        launch = replace(effect.launch, directory=str(directory), bundle=str(bundle), parts=parts)
+        files = tuple(str(self._blobs.path(blob)) for blob in effect.launch.needs)
+        launch = replace(effect.launch, directory=str(directory), bundle=str(bundle), files=files)
         process = RoleProcess(launch, partial(self._pass_on, effect.role))
         self._processes[effect.role] = process
         life = self._tasks.start(self._live(effect.role, process, bundle), f"{effect.role.job} {effect.role.role}")

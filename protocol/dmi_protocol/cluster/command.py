@@ -7,10 +7,15 @@ from dmi_protocol.messages.roles import Assignment, Role, RoleKey
 from dmi_protocol.reasons import Loss, Reason
 
 
-class JobSpec(Struct, frozen=True):
-    """What a user submitted. None leaves the choice to the mesh (workers, servers, backups) or to the script (leaves)."""
+class JobSpec(Struct, frozen=True, tag_field="kind"):
+    """What a user submitted, whatever its kind."""
 
     name: str
+
+
+class TrainingSpec(JobSpec, frozen=True, tag="training"):
+    """None leaves the choice to the mesh (workers, servers, backups) or to the script (leaves)."""
+
     script: str
     args: tuple[str, ...] = ()
     workers: int | None = None
@@ -18,6 +23,9 @@ class JobSpec(Struct, frozen=True):
     backups: int | None = None
     leaves: int | None = None
     threads: int = 1
+
+
+Spec = TrainingSpec
 
 
 class Part(Struct, frozen=True):
@@ -77,7 +85,7 @@ class Submit(Struct, frozen=True, tag="submit"):
     """A new job. Its id is a function of ``request``."""
 
     request: RequestId
-    spec: JobSpec
+    spec: Spec
     bundle: BlobHash
     holders: tuple[NodeId, ...]
 
@@ -96,18 +104,27 @@ class Placement(Struct, frozen=True):
     node: NodeId
 
 
-class Place(Struct, frozen=True, tag="place"):
-    """A job's processes are started anew: who they are, and what each does once all are ready."""
+class TrainingStart(Struct, frozen=True, tag="training"):
+    """What each process of a training does once all are ready."""
 
-    request: RequestId
-    job: JobId
-    generation: int
-    placements: tuple[Placement, ...]
     assignment: Assignment
     checkpoint_holders: tuple[NodeId, ...] = ()
     """The i-th keeps a second copy of each part of the i-th shard; empty where nobody else is there."""
     restore: int | None = None
     """The step of the checkpoint that everybody begins from; None: from the initial weights."""
+
+
+Start = TrainingStart
+
+
+class Place(Struct, frozen=True, tag="place"):
+    """A job's processes are started anew: who they are, and how they begin."""
+
+    request: RequestId
+    job: JobId
+    generation: int
+    placements: tuple[Placement, ...]
+    start: Start
 
 
 class Recruit(Struct, frozen=True, tag="recruit"):

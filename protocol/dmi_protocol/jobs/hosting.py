@@ -14,7 +14,7 @@ from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.effects import Effect, StartRole, StopRole, TellRole
 from dmi_protocol.identity import BlobHash, JobId, PublicKey
 from dmi_protocol.instant import Instant, after, earliest
-from dmi_protocol.jobs.keeping import Keeping, parts_of
+from dmi_protocol.jobs.keeping import Keeping
 from dmi_protocol.kinds.all_kinds import kind_of
 from dmi_protocol.kinds.job import FAILED
 from dmi_protocol.kinds.kind import Host, Processes, request_of
@@ -40,7 +40,7 @@ class _Local(Struct):
     started_at: Instant | None = None
     """When its process was started; None while something is awaited."""
     told: int = 0
-    """The generation that it was told of last."""
+    """What it was told last; see ``Processes.told``."""
     leased: Instant = Instant(0)
     """Until when it may show new versions."""
     is_stopping: bool = False
@@ -134,12 +134,11 @@ class Hosting:
             needs, is_recruit = kind.needs(job, role), role.generation != job.start_generation
             self._local[role] = _Local(kind, needs, {job.bundle, *needs}, is_recruit=is_recruit)
             return [self._keeping.fetch(state, blob) for blob in (job.bundle, *needs)]
-        if local.started_at is not None and local.told < job.generation:
-            told = local.kind.told(job, role)
-            if told is not None:
-                local.told = job.generation
-                return [TellRole(role, told)]
-        return []
+        told = None if local.started_at is None else local.kind.told(job, role, local.told)
+        if told is None:
+            return []
+        local.told, message = told
+        return [TellRole(role, message)]
 
     def leases(self, contact: Instant | None) -> list[Effect]:
         """Every server here may show new versions for a while after its node was in ``contact`` with a quorum."""
@@ -165,15 +164,15 @@ class Hosting:
 
     # Blobs
 
-    def drop_parts(self, state: ClusterState) -> list[Effect]:
-        """Parts of checkpoints that are here and that nothing speaks of any more."""
+    def drop_kept(self, state: ClusterState) -> list[Effect]:
+        """What was kept here for jobs and that nothing speaks of any more."""
         needed = {blob for local in self._local.values() if not local.is_gone for blob in local.needs}
-        parts = tuple(parts_of(state))
-        here = {part.blob for part in parts if self._host.node in part.nodes}
+        kept = [found for job in state.jobs.values() for found in job.kept()]
+        here = {blob for blob, nodes in kept if self._host.node in nodes}
         for local in self._local.values():
             local.written -= here
             needed |= local.written
-        return self._keeping.drop({part.blob for part in parts}, here, needed)
+        return self._keeping.drop({blob for blob, _ in kept}, here, needed)
 
     def arrived(self, now: Instant, state: ClusterState, blob: BlobHash) -> tuple[list[Effect], list[Command]]:
         """A blob is here: start what waited for it, tell that a copy is kept."""

@@ -7,19 +7,20 @@ from collections.abc import Collection, Iterator, Set
 from msgspec import Struct
 
 from dmi_protocol import limits
-from dmi_protocol.cluster.command import Command, HoldBlob, KeepPart, Part
+from dmi_protocol.cluster.command import Command, HoldBlob
 from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.effects import DropBlob, Effect, FetchBlob
 from dmi_protocol.identity import BlobHash, NodeId, RequestId
 from dmi_protocol.instant import Instant, after, earliest
-from dmi_protocol.kinds.training.state import KeptPart, TrainingJob
+from dmi_protocol.kinds.all_kinds import kind_of
+from dmi_protocol.kinds.training.state import TrainingJob
 
 
 class _Wish(Struct, frozen=True):
     """This host is to keep a copy of ``blob``, and tells ``fact`` when it does."""
 
     blob: BlobHash
-    fact: KeepPart | HoldBlob
+    fact: Command
 
 
 class Keeping:
@@ -30,8 +31,8 @@ class Keeping:
         self._wishes: dict[RequestId, _Wish] = {}
         """Under way to this host, by what will be told. The last checkpoint of a job and its final one may be the same
         bytes."""
-        self._parts: frozenset[BlobHash] = frozenset()
-        """Of checkpoints, on this host's disk or under way to it."""
+        self._kept: frozenset[BlobHash] = frozenset()
+        """What jobs keep beside their files, on this host's disk or under way to it."""
         self._under_way: Counter[BlobHash] = Counter()
         """Fetches whose end was not heard of yet."""
         self._again: dict[BlobHash, Instant] = {}
@@ -86,45 +87,23 @@ class Keeping:
             if node == self._me:
                 request = RequestId(f"{job.id}/hold-{blob[:16]}-{node}-{job.recopied}")
                 yield _Wish(blob, HoldBlob(request, job.id, blob, node))
-        for told, is_final in ((job.parts, False), (job.final_parts, True)) if job.goes_on else ():
-            for step, parts in told.items():
-                for part in parts:
-                    if self._me in job.checkpoint_holders[part.shard : part.shard + 1] and self._me not in part.nodes:
-                        yield self._copy(job, step, part, is_final=is_final)
-
-    def _copy(self, job: TrainingJob, step: int, part: KeptPart, *, is_final: bool) -> _Wish:
-        """What was told of a part while another was its keeper did not count: it is told anew, under another name."""
-        kind = "final" if is_final else "kept"
-        what = f"copy-{part.shard}-{step}-{kind}-{part.blob[:16]}-{self._me}-{job.holder_changes}"
-        mine = Part(part.shard, part.blob, part.size_bytes, self._me)
-        fact = KeepPart(
-            RequestId(f"{job.id}/{job.start_generation}/{what}"), job.id, job.start_generation, step, mine, is_final
-        )
-        return _Wish(part.blob, fact)
+        for blob, fact in kind_of(job).processes.keeps(job, self._me) if job.goes_on else ():
+            yield _Wish(blob, fact)
 
     def drop(self, told: Set[BlobHash], here: Set[BlobHash], needed: Set[BlobHash]) -> list[Effect]:
-        """Parts of checkpoints that are here and that nothing speaks of any more. The state speaks of those that are ``told``,
+        """What is here and what nothing speaks of any more. The state speaks of those that are ``told``,
         and says that some are ``here``; roles still have ``needed`` ones.
 
         What somebody else is said to have now may have been promised here a moment ago, so all that the state speaks of
         stays; and so does what is on its way, lest it be told to be here when it was dropped meanwhile.
         """
-        held = self._parts | needed | here | {wish.blob for wish in self._wishes.values() if wish.blob in told}
+        held = self._kept | needed | here | {wish.blob for wish in self._wishes.values() if wish.blob in told}
         gone = held - needed - told - self._under_way.keys()
-        self._parts = frozenset(held - gone)
+        self._kept = frozenset(held - gone)
         return [DropBlob(blob) for blob in sorted(gone)]
-
-
-def parts_of(state: ClusterState) -> Iterator[KeptPart]:
-    """Every part of a checkpoint that ``state`` speaks of."""
-    for job in state.jobs.values():
-        for parts in (*job.parts.values(), *job.final_parts.values()):
-            yield from parts
-        if job.checkpoint is not None:
-            yield from job.checkpoint.parts
 
 
 def _holders(state: ClusterState, blob: BlobHash) -> tuple[NodeId, ...]:
     found = [node for job in state.jobs.values() if job.bundle == blob for node in job.holders]
-    found += [node for part in parts_of(state) if part.blob == blob for node in part.nodes]
+    found += [node for job in state.jobs.values() for kept, nodes in job.kept() if kept == blob for node in nodes]
     return tuple(dict.fromkeys(found))

@@ -1,6 +1,6 @@
 """What a kind of job must say of itself. Whatever is the same for all jobs asks it here."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
@@ -104,8 +104,13 @@ class Processes(Protocol[OfKind]):
         """The first message to it."""
         ...
 
-    def told(self, job: OfKind, role: RoleKey) -> Roster | None:
-        """What it is told once in each generation; None while there is nothing to tell."""
+    def told(self, job: OfKind, role: RoleKey, since: int) -> tuple[int, Roster] | None:
+        """What it is to be told now, and a number that grows with what there is to tell. It was told what there was at
+        ``since``, which is 0 before it was told anything; None while there is nothing else."""
+        ...
+
+    def keeps(self, job: OfKind, node: NodeId) -> Iterator[tuple[BlobHash, Command]]:
+        """What ``node`` is to have copies of while the job goes on, and the fact that it tells when it has."""
         ...
 
     def is_leased(self, role: RoleKey) -> bool:

@@ -30,30 +30,38 @@ class RoleKey(Struct, frozen=True, order=True):
         return f"{self.role}-{self.index}"
 
 
-class Launch(Struct, frozen=True, tag="launch"):
-    """The first message to a child: all it needs to begin. Paths are absolute and on this host.
+class Launch(Struct, frozen=True, kw_only=True):
+    """The first message to a child: all it needs to begin, whatever it is. Paths are absolute and on this host.
 
-    ``leaves`` is None when the command line did not say; the script's ``dmi.init`` decides then.
-    A server that goes on from a checkpoint has the parts that hold its buckets in the files ``parts``.
+    ``needs`` are the blobs that it begins from beside the job's files, ``files`` where they lie, in the same order.
     ``ports`` is the range (first, last) in which the data socket may be bound, ``host`` the address to bind.
     """
 
     key: RoleKey
     node: NodeId
     node_name: str
-    script: str
-    args: tuple[str, ...]
     bundle: str
     directory: str
-    leaves: int | None
     threads: int
-    workers: int
-    shards: int
     host: str
     ports: tuple[int, int]
     bundle_hash: BlobHash = BlobHash("")
-    parts: tuple[str, ...] = ()
-    part_hashes: tuple[BlobHash, ...] = ()
+    files: tuple[str, ...] = ()
+    needs: tuple[BlobHash, ...] = ()
+
+
+class TrainingLaunch(Launch, frozen=True, kw_only=True, tag="launch-training"):
+    """Of a worker or a server.
+
+    ``leaves`` is None when the command line did not say; the script's ``dmi.init`` decides then.
+    A server that goes on from a checkpoint needs the parts that hold its buckets.
+    """
+
+    script: str
+    args: tuple[str, ...]
+    leaves: int | None
+    workers: int
+    shards: int
 
 
 class Endpoint(Struct, frozen=True):
@@ -218,6 +226,6 @@ class Started(Struct, frozen=True, tag="started"):
     pid: int
 
 
-ToRole = Launch | Roster | Lease | Stop
+ToRole = TrainingLaunch | Roster | Lease | Stop
 FromRole = Bound | Moving | Progressed | Ready | CaughtUp | Unheard | PartWritten | Completed | Failed
 RoleEvent = Started | Bound | Progressed | Ready | CaughtUp | Unheard | PartWritten | Completed | Failed | Exited

@@ -21,7 +21,7 @@ from dmi_protocol.codec import encode_struct
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.instant import Instant
 from dmi_protocol.messages import parameters as say
-from dmi_protocol.messages.roles import Launch, Ready, Roster
+from dmi_protocol.messages.roles import Ready, Roster, TrainingLaunch
 from dmi_protocol.training import exchange as x
 from dmi_protocol.training.layout import Definition, assign_buckets
 from dmi_protocol.training.needs import needs, told
@@ -47,7 +47,7 @@ small; what is large is sent again only when the answer says that it did not com
 class MeshExchange:
     """The exchange of one worker of a job; see ``dmi.run.exchange.Exchange`` for what each call means."""
 
-    def __init__(self, child: Child, launch: Launch, roster: Roster, keys: KeyPair) -> None:
+    def __init__(self, child: Child, launch: TrainingLaunch, roster: Roster, keys: KeyPair) -> None:
         self._child, self._launch, self._roster = child, launch, roster
         self.worker = launch.key.index
         self.is_lead = roster.assignment.lead == self.worker

@@ -11,7 +11,7 @@ from dmi.errors import DmiError
 from dmi.run import begin, exchange
 from dmi.run.mesh_exchange import MeshExchange
 from dmi.run.script import Ending, run_script
-from dmi_protocol.messages.roles import Bound, Completed, Launch
+from dmi_protocol.messages.roles import Bound, Completed, TrainingLaunch
 from dmi_tensor.optimizers import warm_up
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
@@ -21,7 +21,7 @@ _NO_PORT = 0
 """A worker connects and is never connected to; its endpoint needs the key only."""
 
 
-def work(child: Child, launch: Launch) -> Ending:
+def work(child: Child, launch: TrainingLaunch) -> Ending:
     """Follow the first roster, run the script, close the run, and stay until the job is over; returns what went wrong."""
     keys = KeyPair.make()
     child.tell(Bound(f"{launch.host}:{_NO_PORT}", keys.public, os.getpid()))
@@ -44,7 +44,7 @@ def work(child: Child, launch: Launch) -> Ending:
 def main() -> None:
     """The process."""
     child = Child.inherit()
-    launch = child.launch()
+    launch = child.launch(TrainingLaunch)
     warm_up()  # before we are watched: it can stand still for long on a busy host
     child.start()
     keep_freed_memory()

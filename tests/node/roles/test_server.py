@@ -35,11 +35,11 @@ from dmi_protocol.messages.roles import (
     Assignment,
     Endpoint,
     FromRole,
-    Launch,
     Lease,
     Replicas,
     RoleKey,
     Roster,
+    TrainingLaunch,
     Unheard,
 )
 from dmi_wire.bulk import Context, DataConnection, DataListener, Delivery
@@ -159,7 +159,7 @@ class Alone:
         self.listener.admit({endpoint.public_key: b"worker-%d" % endpoint.key.index for endpoint in workers})
         endpoint = Endpoint(RoleKey(job, 1, "server", 0), node, "n0", self.listener.address, PublicKey(mine.public))
         self.roster = Roster(1, 1, (endpoint,), workers, Assignment((0, 1), (1.0, 1.0), 0, (Replicas(0),)))
-        launch = Launch(
+        launch = TrainingLaunch(
             key=endpoint.key,
             node=node,
             node_name="n0",

@@ -20,12 +20,12 @@ from dmi_protocol.messages.roles import (
     Completed,
     Exited,
     Failed,
-    Launch,
     Progressed,
     RoleEvent,
     RoleKey,
     Roster,
     Started,
+    TrainingLaunch,
 )
 
 pytestmark = pytest.mark.processes
@@ -33,10 +33,10 @@ pytestmark = pytest.mark.processes
 SECONDS = 30
 BEGIN = """
 import os, subprocess, sys, time
-from dmi_protocol.messages.roles import Bound, Assignment, Completed, Failed, Progressed
+from dmi_protocol.messages.roles import Bound, Completed, Failed, Progressed, TrainingLaunch
 from dmi_wire.child import Child
 child = Child.inherit()
-assert child.launch().script == "train.py"
+assert child.launch(TrainingLaunch).script == "train.py"
 child.start()
 def bound():
     child.tell(Bound("127.0.0.1:1", "k" * 40, os.getpid()))
@@ -66,8 +66,8 @@ class Life:
         return [self.said.get_nowait() for _ in range(self.said.qsize())]
 
 
-def launch(directory: Path) -> Launch:
-    return Launch(
+def launch(directory: Path) -> TrainingLaunch:
+    return TrainingLaunch(
         key=RoleKey(JobId("job-000000"), 1, "worker", 0),
         node=NodeId("0" * 16),
         node_name="n0",

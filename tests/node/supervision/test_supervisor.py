@@ -27,12 +27,12 @@ from dmi_protocol.messages.roles import (
     Completed,
     Exited,
     Failed,
-    Launch,
     PartWritten,
     RoleEvent,
     RoleKey,
     Roster,
     Started,
+    TrainingLaunch,
 )
 
 pytestmark = pytest.mark.processes
@@ -42,10 +42,10 @@ ROLE = RoleKey(JobId("job-000000"), 1, "worker", 0)
 BEGIN = """
 import hashlib, os, pathlib, time
 from dmi_protocol.jobs.hosting import RECOVERABLE
-from dmi_protocol.messages.roles import Assignment, Completed, PartWritten
+from dmi_protocol.messages.roles import Completed, PartWritten, TrainingLaunch
 from dmi_wire.child import Child
 child = Child.inherit()
-given = child.launch()
+given = child.launch(TrainingLaunch)
 child.start()
 def part(path, data=b"part"):
     child.tell(PartWritten(3, 0, hashlib.sha256(data).hexdigest(), str(path), len(data), False))
@@ -82,7 +82,22 @@ class Host:
         return blob
 
     def start(self, blob: BlobHash) -> None:
-        launch = Launch(ROLE, NodeId("0" * 16), "n0", "train.py", (), "", "", None, 1, 1, 1, "127.0.0.1", (0, 0), blob)
+        launch = TrainingLaunch(
+            key=ROLE,
+            node=NodeId("0" * 16),
+            node_name="n0",
+            script="train.py",
+            args=(),
+            bundle="",
+            directory="",
+            leaves=None,
+            threads=1,
+            workers=1,
+            shards=1,
+            host="127.0.0.1",
+            ports=(0, 0),
+            bundle_hash=blob,
+        )
         self.supervisor.start(StartRole(ROLE, launch))
 
     async def until_gone(self) -> list[RoleEvent]:

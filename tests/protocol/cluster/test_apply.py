@@ -12,7 +12,6 @@ from dmi_protocol.cluster.command import (
     BindRole,
     Cancel,
     Finish,
-    JobSpec,
     KeepPart,
     LoseRole,
     Part,
@@ -21,6 +20,7 @@ from dmi_protocol.cluster.command import (
     Remove,
     SetCheckpointHolders,
     Submit,
+    TrainingSpec,
 )
 from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId, job_id, node_id
@@ -49,7 +49,7 @@ def submitted() -> tuple[ClusterState, JobId]:
     state = ClusterState("mesh")
     for node in (A, B):
         state.members[node] = MemberRecord(node, node[0], "h:1", PublicKey(node), witness=False)
-    outcome = apply(state, 1, Submit(RequestId("s"), JobSpec("job", "t.py"), BlobHash("b" * 64), (A,)))
+    outcome = apply(state, 1, Submit(RequestId("s"), TrainingSpec("job", "t.py"), BlobHash("b" * 64), (A,)))
     return state, JobId(outcome.value)
 
 
@@ -139,7 +139,7 @@ def test_a_submission_that_is_repeated_when_its_outcome_is_forgotten_submits_onc
     state, job = submitted()
     apply(state, 2, place(job, 1, A, B))
     state.requests.clear()
-    again = apply(state, 3, Submit(RequestId("s"), JobSpec("job", "t.py"), BlobHash("b" * 64), (A,)))
+    again = apply(state, 3, Submit(RequestId("s"), TrainingSpec("job", "t.py"), BlobHash("b" * 64), (A,)))
     assert (again.value, again.refusal) == (job, None)
     assert state.jobs[job].state == STARTING
 
@@ -152,8 +152,8 @@ def test_another_job_whose_id_would_be_the_same_overwrites_nothing() -> None:
         other = first.setdefault(job_id("job", request), request)
         if other != request:
             break
-    apply(state, 2, Submit(other, JobSpec("job", "one.py"), BlobHash("1" * 64), (A,)))
-    outcome = apply(state, 3, Submit(request, JobSpec("job", "two.py"), BlobHash("2" * 64), (A,)))
+    apply(state, 2, Submit(other, TrainingSpec("job", "one.py"), BlobHash("1" * 64), (A,)))
+    outcome = apply(state, 3, Submit(request, TrainingSpec("job", "two.py"), BlobHash("2" * 64), (A,)))
     assert outcome.refusal == NameTaken(job_id("job", request))
     assert state.jobs[job_id("job", request)].spec.script == "one.py"
 
@@ -256,7 +256,7 @@ def test_a_job_that_ran_and_lost_a_role_recovers_from_its_checkpoint() -> None:
     assert (found.state, found.is_placed, found.endpoints, found.parts) == (RECOVERING, False, (), {})
     begun = replace(place(job, 2, A), request=RequestId("from its beginning"))
     assert apply(state, 62, begun).refusal == Stale(), "the checkpoint must not be forgotten"
-    apply(state, 63, replace(place(job, 2, A), restore=4))
+    apply(state, 63, placing(job, 2, (A,), (A,), restore=4))
     assert (found.state, found.generation, found.restore) == (RECOVERING, 2, 4)
     run(state, job, 2)
     assert (found.state, found.reason) == (RUNNING, None)
@@ -329,11 +329,13 @@ def test_outcomes_are_remembered_up_to_a_bound() -> None:
 def test_ended_jobs_make_room_and_others_do_not() -> None:
     state, first = submitted()
     for number in range(1, limits.JOBS_REMEMBERED):
-        apply(state, number, Submit(RequestId(f"s{number}"), JobSpec(f"j{number}", "t.py"), BlobHash("b" * 64), (A,)))
-    more = Submit(RequestId("more"), JobSpec("more", "t.py"), BlobHash("b" * 64), (A,))
+        apply(
+            state, number, Submit(RequestId(f"s{number}"), TrainingSpec(f"j{number}", "t.py"), BlobHash("b" * 64), (A,))
+        )
+    more = Submit(RequestId("more"), TrainingSpec("more", "t.py"), BlobHash("b" * 64), (A,))
     assert isinstance(apply(state, 2_000, more).refusal, LimitReached)
     apply(state, 2_001, Cancel(RequestId("c"), first))
-    again = Submit(RequestId("again"), JobSpec("more", "t.py"), BlobHash("b" * 64), (A,))
+    again = Submit(RequestId("again"), TrainingSpec("more", "t.py"), BlobHash("b" * 64), (A,))
     assert apply(state, 2_002, again).refusal is None
     assert first not in state.jobs
     assert len(state.jobs) == limits.JOBS_REMEMBERED

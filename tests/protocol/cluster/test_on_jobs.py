@@ -8,7 +8,6 @@ from dmi_protocol.cluster.command import (
     BindRole,
     Command,
     CompleteRole,
-    JobSpec,
     LoseRole,
     Placement,
     ReadyRole,
@@ -18,6 +17,7 @@ from dmi_protocol.cluster.command import (
     ReportPair,
     Submit,
     SyncReplica,
+    TrainingSpec,
 )
 from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
@@ -40,7 +40,7 @@ class Mesh:
         self.state = ClusterState("mesh")
         for node in NODES:
             self.state.members[node] = MemberRecord(node, node[0], "h:1", PublicKey(node), witness=False)
-        spec = JobSpec("job", "t.py", backups=backups)
+        spec = TrainingSpec("job", "t.py", backups=backups)
         submit = Submit(self.request(), spec, BlobHash("b" * 64), (A,))
         self.id = JobId(apply(self.state, 1, submit).value)
         self.do(placing(self.id, 1, nodes, nodes, backups=backups))

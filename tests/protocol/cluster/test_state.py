@@ -1,7 +1,7 @@
 """The replicated state survives a snapshot, whole."""
 
 from dmi_protocol.cluster.apply import apply
-from dmi_protocol.cluster.command import BindRole, Cancel, Command, Invite, JobSpec, KeepPart, Part, Submit
+from dmi_protocol.cluster.command import BindRole, Cancel, Command, Invite, KeepPart, Part, Submit, TrainingSpec
 from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId, job_id
 from dmi_protocol.messages.roles import RoleKey
@@ -11,7 +11,7 @@ A, B = NodeId("a" * 16), NodeId("b" * 16)
 JOB = job_id("job", RequestId("s"))
 HISTORY: tuple[Command, ...] = (
     Invite(RequestId("i"), PublicKey("i"), 9),
-    Submit(RequestId("s"), JobSpec("job", "t.py", ("1",), 2), BlobHash("b" * 64), (A,)),
+    Submit(RequestId("s"), TrainingSpec("job", "t.py", ("1",), 2), BlobHash("b" * 64), (A,)),
     Cancel(RequestId("unknown"), JobId("x")),
     placing(JOB, 1, (A, B), (A, B)),
     KeepPart(RequestId("k"), JOB, 1, 4, Part(1, BlobHash("1" * 64), 1, B), final=False),

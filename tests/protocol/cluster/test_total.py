@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmi_protocol.cluster.apply import apply
-from dmi_protocol.cluster.command import BindRole, Command, JobSpec, Submit
+from dmi_protocol.cluster.command import BindRole, Command, Submit, TrainingSpec
 from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId, job_id
 from dmi_protocol.instant import Instant
@@ -78,7 +78,7 @@ def begun() -> ClusterState:
     for node in NODES:
         state.members[node] = MemberRecord(node, node[0], "h:1", PublicKey(node), witness=False)
     for n in range(len(JOBS)):
-        submit = Submit(RequestId(f"submit-{n}"), JobSpec("job", "t.py", workers=2), BlobHash("1" * 64), NODES[:2])
+        submit = Submit(RequestId(f"submit-{n}"), TrainingSpec("job", "t.py", workers=2), BlobHash("1" * 64), NODES[:2])
         assert apply(state, n + 1, submit).value == JOBS[n]
     return state
 
@@ -89,7 +89,7 @@ def look(state: ClusterState, random: Random) -> None:
     Scheduler().propose(NOW, state, alive)
     hosting = Hosting(Host(NODES[0], "a", "h", (0, 0)), lambda _: None)
     hosting.reconcile(state)
-    hosting.drop_parts(state)
+    hosting.drop_kept(state)
     member_views(state, set(NODES), lambda _: "alive", lambda _: None)
     for job in state.jobs.values():
         job_view(job, state, alive, None)

@@ -1,7 +1,16 @@
 """What a node runs, and what it does about processes from before it was started again."""
 
 from dmi_protocol import limits
-from dmi_protocol.cluster.command import BindRole, CompleteRole, Finish, HoldBlob, JobSpec, KeepPart, LoseRole, Part
+from dmi_protocol.cluster.command import (
+    BindRole,
+    CompleteRole,
+    Finish,
+    HoldBlob,
+    KeepPart,
+    LoseRole,
+    Part,
+    TrainingSpec,
+)
 from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.effects import DropBlob, FetchBlob, StartRole, StopRole, TellRole
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
@@ -31,7 +40,7 @@ def placed() -> tuple[ClusterState, TrainingJob]:
     state = ClusterState("mesh")
     for node in (ME, OTHER):
         state.members[node] = MemberRecord(node, f"n-{node[0]}", "h:1", PublicKey(node), witness=False)
-    job = TrainingJob(JOB, JobSpec("job", "t.py"), BUNDLE, (ME,), 1, STARTING)
+    job = TrainingJob(JOB, TrainingSpec("job", "t.py"), BUNDLE, (ME,), 1, STARTING)
     put(job, (NodeId("c" * 16),), (ME,))
     state.jobs[JOB] = job
     return state, job
@@ -104,7 +113,7 @@ def test_a_server_goes_on_from_the_parts_that_hold_its_buckets_once_all_are_here
             assert hosting.arrived(NOW, state, blob) == ([], [])
         ((start,), _) = hosting.arrived(NOW, state, BUNDLE)
         assert isinstance(start, StartRole)
-        assert start.launch.part_hashes == parts
+        assert start.launch.needs == parts
 
 
 def test_what_cannot_be_had_now_is_asked_for_again_for_as_long_as_it_takes() -> None:
@@ -160,15 +169,15 @@ def test_a_checkpoint_holder_fetches_a_part_tells_it_and_drops_it_when_it_is_old
     assert hosting.reconcile(state) == ([], []), "it is under way"
     hosting.missing(NOW, PARTS[0])
     assert hosting.tick(AGAIN, state) == ([FetchBlob(PARTS[0], (OTHER,))], []), "it is tried again"
-    hosting.drop_parts(state)
+    hosting.drop_kept(state)
     (_, (fact,)) = hosting.arrived(NOW, state, PARTS[0])
     assert isinstance(fact, KeepPart)
     assert (fact.step, fact.part, fact.final) == (4, Part(0, PARTS[0], 9, ME), False)
     job.parts[4] = (KeptPart(0, PARTS[0], 9, (OTHER, ME)),)
     assert hosting.reconcile(state) == ([], [])
-    assert hosting.drop_parts(state) == []
+    assert hosting.drop_kept(state) == []
     job.parts.clear()
-    assert hosting.drop_parts(state) == [DropBlob(PARTS[0])]
+    assert hosting.drop_kept(state) == [DropBlob(PARTS[0])]
 
 
 def started() -> Hosting:
@@ -211,12 +220,12 @@ def test_a_part_that_was_written_stays_until_the_state_speaks_of_it() -> None:
     state, _ = placed()
     hosting = started()
     hosting.happened(SERVER, PartWritten(4, 0, PARTS[0], "/part", 9, final=True))
-    hosting._keeping._parts = frozenset({PARTS[0]})
-    assert hosting.drop_parts(state) == []
+    hosting._keeping._kept = frozenset({PARTS[0]})
+    assert hosting.drop_kept(state) == []
     state.jobs[JOB].final_parts[4] = (KeptPart(0, PARTS[0], 9, (ME,)),)
-    assert hosting.drop_parts(state) == []
+    assert hosting.drop_kept(state) == []
     state.jobs[JOB].final_parts.clear()
-    assert hosting.drop_parts(state) == [DropBlob(PARTS[0])]
+    assert hosting.drop_kept(state) == [DropBlob(PARTS[0])]
 
 
 def test_a_completed_role_whose_process_is_of_an_earlier_start_is_safe_only_with_its_final_part() -> None:
@@ -276,4 +285,4 @@ def test_a_further_copy_of_an_ended_job_is_fetched_told_and_kept() -> None:
         (_, (fact,)) = hosting.arrived(NOW, state, blob)
         assert isinstance(fact, HoldBlob)
         assert (fact.blob, fact.node) == (blob, ME)
-    assert hosting.drop_parts(state) == []
+    assert hosting.drop_kept(state) == []

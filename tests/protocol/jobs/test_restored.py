@@ -4,7 +4,7 @@ from random import Random
 
 from dmi_protocol import effects as do
 from dmi_protocol import events as on
-from dmi_protocol.cluster.command import JobSpec
+from dmi_protocol.cluster.command import TrainingSpec
 from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.consensus.settings import Restored
 from dmi_protocol.identity import BlobHash, JobId, NodeId
@@ -26,7 +26,7 @@ def test_roles_are_started_though_no_entry_was_ever_seen() -> None:
     state = ClusterState.decode(snapshot.state)
     nodes = (here.node,)
     bundle = BlobHash("b" * 64)
-    state.jobs[JobId("j")] = job = TrainingJob(JobId("j"), JobSpec("j", "t.py"), bundle, nodes, 1, STARTING)
+    state.jobs[JobId("j")] = job = TrainingJob(JobId("j"), TrainingSpec("j", "t.py"), bundle, nodes, 1, STARTING)
     put(job, nodes, nodes)
     data = state.encode()
     known = [Introduced(leader.node, leader.name, leader.address, leader.public_key)]

@@ -9,7 +9,6 @@ from dmi_protocol.cluster.command import (
     Drain,
     Finish,
     HoldBlob,
-    JobSpec,
     KeepPart,
     LoseRole,
     Part,
@@ -17,6 +16,7 @@ from dmi_protocol.cluster.command import (
     Recopy,
     Remove,
     Submit,
+    TrainingSpec,
 )
 from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
@@ -35,7 +35,7 @@ NOW = Instant(0)
 class Table:
     """A state, and every command applied to it in order."""
 
-    def __init__(self, *specs: JobSpec, witness: NodeId | None = None) -> None:
+    def __init__(self, *specs: TrainingSpec, witness: NodeId | None = None) -> None:
         self.state = ClusterState("mesh")
         for node in NODES:
             self.state.members[node] = MemberRecord(node, node[0], "h:1", PublicKey(node), node == witness)
@@ -68,8 +68,8 @@ class Table:
             apply(self.state, self.state.applied + 1, BindRole(request, role, "h:2", PublicKey("k" * 40), 7))
 
 
-def spec(workers: int | None = None) -> JobSpec:
-    return JobSpec("job", "t.py", workers=workers)
+def spec(workers: int | None = None) -> TrainingSpec:
+    return TrainingSpec("job", "t.py", workers=workers)
 
 
 def test_jobs_are_placed_in_the_order_of_their_submission_and_the_load_is_spread() -> None:
@@ -119,13 +119,13 @@ def test_a_job_that_ran_makes_do_with_the_nodes_that_are_left() -> None:
     assert table.propose() == []
     (again,) = table.propose(alive=frozenset({A, C}))
     assert isinstance(again, Place)
-    assert (again.generation, workers(again.placements), servers(again.placements), again.checkpoint_holders) == (
+    assert (again.generation, workers(again.placements), servers(again.placements), again.start.checkpoint_holders) == (
         2,
         (A, C),
         (A, C),
         (C, A),
     )
-    assert again.restore is None
+    assert again.start.restore is None
     job = table.state.jobs[table.jobs[0]]
     assert (job.state, job.reason) == (RECOVERING, NodeLost("server-1", "b"))
 
@@ -152,11 +152,11 @@ def test_nobody_goes_on_before_somebody_has_each_part_of_the_checkpoint() -> Non
     assert found.parts_away({C}) == (A, B)
     (again,) = table.propose(alive=frozenset({A, C}))
     assert isinstance(again, Place)
-    assert (again.restore, workers(again.placements)) == (4, (A, C))
+    assert (again.start.restore, workers(again.placements)) == (4, (A, C))
 
 
 def test_a_checkpoint_holder_that_is_away_is_replaced() -> None:
-    table = Table(JobSpec("job", "t.py", workers=1, backups=0))
+    table = Table(TrainingSpec("job", "t.py", workers=1, backups=0))
     table.propose()
     job = table.state.jobs[table.jobs[0]]
     assert (servers(job.placements)[:1], job.checkpoint_holders) == ((A,), (B,))
@@ -177,7 +177,7 @@ def test_a_server_whose_last_words_a_worker_may_miss_is_a_loss() -> None:
     keep(table, job, 12, final=True)
     (again,) = table.propose(alive=frozenset({B, C}))
     assert isinstance(again, Place)
-    assert again.restore == 12
+    assert again.start.restore == 12
 
 
 def test_a_node_lost_after_its_roles_are_done_is_a_loss_only_before_the_final_parts_are_safe() -> None:
@@ -215,7 +215,7 @@ def test_a_node_whose_processes_cannot_talk_is_done_without_in_the_next_start() 
 PART = BlobHash("1" * 64)
 
 
-def finished(spec_: JobSpec) -> tuple[Table, JobId]:
+def finished(spec_: TrainingSpec) -> tuple[Table, JobId]:
     """A job that has succeeded, its one part on A and B."""
     table = Table(spec_)
     table.propose()
@@ -303,7 +303,7 @@ def test_a_new_checkpoint_holder_that_is_lost_too_is_replaced() -> None:
 
 
 def test_the_files_of_a_job_that_waits_are_copied_and_without_any_it_ends() -> None:
-    table = Table(JobSpec("job", "t.py", workers=3))
+    table = Table(TrainingSpec("job", "t.py", workers=3))
     (job,) = table.jobs
     drain(table, A)
     table.propose(alive=ALL)
@@ -330,4 +330,4 @@ def test_a_job_goes_on_from_parts_that_only_a_draining_node_has() -> None:
         apply(table.state, 60, LoseRole(RequestId(f"lost-{role.name}"), role, NodeLost(role.name, "a")))
     (again,) = table.propose()
     assert isinstance(again, Place)
-    assert (again.restore, workers(again.placements)) == (4, (C,))
+    assert (again.start.restore, workers(again.placements)) == (4, (C,))

@@ -28,18 +28,19 @@ class TrainingCommands:
 
     def is_placeable(self, job: TrainingJob, command: Place) -> bool:
         """Does everybody who has a part in the assignment get a process, and is it the checkpoint of now?"""
-        if command.restore != (None if job.checkpoint is None else job.checkpoint.step):
+        start = command.start
+        if start.restore != (None if job.checkpoint is None else job.checkpoint.step):
             return False
-        if not _is_assignment(command.assignment):
+        if not _is_assignment(start.assignment):
             return False
         placed = {(placement.role.role, placement.role.index) for placement in command.placements}
-        holders = {0, len(command.assignment.shards)}
-        return _members(command.assignment) <= placed and len(command.checkpoint_holders) in holders
+        holders = {0, len(start.assignment.shards)}
+        return _members(start.assignment) <= placed and len(start.checkpoint_holders) in holders
 
     def placed(self, job: TrainingJob, command: Place) -> None:
         """The job begins, from its beginning or its checkpoint."""
-        job.restore, job.checkpoint_holders = command.restore, command.checkpoint_holders
-        job.assignment = command.assignment
+        start = command.start
+        job.restore, job.checkpoint_holders, job.assignment = start.restore, start.checkpoint_holders, start.assignment
 
     def may_recruit(self, job: TrainingJob) -> bool:
         """There is something to come into."""

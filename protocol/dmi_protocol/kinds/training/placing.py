@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from dmi_protocol.cluster.command import JobSpec
+from dmi_protocol.cluster.command import TrainingSpec
 from dmi_protocol.identity import NodeId
 
 
@@ -19,17 +19,19 @@ class Chosen(Struct, frozen=True):
     checkpoint_holders: tuple[NodeId, ...]
 
 
-def wanted_nodes(spec: JobSpec) -> int:
+def wanted_nodes(spec: TrainingSpec) -> int:
     """How many nodes must be alive before the job can start."""
     return max(1, spec.workers or 0, spec.servers or 0)
 
 
-def wanted_backups(spec: JobSpec) -> int:
+def wanted_backups(spec: TrainingSpec) -> int:
     """How many backups each shard is to have, where there are nodes for them."""
     return 1 if spec.backups is None else spec.backups
 
 
-def choose(spec: JobSpec, nodes: Sequence[NodeId], load: dict[NodeId, int], *, fewer: bool = False) -> Chosen | None:
+def choose(
+    spec: TrainingSpec, nodes: Sequence[NodeId], load: dict[NodeId, int], *, fewer: bool = False
+) -> Chosen | None:
     """Place ``spec`` on ``nodes``, the least loaded first; None when there are too few of them.
 
     By default every node is a worker, and each worker's node holds shards: then a step moves about the bytes of a ring

@@ -13,6 +13,7 @@ from dmi_protocol.cluster.command import (
     Reassign,
     Recruit,
     SetCheckpointHolders,
+    TrainingStart,
 )
 from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.codec import pack
@@ -47,8 +48,8 @@ class TrainingPlans:
         workers = [
             Placement(RoleKey(job.id, generation, "worker", nth), node) for nth, node in enumerate(chosen.workers)
         ]
-        placements, assignment = (*servers, *workers), first_assignment(chosen)
-        return [Place(request, job.id, generation, placements, assignment, chosen.checkpoint_holders, restore)]
+        start = TrainingStart(first_assignment(chosen), chosen.checkpoint_holders, restore)
+        return [Place(request, job.id, generation, (*servers, *workers), start)]
 
     def finish(self, job: TrainingJob) -> list[Command]:
         """The scripts have ended, and the last version is kept."""

@@ -1,7 +1,9 @@
 """The processes of a training on one node: what they need to begin, what they are told, and what follows from what they say."""
 
+from collections.abc import Iterator
+
 from dmi_protocol.cluster.command import Command, CompleteRole, KeepPart, Part, ReadyRole, ReportPair, SyncReplica
-from dmi_protocol.identity import BlobHash, NodeId
+from dmi_protocol.identity import BlobHash, NodeId, RequestId
 from dmi_protocol.kinds.job import RUNNING
 from dmi_protocol.kinds.kind import Host, request_of
 from dmi_protocol.kinds.training.state import KeptPart, TrainingJob
@@ -15,6 +17,7 @@ from dmi_protocol.messages.roles import (
     RoleEvent,
     RoleKey,
     Roster,
+    TrainingLaunch,
     Unheard,
 )
 
@@ -29,7 +32,7 @@ class TrainingProcesses:
     def launch(self, job: TrainingJob, role: RoleKey, host: Host, needs: tuple[BlobHash, ...]) -> Launch:
         """Paths are the shell's to fill in."""
         spec = job.spec
-        return Launch(
+        return TrainingLaunch(
             key=role,
             node=host.node,
             node_name=host.name,
@@ -44,15 +47,24 @@ class TrainingProcesses:
             shards=len(job.primaries()),
             host=host.address,
             ports=host.ports,
-            part_hashes=needs,
+            needs=needs,
         )
 
-    def told(self, job: TrainingJob, role: RoleKey) -> Roster | None:
-        """The roster of the generation in force, if this process has a part in it."""
-        if job.state != RUNNING:
+    def told(self, job: TrainingJob, role: RoleKey, since: int) -> tuple[int, Roster] | None:
+        """Once in each generation its roster, if this process has a part in it."""
+        if since >= job.generation or job.state != RUNNING:
             return None
         found = roster(job)
-        return found if any(endpoint.key == role for endpoint in (*found.servers, *found.workers)) else None
+        has_part = any(endpoint.key == role for endpoint in (*found.servers, *found.workers))
+        return (job.generation, found) if has_part else None
+
+    def keeps(self, job: TrainingJob, node: NodeId) -> Iterator[tuple[BlobHash, Command]]:
+        """The second copies of the parts of checkpoints that are not whole yet."""
+        for told, is_final in ((job.parts, False), (job.final_parts, True)):
+            for step, parts in told.items():
+                for part in parts:
+                    if node in job.checkpoint_holders[part.shard : part.shard + 1] and node not in part.nodes:
+                        yield part.blob, _kept(job, step, part, node, is_final=is_final)
 
     def is_leased(self, role: RoleKey) -> bool:
         """A server shows new versions only while its node knows of a quorum."""
@@ -84,6 +96,15 @@ class TrainingProcesses:
                 return [ReportPair(request, role, generation, peer, index, silent_ms)]
             case _:
                 return []
+
+
+def _kept(job: TrainingJob, step: int, part: KeptPart, node: NodeId, *, is_final: bool) -> KeepPart:
+    """What was told of a part while another was its holder did not count: it is told anew, under another name."""
+    kind = "final" if is_final else "kept"
+    what = f"copy-{part.shard}-{step}-{kind}-{part.blob[:16]}-{node}-{job.holder_changes}"
+    mine = Part(part.shard, part.blob, part.size_bytes, node)
+    request = RequestId(f"{job.id}/{job.start_generation}/{what}")
+    return KeepPart(request, job.id, job.start_generation, step, mine, is_final)
 
 
 def _parts_for(role: RoleKey, job: TrainingJob) -> tuple[KeptPart, ...]:

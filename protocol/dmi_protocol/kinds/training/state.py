@@ -1,9 +1,10 @@
 """A training in the replicated state."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from msgspec import Struct, field
 
+from dmi_protocol.cluster.command import TrainingSpec
 from dmi_protocol.identity import BlobHash, NodeId
 from dmi_protocol.kinds.job import ENDED, Job
 from dmi_protocol.messages.roles import Assignment, RoleKey
@@ -36,6 +37,7 @@ class Pair(Struct, frozen=True):
 class TrainingJob(Job, tag="training"):
     """``assignment`` says what the processes that are placed do in the generation in force."""
 
+    spec: TrainingSpec
     assignment: Assignment | None = None
     runs: bool = False
     """Were all processes of this start ready together?"""
@@ -95,6 +97,13 @@ class TrainingJob(Job, tag="training"):
         """The nodes that alone have parts of the checkpoint, while none of those who have such a part is alive."""
         parts = self.checkpoint.parts if self.checkpoint is not None else ()
         return tuple(sorted({node for part in parts if not set(part.nodes) & set(alive) for node in part.nodes}))
+
+    def kept(self) -> Iterator[tuple[BlobHash, tuple[NodeId, ...]]]:
+        """Every part of a checkpoint that is spoken of, and who is said to have it."""
+        whole = self.checkpoint.parts if self.checkpoint is not None else ()
+        for parts in (*self.parts.values(), *self.final_parts.values(), whole):
+            for part in parts:
+                yield part.blob, part.nodes
 
     def blobs(self) -> dict[BlobHash, tuple[NodeId, ...]]:
         """What must not be lost, and who has it: the files while the job goes on, and the last checkpoint."""

@@ -3,7 +3,7 @@
 import pytest
 
 from dmi_protocol import limits
-from dmi_protocol.cluster.command import JobSpec, Placement
+from dmi_protocol.cluster.command import Placement, TrainingSpec
 from dmi_protocol.identity import BlobHash, JobId, NodeId
 from dmi_protocol.kinds.job import RUNNING
 from dmi_protocol.kinds.training.assigning import dismissed, is_full, reassign, recruits
@@ -16,7 +16,7 @@ A, B, C, D = (NodeId(letter * 16) for letter in "abcd")
 
 def running(*nodes: NodeId, backups: int | None = None, workers: int | None = None) -> TrainingJob:
     """A server and a worker on each node; all copies that there should be are in sync."""
-    spec = JobSpec("job", "t.py", backups=backups, workers=workers)
+    spec = TrainingSpec("job", "t.py", backups=backups, workers=workers)
     job = TrainingJob(JobId("job-1"), spec, BlobHash("b" * 64), (A,), 1, RUNNING, runs=True)
     put(job, nodes, nodes)
     assert job.assignment is not None
