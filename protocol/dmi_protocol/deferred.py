@@ -22,7 +22,7 @@ from dmi_protocol.effects import (
     Send,
 )
 from dmi_protocol.events import BlobArrived, Event, RoleHappened
-from dmi_protocol.messages.roles import PartWritten
+from dmi_protocol.messages.roles import Written
 from dmi_protocol.reasons import DiskFull
 
 RETRY_MS = 1_000
@@ -64,7 +64,7 @@ class DeferredEffects:
         blob = None
         if isinstance(event, BlobArrived):
             blob = event.blob
-        elif isinstance(event, RoleHappened) and isinstance(event.event, PartWritten):
+        elif isinstance(event, RoleHappened) and isinstance(event.event, Written):
             blob = event.event.blob
         if blob is not None:
             self._effects = [effect for effect in self._effects if effect != DropBlob(blob)]

@@ -53,6 +53,11 @@ LOG_BYTES = 64 * 1024 * 1024
 LEDGER_BYTES = 64 * 1024 * 1024
 """What a worker writes down of the leaves that it computed."""
 TRACEBACK_BYTES = 16 * 1024
+SLICES = 1_024
+"""Of one batch inference: each result is in the replicated state."""
+REPLICAS_PER_NODE = 64
+LEASES = 2
+"""Slices that a replica has at a time: it reads one while it computes the other."""
 JOBS_REMEMBERED = 1_000
 PARTIAL_CHECKPOINTS = 64
 """Checkpoints of one job that lack a part; the oldest are given up."""

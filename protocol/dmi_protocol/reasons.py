@@ -55,6 +55,22 @@ class Running(Struct, frozen=True, tag="running"):
     servers: tuple[str, ...]
 
 
+class Inferring(Struct, frozen=True, tag="inferring"):
+    """All is well: ``done`` of ``inputs`` inputs have a result, and ``failed`` of these are error rows."""
+
+    nodes: tuple[str, ...]
+    done: int
+    inputs: int
+    failed: int
+
+
+class Inferred(Struct, frozen=True, tag="inferred"):
+    """Every input has its result."""
+
+    inputs: int
+    failed: int
+
+
 class Succeeded(Struct, frozen=True, tag="succeeded"):
     """All steps are done and the final parameters are durable."""
 
@@ -147,6 +163,24 @@ class Weakened(Struct, frozen=True, tag="weakened"):
     workers: tuple[str, ...]
     bare: int
     coming: int
+
+
+class InferringWithout(Struct, frozen=True, tag="inferring-without"):
+    """A batch inference goes on after a loss, on fewer replicas than it should have; ``coming`` are on their way."""
+
+    loss: Loss
+    nodes: tuple[str, ...]
+    coming: int
+
+
+class Resuming(Struct, frozen=True, tag="resuming"):
+    """A batch inference has lost its last replica. ``roles`` is 0 before it has a new placement."""
+
+    loss: Loss
+    done: int
+    inputs: int
+    ready: int
+    roles: int
 
 
 class PartsAway(Struct, frozen=True, tag="parts-away"):
@@ -260,6 +294,8 @@ Reason = (
     | Waiting
     | Starting
     | Running
+    | Inferring
+    | Inferred
     | Succeeded
     | Cancelled
     | RoleFailed
@@ -272,6 +308,8 @@ Reason = (
     | Recovering
     | TakingOver
     | Weakened
+    | InferringWithout
+    | Resuming
     | PartsAway
     | CrashedOften
     | NotYet

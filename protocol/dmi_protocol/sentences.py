@@ -7,6 +7,9 @@ from dmi_protocol.reasons import (
     DiskFull,
     FilesAway,
     FilesLost,
+    Inferred,
+    Inferring,
+    InferringWithout,
     InvitationExpired,
     InvitationUsed,
     IsYourself,
@@ -22,6 +25,7 @@ from dmi_protocol.reasons import (
     PartsAway,
     Reason,
     Recovering,
+    Resuming,
     RoleDied,
     RoleFailed,
     RoleUnready,
@@ -62,6 +66,8 @@ def sentence(reason: Reason) -> str:
             return f"{sentence(loss)}; the others take over at this very step"
         case Weakened():
             return _weakened(reason)
+        case Inferring() | InferringWithout() | Resuming() | Inferred():
+            return _of_batch(reason)
         case PartsAway(loss, step, nodes):
             return (
                 f"{sentence(loss)}; the checkpoint of step {step} has parts that only {_list(nodes)} can give: waiting"
@@ -84,8 +90,29 @@ def _died(reason: RoleDied) -> str:
 
 def _weakened(reason: Weakened) -> str:
     bare = f", {reason.bare} shards have no backup yet" if reason.bare else ""
-    coming = f"; {reason.coming} processes are on their way" if reason.coming else "; more nodes would be used"
-    return f"{sentence(reason.loss)}; the job goes on with workers on {_list(reason.workers)}{bare}{coming}"
+    workers = _list(reason.workers)
+    return f"{sentence(reason.loss)}; the job goes on with workers on {workers}{bare}{_coming(reason.coming)}"
+
+
+def _coming(processes: int) -> str:
+    return f"; {processes} processes are on their way" if processes else "; more nodes would be used"
+
+
+def _of_batch(reason: Inferring | InferringWithout | Resuming | Inferred) -> str:
+    match reason:
+        case Inferring(nodes, done, inputs, failed):
+            return f"running: {done} of {inputs} inputs done{_failed(failed)}; replicas on {_list(nodes)}"
+        case InferringWithout(loss, nodes, coming):
+            return f"{sentence(loss)}; the job goes on with replicas on {_list(nodes)}{_coming(coming)}"
+        case Resuming(loss, done, inputs, ready, roles):
+            when = f"{ready} of {roles} replicas are ready" if roles else "waiting for nodes"
+            return f"{sentence(loss)}; the job goes on after {done} of {inputs} inputs: {when}"
+        case Inferred(inputs, failed):
+            return f"succeeded: {inputs} input{'' if inputs == 1 else 's'} done{_failed(failed)}"
+
+
+def _failed(rows: int) -> str:
+    return f", {rows} of them with an error" if rows else ""
 
 
 def _recovering(reason: Recovering) -> str:

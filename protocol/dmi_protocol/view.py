@@ -9,8 +9,8 @@ from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.gossip_facts import NodeFacts
 from dmi_protocol.identity import NodeId
 from dmi_protocol.kinds.all_kinds import kind_of
+from dmi_protocol.kinds.any_job import AnyJob
 from dmi_protocol.kinds.job import ENDED, QUEUED, RECOVERING, RUNNING, STARTING
-from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.messages.roles import Progressed
 from dmi_protocol.sentences import detail, sentence
 
@@ -72,7 +72,7 @@ class View(Struct, frozen=True):
     jobs: tuple[JobView, ...]
 
 
-def job_view(job: TrainingJob, state: ClusterState, alive: Set[NodeId], progress: Progressed | None) -> JobView:
+def job_view(job: AnyJob, state: ClusterState, alive: Set[NodeId], progress: Progressed | None) -> JobView:
     """One job. ``progress`` counts while it runs; afterwards the state has the last step and loss."""
     reason, counts = why(job, state, alive), kind_of(job).views.counts(job, progress)
     return JobView(
@@ -91,7 +91,7 @@ def job_view(job: TrainingJob, state: ClusterState, alive: Set[NodeId], progress
     )
 
 
-def why(job: TrainingJob, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
+def why(job: AnyJob, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
     """Why the job is in its state."""
     kind = kind_of(job).views
     if job.state == RECOVERING:

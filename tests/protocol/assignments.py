@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from dmi_protocol.cluster.command import Place, Placement, TrainingStart
+from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.identity import JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.kinds.job import EndpointRecord
 from dmi_protocol.kinds.training.assigning import first_assignment
@@ -29,11 +30,24 @@ def placing(
     return Place(name, job, generation, tuple(placements), TrainingStart(assignment, checkpoint_holders, restore))
 
 
+def start_of(place: Place) -> TrainingStart:
+    """How a training begins."""
+    assert isinstance(place.start, TrainingStart)
+    return place.start
+
+
+def training(state: ClusterState, job: JobId) -> TrainingJob:
+    """A job that is one."""
+    found = state.jobs[job]
+    assert isinstance(found, TrainingJob)
+    return found
+
+
 def put(job: TrainingJob, workers: tuple[NodeId, ...], servers: tuple[NodeId, ...], generation: int = 1) -> None:
     """Make this the placement of ``job``."""
     place = placing(job.id, generation, workers, servers)
     job.generation = job.start_generation = generation
-    job.placements, job.assignment = place.placements, place.start.assignment
+    job.placements, job.assignment = place.placements, start_of(place).assignment
     job.next_index = 1 + max(placement.role.index for placement in place.placements)
 
 

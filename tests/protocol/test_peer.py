@@ -13,7 +13,7 @@ from dmi_protocol.messages.consensus import ConsensusMessage, TimeoutNow
 from dmi_protocol.messages.roles import Bound, Completed, Exited, Lease, PartWritten, Progressed, Roster
 from dmi_protocol.reasons import DiskFree, DiskFull, InvitationUsed, NoQuorum, RoleDied, TimedOut, WasExpelled
 from dmi_protocol.sentences import sentence
-from tests.protocol.assignments import workers
+from tests.protocol.assignments import training, workers
 from tests.protocol.little import Little, me
 
 
@@ -191,7 +191,7 @@ def test_a_last_checkpoint_and_the_final_state_may_interleave() -> None:
         blob = BlobHash(f"{index}" * 64)
         little.give(name, on.RoleHappened(role, PartWritten(12, index, blob, "p", 1, final)))
         little.run(50)
-    assert little.state("n0").jobs[job].final
+    assert training(little.state("n0"), job).final
 
 
 def is_without(little: Little, gone: str) -> bool:

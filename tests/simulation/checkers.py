@@ -1,6 +1,7 @@
 """What must hold at every moment, whatever breaks. Each checker sees all nodes at once, which no node does."""
 
 from collections import Counter
+from collections.abc import Set
 
 from msgspec import msgpack
 
@@ -9,24 +10,31 @@ from dmi_protocol.cluster.command import (
     Admit,
     BindRole,
     Command,
+    CommitSlice,
     CompleteRole,
     Finish,
+    HoldBlob,
     KeepPart,
     LoseRole,
     Place,
     Reassign,
+    ReopenSlices,
     SetCheckpointHolders,
 )
 from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.consensus.quorum import is_quorum
 from dmi_protocol.effects import Answer, StartRole
-from dmi_protocol.identity import NodeId, PublicKey, RequestId
+from dmi_protocol.identity import JobId, NodeId, PublicKey, RequestId
+from dmi_protocol.kinds.any_job import AnyJob
+from dmi_protocol.kinds.batch.state import BatchJob, SliceResult
+from dmi_protocol.kinds.job import SUCCEEDED
 from dmi_protocol.kinds.training.state import Checkpoint, TrainingJob
 from dmi_protocol.messages.consensus import Entry, Noop, Voted, Voters
 from dmi_protocol.messages.roles import RoleKey
 from dmi_protocol.peer import Peer
 from dmi_protocol.reasons import Reason
 from tests.simulation.node import Node
+from tests.simulation.replica import result_of
 from tests.simulation.trouble import Violation, demand
 
 _DIGEST_EVERY = 6
@@ -49,6 +57,7 @@ class Agreement:
         """The dumb twin: one replica that applies every committed entry, one after another."""
         self.commit = begun.applied
         self.fencing = Fencing()
+        self.slices = Results(counters)
         self.expulsions = Expulsions()
 
     def votes(self, voter: NodeId, candidate: NodeId, vote: Voted) -> None:
@@ -73,7 +82,9 @@ class Agreement:
             for index in range(seen[1] + 1, raft.commit + 1):
                 self._commits(node, index)
             for job in self.state.jobs.values():
-                if job.checkpoint is not None:
+                if isinstance(job, BatchJob):
+                    self._are_kept(job)
+                elif job.checkpoint is not None:
                     self._is_kept(job, job.checkpoint)
             self._seen[me] = (node.boot_count, raft.commit)
             self._applies(node, peer)
@@ -113,6 +124,7 @@ class Agreement:
                 self.fencing.before(self.state, entry.command)
                 apply(self.state, entry.index, entry.command)
                 self.fencing.after(self.state, entry.command)
+                self.slices.after(self.state, entry.command)
                 self.expulsions.after(self.state)
             if self.commit % _DIGEST_EVERY == 0:
                 self._digests[self.commit] = digest(self.state)
@@ -123,6 +135,13 @@ class Agreement:
             holders = [node for node in part.nodes if part.blob in self._nodes[node].blobs or self._is_ahead(node)]
             if len(holders) < (2 if job.checkpoint_holders else 1):
                 raise Violation("parts", f"{job.id}: shard {part.shard} of step {checkpoint.step} is only on {holders}")
+
+    def _are_kept(self, job: BatchJob) -> None:
+        """A result is on the disks that it is said to be on."""
+        for blob, nodes in job.kept():
+            for node in nodes:
+                if blob not in self._nodes[node].blobs and not self._is_ahead(node):
+                    raise Violation("results", f"{job.id}: {node} has not the result that it is said to have")
 
     def _is_ahead(self, node: NodeId) -> bool:
         """It has done what later entries say, and its writes are under way."""
@@ -166,6 +185,46 @@ def digest(state: ClusterState) -> int:
     return hash(msgpack.encode(state))
 
 
+class Results:
+    """Each slice has one result: it is committed once, and again only when it was lost with all who had it. A batch inference
+    succeeds with all of them, and with nothing else."""
+
+    def __init__(self, counters: Counter[str]) -> None:
+        self._counters = counters
+        self._known: dict[JobId, dict[int, SliceResult]] = {}
+
+    def after(self, state: ClusterState, command: Command) -> None:
+        """``command`` was applied."""
+        if isinstance(command, CommitSlice):
+            again = command.slice in self._known.get(command.role.job, {})
+            self._counters["slices computed twice"] += again
+            self._changed(state, command.role.job, frozenset())
+        elif isinstance(command, ReopenSlices | Finish | HoldBlob):
+            gone = frozenset(command.gone) if isinstance(command, ReopenSlices) else frozenset()
+            self._changed(state, command.job, gone)
+
+    def _changed(self, state: ClusterState, name: JobId, gone: Set[NodeId]) -> None:
+        job = state.jobs.get(name)
+        if not isinstance(job, BatchJob):
+            return
+        known = self._known.get(name, {})
+        for slice_, before in known.items():
+            now = job.results.get(slice_)
+            if now is None:
+                demand("results", set(before.nodes) <= gone, f"{name}: the result of slice {slice_} was given up")
+                self._counters["slices reopened"] += 1
+            else:
+                is_same = (now.blob, now.failed) == (before.blob, before.failed)
+                demand("results", is_same, f"{name}: slice {slice_} has two results")
+        for slice_, result in job.results.items():
+            is_its_own = 0 <= slice_ < job.spec.slices and result.blob == result_of(name, slice_)
+            demand("results", is_its_own, f"{name}: {result.blob} is no result of slice {slice_}")
+        if job.state == SUCCEEDED:
+            lacking = set(range(job.spec.slices)) - job.results.keys()
+            demand("results", not lacking, f"{name} has succeeded without slices {sorted(lacking)}")
+        self._known[name] = dict(job.results)
+
+
 class Fencing:
     """What is said of a placement that is not in force any more changes nothing; an invitation works once."""
 
@@ -194,7 +253,7 @@ class Fencing:
             demand("invitations", other == node, f"one invitation lets in {other} and {node}")
 
 
-def _stale(state: ClusterState, command: Command) -> TrainingJob | None:
+def _stale(state: ClusterState, command: Command) -> AnyJob | None:
     """The job, when ``command`` speaks of a generation of it that is not in force."""
     match command:
         case Finish(_, job, generation) | KeepPart(_, job, generation) | SetCheckpointHolders(_, job, generation):
@@ -216,7 +275,10 @@ def _stale(state: ClusterState, command: Command) -> TrainingJob | None:
     return None if is_in_force or found.generation == expected else found
 
 
-def _shape(job: TrainingJob) -> tuple[object, ...]:
+def _shape(job: AnyJob) -> tuple[object, ...]:
+    if isinstance(job, BatchJob):
+        results = {slice_: result.blob for slice_, result in job.results.items()}
+        return (job.state, job.generation, job.placements, job.endpoints, dict(job.leases), results)
     return (
         job.state,
         job.generation,

@@ -1,8 +1,9 @@
 """Role processes come to life."""
 
-from dmi_protocol.messages.roles import Bound, Launch, Started, TrainingLaunch
+from dmi_protocol.messages.roles import BatchLaunch, Bound, Launch, Started, TrainingLaunch
 from tests.simulation.clock import Clock
 from tests.simulation.node import Node
+from tests.simulation.replica import ScriptedReplica
 from tests.simulation.server import Server
 from tests.simulation.sockets import Process, Sockets, tell_daemon
 from tests.simulation.worker import ScriptedWorker
@@ -10,15 +11,20 @@ from tests.simulation.worker import ScriptedWorker
 
 def spawn(sockets: Sockets, node: Node, launch: Launch) -> Process:
     """A new process, which will be bound a little later."""
-    assert isinstance(launch, TrainingLaunch)
-    made = Server if launch.key.role == "server" else ScriptedWorker
-    process: Process = made(sockets, node, launch)
+    process = _made(sockets, node, launch)
     sockets.processes[process.public_key] = sockets.holders[launch.key] = process
     clock = sockets.clock
     tell_daemon(process, clock, Started(1))
     slowest = clock.random.choice([50, 50, 500, 4_000])  # some import torch on a busy host
     clock.later(5 + int(slowest * clock.random.random()), _bind, process, clock)
     return process
+
+
+def _made(sockets: Sockets, node: Node, launch: Launch) -> Process:
+    if isinstance(launch, BatchLaunch):
+        return ScriptedReplica(sockets, node, launch)
+    assert isinstance(launch, TrainingLaunch)
+    return Server(sockets, node, launch) if launch.key.role == "server" else ScriptedWorker(sockets, node, launch)
 
 
 def _bind(process: Process, clock: Clock) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from dmi_protocol.cluster.command import Cancel, Submit, TrainingSpec
+from dmi_protocol.cluster.command import BatchSpec, Cancel, Submit, TrainingSpec
 from dmi_protocol.errors import ProtocolError
 from dmi_protocol.identity import JobId, RequestId
+from dmi_protocol.kinds.batch.state import BatchJob
 from dmi_protocol.kinds.job import FAILED
 from dmi_protocol.reasons import CrashedOften, FilesLost
 from tests.simulation.faults import Faults
@@ -30,6 +31,8 @@ REQUIRED = (
     "refutations",
     "refused writes",
     "retired",
+    "slices reopened",
+    "slices computed twice",
 )
 
 
@@ -72,13 +75,16 @@ class Universe:
             demand("recovery", is_fair, f"{job.id} failed: {job.reason}")
 
     def _demand_progress(self) -> None:
-        """A leader, a command committed everywhere, all members alive, every job ended; then a new job, to its end."""
+        """A leader, a command committed everywhere, all members alive, every job ended; then a new one of each kind, to its
+        end."""
         self.world.ask(self.world.nodes["n1"], Cancel(RequestId("word"), JobId("nothing")), _PROGRESS_MS)
         self._wait_for(self.missing)
         first = self.world.nodes["n0"]
         spec = TrainingSpec("last", "train.py", ("4",), workers=3, servers=2, leaves=4)
         first.blobs[BUNDLE] = {}
-        self.world.ask(first, Submit(RequestId("last"), spec, BUNDLE, (first.me.node,)), _PROGRESS_MS)
+        batch = BatchSpec("last", inputs=24, slice_inputs=2)
+        for name, last in (("last", spec), ("last-batch", batch)):
+            self.world.ask(first, Submit(RequestId(name), last, BUNDLE, (first.me.node,)), _PROGRESS_MS)
         self._wait_for(self.unfinished)
 
     def _wait_for(self, missing: Callable[[], str]) -> None:
@@ -111,11 +117,12 @@ class Universe:
         return "" if "word" in state.requests else "a command is not committed"
 
     def unfinished(self) -> str:
-        """What the last job still lacks."""
-        job = next((job for job in self.world.agreement.state.jobs.values() if job.spec.name == "last"), None)
-        if job is None:
-            return "the last job is not submitted"
-        return "" if job.state == "succeeded" else f"the last job is {job.state}: {job.reason}"
+        """What the last jobs still lack."""
+        jobs = [job for job in self.world.agreement.state.jobs.values() if job.spec.name == "last"]
+        if len(jobs) < 2:
+            return "the last jobs are not submitted"
+        unfinished = [f"{job.id} is {job.state}: {job.reason}" for job in jobs if job.state != "succeeded"]
+        return ", ".join(unfinished)
 
     def report(self) -> Report:
         """What has happened so far."""
@@ -131,6 +138,7 @@ class Universe:
         counters["messages repeated"] += self.world.network.repeated
         for job in self.world.agreement.state.jobs.values():
             counters[f"jobs {job.state}"] += 1
+            counters["slices"] += len(job.results) if isinstance(job, BatchJob) else 0
             counters["generations"] += job.generation
         clock = self.world.clock
         return Report(self.seed, len(nodes), clock.now, self.faults.happened, counters, clock.trace)

@@ -1,6 +1,6 @@
 """What people do with a mesh while it burns: submit, cancel, invite, join, expel."""
 
-from dmi_protocol.cluster.command import Cancel, Command, Invite, Remove, Submit, TrainingSpec
+from dmi_protocol.cluster.command import BatchSpec, Cancel, Command, Invite, Remove, Submit, TrainingSpec
 from dmi_protocol.consensus.settings import Restored
 from dmi_protocol.effects import Answer
 from dmi_protocol.events import JoinAsked
@@ -14,6 +14,8 @@ from tests.simulation.sockets import Process
 from tests.simulation.world import BUNDLE, World, me
 
 _MOST_NODES = 7
+_BATCHES = 0.3
+"""Of all jobs."""
 
 
 class Workload:
@@ -62,9 +64,28 @@ class Workload:
             self._world.ask(node, Cancel(self._request("nothing"), JobId("nothing")))
 
     def submit(self, node: Node) -> RequestId:
-        """A job of a few small steps; sometimes with more workers than leaves."""
+        """A training or a batch inference."""
+        spec = self._batch() if self._world.random.random() < _BATCHES else self._training()
+        holders = self._holders(node)
+        command = Submit(self._request("submit"), spec, BUNDLE, holders)
+        self._world.ask(node, command, then=self._submitted)
+        return command.request
+
+    def _batch(self) -> BatchSpec:
+        """Few inputs, in a few or many slices, on all nodes or on some."""
         random = self._world.random
-        spec = TrainingSpec(
+        return BatchSpec(
+            "batch",
+            inputs=random.choice([1, 7, 24, 40]),
+            slice_inputs=random.choice([1, 2, 8]),
+            replicas=random.choice([None, None, 1, 2]),
+            per_node=random.choice([1, 1, 2]),
+        )
+
+    def _training(self) -> TrainingSpec:
+        """A few small steps; sometimes with more workers than leaves."""
+        random = self._world.random
+        return TrainingSpec(
             "job",
             "train.py",
             (str(random.choice([2, 6, 10, 40])),),
@@ -73,10 +94,6 @@ class Workload:
             servers=random.choice([1, 2, 3]),
             leaves=random.choice([1, 2, 4, 8]),
         )
-        holders = self._holders(node)
-        command = Submit(self._request("submit"), spec, BUNDLE, holders)
-        self._world.ask(node, command, then=self._submitted)
-        return command.request
 
     def _holders(self, node: Node) -> tuple[NodeId, ...]:
         """The files are on the node that was asked, and on another one that is up."""

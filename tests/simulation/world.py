@@ -30,12 +30,13 @@ from dmi_protocol.messages.consensus import ConsensusMessage, Snapshot, TimeoutN
 from dmi_protocol.messages.control import Introduced
 from dmi_protocol.messages.membership import MembershipMessage
 from dmi_protocol.messages.mesh import Message, Wire
-from dmi_protocol.messages.roles import Lease, Roster
+from dmi_protocol.messages.roles import Lease, Roster, Slices
 from dmi_protocol.peer import Me, Peer, PeerSettings
 from tests.simulation.checkers import Agreement, Answers, Incarnations, Roles
 from tests.simulation.clock import Clock
 from tests.simulation.network import Network
 from tests.simulation.node import Node
+from tests.simulation.replica import ScriptedReplica
 from tests.simulation.roles import spawn
 from tests.simulation.sockets import Process, Sockets, exits
 from tests.simulation.trouble import Violation, demand
@@ -322,13 +323,17 @@ def give(node: Node, boot_count: int, event: Event) -> None:
         node.give(event)
 
 
-def _tell(process: Process, message: Roster | Lease) -> None:
+def _tell(process: Process, message: Roster | Slices | Lease) -> None:
     if not process.is_alive:
         return
-    if isinstance(message, Lease):
-        process.lease(message)
-    else:
-        process.roster(message)
+    match message:
+        case Lease():
+            process.lease(message)
+        case Roster():
+            process.roster(message)
+        case Slices():
+            assert isinstance(process, ScriptedReplica)
+            process.slices(message)
 
 
 def _founded(members: Sequence[Me]) -> ClusterState:

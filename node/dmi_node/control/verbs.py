@@ -19,6 +19,7 @@ from dmi_protocol.cluster.command import Cancel, Command, Drain, Invite, Remove,
 from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.effects import Answer
 from dmi_protocol.identity import BlobHash, JobId, NodeId, RequestId
+from dmi_protocol.kinds.any_job import AnyJob
 from dmi_protocol.kinds.job import ENDED
 from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.peer import Peer
@@ -172,7 +173,7 @@ class Verbs:
             raise RefusalError("no-quorum", "this node has not heard from its mesh yet; ask again in a moment")
         return state
 
-    def _job(self, name: str) -> TrainingJob:
+    def _job(self, name: str) -> AnyJob:
         """By id, by a prefix of it, or by name when that is unique; the newest of equal names."""
         jobs = self._state().jobs
         if name in jobs:
@@ -346,6 +347,10 @@ class Verbs:
 
     async def export(self, client: Client, args: dict[str, Any]) -> object:
         job = self._job(args["job"])
+        if not isinstance(job, TrainingJob):
+            raise RefusalError(
+                "refused", f"{job.id} trains nothing: `dmi-node infer` writes the results of a batch inference"
+            )
         if job.checkpoint is None:
             raise RefusalError("refused", f"{job.id} is {job.state} and has written no parameters yet")
         paths = []

@@ -29,7 +29,6 @@ from dmi_protocol.messages.roles import (
     FromRole,
     Launch,
     Moving,
-    PartWritten,
     Progressed,
     Ready,
     RoleEvent,
@@ -37,6 +36,7 @@ from dmi_protocol.messages.roles import (
     Stop,
     ToRole,
     Unheard,
+    Written,
 )
 from dmi_wire.channel import framed, read_framed
 from dmi_wire.child import DESCRIPTOR
@@ -204,7 +204,7 @@ class RoleProcess:
             self._is_busy = False
 
     def _judged(
-        self, message: Bound | Progressed | Ready | CaughtUp | Unheard | PartWritten | Completed | Failed
+        self, message: Bound | Progressed | Ready | CaughtUp | Unheard | Written | Completed | Failed
     ) -> RoleEvent:
         """What job code says goes to every node, so it is bounded here. Raises ``RemoteProtocolError``."""
         match message:

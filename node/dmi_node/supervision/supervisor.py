@@ -19,7 +19,7 @@ from dmi_node.tasks import Tasks
 from dmi_protocol.effects import StartRole, StopRole, TellRole
 from dmi_protocol.events import RoleHappened
 from dmi_protocol.identity import JobId
-from dmi_protocol.messages.roles import Exited, Failed, PartWritten, RoleEvent, RoleKey
+from dmi_protocol.messages.roles import Exited, Failed, PartWritten, RoleEvent, RoleKey, Written
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
@@ -63,15 +63,15 @@ class Supervisor:
             self._processes.pop(role, None)
 
     async def _pass_on(self, role: RoleKey, event: RoleEvent) -> None:
-        """A part of a checkpoint is taken into the blobs before anybody hears of it."""
-        if isinstance(event, PartWritten):
+        """What it has written is taken into the blobs before anybody hears of it."""
+        if isinstance(event, Written):
             try:
                 await asyncio.to_thread(self._take_in, self._home.role(role), event)
             except (OSError, ValueError, WrongHashError) as error:
-                event = Failed("disk", f"a part of the checkpoint could not be kept: {error}")
+                event = Failed("disk", f"{_what(event)} could not be kept: {error}")
         self._happened(RoleHappened(role, event))
 
-    def _take_in(self, directory: Path, event: PartWritten) -> None:
+    def _take_in(self, directory: Path, event: Written) -> None:
         """Job code names the file, so it must be one of its own."""
         path = Path(event.path).resolve()
         if not path.is_relative_to(directory.resolve()):
@@ -100,6 +100,10 @@ class Supervisor:
             await asyncio.wait(self._lives, timeout=within_s)
         for process in list(self._processes.values()):
             process.kill()
+
+
+def _what(event: Written) -> str:
+    return "a part of the checkpoint" if isinstance(event, PartWritten) else "the result of a slice"
 
 
 def _prepare(directory: Path, bundle: Path) -> None:

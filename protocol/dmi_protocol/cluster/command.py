@@ -25,7 +25,23 @@ class TrainingSpec(JobSpec, frozen=True, tag="training"):
     threads: int = 1
 
 
-Spec = TrainingSpec
+class BatchSpec(JobSpec, frozen=True, tag="batch"):
+    """``inputs`` inputs in slices of ``slice_inputs``, the last of which may be shorter. ``replicas`` is how many nodes
+    compute, None for all; ``per_node`` how many processes on each."""
+
+    inputs: int
+    slice_inputs: int
+    replicas: int | None = None
+    per_node: int = 1
+    threads: int = 1
+
+    @property
+    def slices(self) -> int:
+        """How many slices there are."""
+        return -(-self.inputs // self.slice_inputs)
+
+
+Spec = TrainingSpec | BatchSpec
 
 
 class Part(Struct, frozen=True):
@@ -114,7 +130,11 @@ class TrainingStart(Struct, frozen=True, tag="training"):
     """The step of the checkpoint that everybody begins from; None: from the initial weights."""
 
 
-Start = TrainingStart
+class BatchStart(Struct, frozen=True, tag="batch"):
+    """Replicas begin one by one; what they compute is leased to them."""
+
+
+Start = TrainingStart | BatchStart
 
 
 class Place(Struct, frozen=True, tag="place"):
@@ -254,9 +274,42 @@ class Finish(Struct, frozen=True, tag="finish"):
     step: int | None = None
 
 
+class LeaseSlices(Struct, frozen=True, tag="lease-slices"):
+    """From now on each replica that is named, by its index, computes these slices, in this order, and nothing else. The
+    ``dismissed`` have nothing to do any more, and end."""
+
+    request: RequestId
+    job: JobId
+    generation: int
+    leases: tuple[tuple[int, tuple[int, ...]], ...]
+    dismissed: tuple[RoleKey, ...] = ()
+
+
+class CommitSlice(Struct, frozen=True, tag="commit-slice"):
+    """The result of a slice is durable on the node of the replica that computed it. ``failed`` of its inputs are error rows."""
+
+    request: RequestId
+    role: RoleKey
+    slice: int
+    blob: BlobHash
+    size_bytes: int
+    failed: int
+
+
+class ReopenSlices(Struct, frozen=True, tag="reopen-slices"):
+    """The results of these slices were on nodes that are ``gone``, and on no other ones: they are computed again."""
+
+    request: RequestId
+    job: JobId
+    generation: int
+    slices: tuple[int, ...]
+    gone: tuple[NodeId, ...]
+
+
 MemberCommand = Invite | Admit | Remove | Readdress | Drain
 TrainingCommand = Reassign | ReadyRole | SyncReplica | ReportPair | CompleteRole | SetCheckpointHolders | KeepPart
-KindCommand = TrainingCommand
+BatchCommand = LeaseSlices | CommitSlice | ReopenSlices
+KindCommand = TrainingCommand | BatchCommand
 """Those of one kind of job alone."""
 JobCommand = Submit | Cancel | Place | Recruit | BindRole | LoseRole | Recopy | HoldBlob | Finish | KindCommand
 Command = MemberCommand | JobCommand

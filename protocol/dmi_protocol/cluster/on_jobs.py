@@ -5,6 +5,7 @@ from dmi_protocol.address import is_address
 from dmi_protocol.cluster.command import (
     BindRole,
     Cancel,
+    CommitSlice,
     CompleteRole,
     Finish,
     HoldBlob,
@@ -38,6 +39,7 @@ from dmi_protocol.reasons import (
     JobEnded,
     LimitReached,
     Loss,
+    Malformed,
     NameTaken,
     PairSilent,
     RoleDied,
@@ -77,7 +79,9 @@ def do_for_job(state: ClusterState, index: int, command: JobCommand) -> Outcome:
 
 
 def _do_for_kind(state: ClusterState, command: KindCommand) -> Outcome:
-    named = command.role.job if isinstance(command, ReadyRole | ReportPair | CompleteRole) else command.job
+    named = (
+        command.role.job if isinstance(command, ReadyRole | ReportPair | CompleteRole | CommitSlice) else command.job
+    )
     job = state.jobs.get(named)
     return _DONE if job is not None and kind_of(job).commands.apply(job, command) else _STALE
 
@@ -88,12 +92,15 @@ def _submit(state: ClusterState, index: int, command: Submit) -> Outcome:
     if known is not None:  # its outcome was forgotten meanwhile; or six digits were not enough: nothing is overwritten
         is_same = known.spec == command.spec and known.bundle == command.bundle
         return Outcome(job) if is_same else Outcome(refusal=NameTaken(job))
+    made = new_job(job, command, index)
+    if made is None:
+        return Outcome(refusal=Malformed("job", command.spec.name))
     if len(state.jobs) >= limits.JOBS_REMEMBERED:
         ended = next((job.id for job in state.jobs.values() if job.state in ENDED), None)
         if ended is None:
             return Outcome(refusal=LimitReached("jobs", limits.JOBS_REMEMBERED))
         del state.jobs[ended]
-    state.jobs[job] = new_job(job, command, index)
+    state.jobs[job] = made
     return Outcome(job)
 
 
@@ -175,7 +182,7 @@ def _lose(state: ClusterState, command: LoseRole) -> Outcome:
     kind, node = kind_of(job).commands, dict(job.roles())[role]
     is_of_use = kind.is_of_use(job, role)
     if is_of_use and _is_crash(command.reason) and role.generation > job.crashed_in:
-        step = -1 if command.step is None else command.step
+        step = kind.reached(job, command)
         job.reached, job.crashes = (job.reached, job.crashes + 1) if step <= job.reached else (step, 1)
         job.crashed_in = job.generation
     if job.crashes >= limits.CRASHES:

@@ -7,7 +7,7 @@ from msgspec import Struct, field
 
 from dmi_protocol.codec import convert, pack
 from dmi_protocol.identity import JobId, NodeId, PublicKey, RequestId
-from dmi_protocol.kinds.training.state import TrainingJob
+from dmi_protocol.kinds.any_job import AnyJob
 from dmi_protocol.reasons import Reason
 
 
@@ -37,7 +37,7 @@ class ClusterState(Struct):
     members: dict[NodeId, MemberRecord] = field(default_factory=dict)
     invitations: dict[PublicKey, int] = field(default_factory=dict)
     """The public half of each open invitation, and when it expires (Unix seconds)."""
-    jobs: dict[JobId, TrainingJob] = field(default_factory=dict)
+    jobs: dict[JobId, AnyJob] = field(default_factory=dict)
     requests: dict[RequestId, Outcome] = field(default_factory=dict)
     """The last outcomes, oldest first, so that a repeated request does a thing once."""
     applied: int = 0

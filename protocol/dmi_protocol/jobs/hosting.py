@@ -16,10 +16,20 @@ from dmi_protocol.identity import BlobHash, JobId, PublicKey
 from dmi_protocol.instant import Instant, after, earliest
 from dmi_protocol.jobs.keeping import Keeping
 from dmi_protocol.kinds.all_kinds import kind_of
+from dmi_protocol.kinds.any_job import AnyJob
 from dmi_protocol.kinds.job import FAILED
 from dmi_protocol.kinds.kind import Host, Processes, request_of
-from dmi_protocol.kinds.training.state import TrainingJob
-from dmi_protocol.messages.roles import Bound, Exited, Failed, Lease, PartWritten, Progressed, RoleEvent, RoleKey
+from dmi_protocol.messages.roles import (
+    Bound,
+    Exited,
+    Failed,
+    Lease,
+    PartWritten,
+    Progressed,
+    RoleEvent,
+    RoleKey,
+    SliceWritten,
+)
 from dmi_protocol.reasons import Loss, NodeLost, Reason, RoleDied, RoleFailed, RoleUnready
 
 GRACE_MS = 3_000
@@ -46,7 +56,7 @@ class _Local(Struct):
     is_stopping: bool = False
     is_gone: bool = False
     written: set[BlobHash] = field(default_factory=set)
-    """Parts that it has written, and that the state does not say to be here yet."""
+    """What it has written, and the state does not say to be here yet."""
     has_spoken: bool = False
     """It has said why it failed."""
     public_key: PublicKey | None = None
@@ -120,7 +130,7 @@ class Hosting:
                 facts.append(self._lost(role, RoleUnready(role.name, self._host.name, limits.ROLE_START_MS)))
         return effects, facts
 
-    def _want(self, role: RoleKey, job: TrainingJob, facts: list[Command], state: ClusterState) -> list[Effect]:
+    def _want(self, role: RoleKey, job: AnyJob, facts: list[Command], state: ClusterState) -> list[Effect]:
         local = self._local.get(role)
         endpoint = next((record.endpoint for record in job.endpoints if record.endpoint.key == role), None)
         if endpoint is not None and (local is None or local.public_key != endpoint.public_key):
@@ -205,7 +215,7 @@ class Hosting:
                 local.progress = event
             case Failed() | Exited():
                 return self._ended(role, local, event)
-            case PartWritten():
+            case PartWritten() | SliceWritten():
                 local.written.add(event.blob)
             case _:
                 pass

@@ -13,7 +13,7 @@ from dmi_protocol.effects import DropBlob, Effect, FetchBlob
 from dmi_protocol.identity import BlobHash, NodeId, RequestId
 from dmi_protocol.instant import Instant, after, earliest
 from dmi_protocol.kinds.all_kinds import kind_of
-from dmi_protocol.kinds.training.state import TrainingJob
+from dmi_protocol.kinds.any_job import AnyJob
 
 
 class _Wish(Struct, frozen=True):
@@ -82,7 +82,7 @@ class Keeping:
         self._wishes = due
         return [self.fetch(state, due[request].blob) for request in new]
 
-    def _due(self, job: TrainingJob) -> Iterator[_Wish]:
+    def _due(self, job: AnyJob) -> Iterator[_Wish]:
         for blob, node in job.copies.items():
             if node == self._me:
                 request = RequestId(f"{job.id}/hold-{blob[:16]}-{node}-{job.recopied}")

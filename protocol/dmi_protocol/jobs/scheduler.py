@@ -12,8 +12,8 @@ from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.identity import NodeId, RequestId
 from dmi_protocol.instant import Instant, after
 from dmi_protocol.kinds.all_kinds import kind_of
+from dmi_protocol.kinds.any_job import AnyJob
 from dmi_protocol.kinds.job import ENDED, FAILED
-from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.placement.holding import recopies
 from dmi_protocol.reasons import FilesLost, NodeLost
 
@@ -44,9 +44,11 @@ class Scheduler:
                 request = RequestId(f"{job.id}/{job.generation}/finish-{FAILED}")
                 commands += [Finish(request, job.id, job.generation, FAILED, FilesLost())]
             elif not job.is_placed:
-                commands += plans.place(job, nodes, there, load)
+                commands += plans.finish(job, there) or plans.place(job, nodes, there, load)
             else:
-                commands += plans.finish(job) or _watch(job, there, state) or plans.keep_up(job, nodes, there, load)
+                commands += (
+                    plans.finish(job, there) or _watch(job, there, state) or plans.keep_up(job, nodes, there, load)
+                )
         return [*commands, *self._recopy(now, state, nodes, alive, load)]
 
     def _recopy(
@@ -73,7 +75,7 @@ def _load(state: ClusterState) -> dict[NodeId, int]:
     return load
 
 
-def _watch(job: TrainingJob, nodes: list[NodeId], state: ClusterState) -> list[Command]:
+def _watch(job: AnyJob, nodes: list[NodeId], state: ClusterState) -> list[Command]:
     """A role is lost with its node, unless its work is done and safe."""
     lost = kind_of(job).plans.part(job, state)
     for role, node in job.roles():

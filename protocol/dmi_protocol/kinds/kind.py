@@ -5,11 +5,11 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
 
-from dmi_protocol.cluster.command import Command, Finish, KindCommand, Place
+from dmi_protocol.cluster.command import Command, Finish, KindCommand, LoseRole, Place
 from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.identity import BlobHash, NodeId, RequestId
 from dmi_protocol.kinds.job import Job
-from dmi_protocol.messages.roles import Launch, Progressed, RoleEvent, RoleKey, Roster
+from dmi_protocol.messages.roles import Launch, Progressed, RoleEvent, RoleKey, Roster, Slices
 from dmi_protocol.reasons import Loss, Reason
 
 OfKind = TypeVar("OfKind", bound=Job, contravariant=True)
@@ -42,6 +42,10 @@ class Commands(Protocol[OfKind]):
         """Has it begun to do its part? If not, its loss costs the job nothing."""
         ...
 
+    def reached(self, job: OfKind, command: LoseRole) -> int:
+        """How far it was when a process was lost: a job that crashes on and on without getting any further is given up."""
+        ...
+
     def gave_up(self, job: OfKind) -> None:
         """The job has failed: it crashed too often."""
         ...
@@ -71,7 +75,7 @@ class Plans(Protocol[OfKind]):
         """Start it, if there are nodes enough; what it takes is added to ``load``."""
         ...
 
-    def finish(self, job: OfKind) -> list[Command]:
+    def finish(self, job: OfKind, there: list[NodeId]) -> list[Command]:
         """End it, if it is done."""
         ...
 
@@ -104,7 +108,7 @@ class Processes(Protocol[OfKind]):
         """The first message to it."""
         ...
 
-    def told(self, job: OfKind, role: RoleKey, since: int) -> tuple[int, Roster] | None:
+    def told(self, job: OfKind, role: RoleKey, since: int) -> tuple[int, Roster | Slices] | None:
         """What it is to be told now, and a number that grows with what there is to tell. It was told what there was at
         ``since``, which is 0 before it was told anything; None while there is nothing else."""
         ...

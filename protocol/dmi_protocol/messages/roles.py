@@ -10,7 +10,7 @@ from msgspec import Struct
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
 from dmi_protocol.instant import Instant
 
-Role = Literal["server", "worker"]
+Role = Literal["server", "worker", "replica"]
 
 
 class RoleKey(Struct, frozen=True, order=True):
@@ -62,6 +62,13 @@ class TrainingLaunch(Launch, frozen=True, kw_only=True, tag="launch-training"):
     leaves: int | None
     workers: int
     shards: int
+
+
+class BatchLaunch(Launch, frozen=True, kw_only=True, tag="launch-batch"):
+    """Of a replica. The i-th slice begins with input ``i * slice_inputs``."""
+
+    inputs: int
+    slice_inputs: int
 
 
 class Endpoint(Struct, frozen=True):
@@ -128,6 +135,14 @@ class Roster(Struct, frozen=True, tag="roster"):
         return next(
             endpoint for endpoint in self.servers if endpoint.key.index == self.assignment.shards[shard].primary
         )
+
+
+class Slices(Struct, frozen=True, tag="slices"):
+    """To a replica: compute these, in this order; what it has begun and is not among them is given up. ``decided`` grows with
+    each such message."""
+
+    decided: int
+    slices: tuple[int, ...]
 
 
 class Lease(Struct, frozen=True, tag="lease"):
@@ -197,6 +212,20 @@ class PartWritten(Struct, frozen=True, tag="part-written"):
     final: bool
 
 
+class SliceWritten(Struct, frozen=True, tag="slice-written"):
+    """The result of a slice is durable at ``path`` (in the replica's directory); the daemon takes it into the blobs.
+
+    ``decided`` is that of the last ``Slices``; ``failed`` of the inputs are error rows.
+    """
+
+    decided: int
+    slice: int
+    blob: BlobHash
+    path: str
+    size_bytes: int
+    failed: int
+
+
 class Completed(Struct, frozen=True, tag="completed"):
     """The role has done all its work: a worker's script returned 0, a server's final part is durable. Both stay until they are
     stopped: a server's last word to a worker may be lost, and is asked for again; a server may be lost with its final part,
@@ -226,6 +255,8 @@ class Started(Struct, frozen=True, tag="started"):
     pid: int
 
 
-ToRole = TrainingLaunch | Roster | Lease | Stop
-FromRole = Bound | Moving | Progressed | Ready | CaughtUp | Unheard | PartWritten | Completed | Failed
-RoleEvent = Started | Bound | Progressed | Ready | CaughtUp | Unheard | PartWritten | Completed | Failed | Exited
+ToRole = TrainingLaunch | BatchLaunch | Roster | Slices | Lease | Stop
+Written = PartWritten | SliceWritten
+"""A file of a role process that its daemon is to keep."""
+FromRole = Bound | Moving | Progressed | Ready | CaughtUp | Unheard | Written | Completed | Failed
+RoleEvent = Started | Bound | Progressed | Ready | CaughtUp | Unheard | Written | Completed | Failed | Exited

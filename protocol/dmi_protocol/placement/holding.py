@@ -4,14 +4,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 
 from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.identity import BlobHash, NodeId
-from dmi_protocol.kinds.training.state import TrainingJob
+from dmi_protocol.kinds.any_job import AnyJob
 
 COPIES = 2
 
 
 def recopies(
     state: ClusterState, fit: Sequence[NodeId], there: Set[NodeId], gone: Set[NodeId], load: Mapping[NodeId, int]
-) -> Iterator[tuple[TrainingJob, BlobHash, NodeId]]:
+) -> Iterator[tuple[AnyJob, BlobHash, NodeId]]:
     """The copies that are to be made: of each blob with too few holders who stay, on a node that is ``fit``.
 
     Members that are ``gone`` are dead for long. Only what a node that is ``there`` has can be copied.

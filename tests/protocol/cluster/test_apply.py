@@ -40,7 +40,7 @@ from dmi_protocol.reasons import (
     Stale,
     UnknownMember,
 )
-from tests.protocol.assignments import placing, workers
+from tests.protocol.assignments import placing, training, workers
 
 A, B = NodeId("a" * 16), NodeId("b" * 16)
 
@@ -68,10 +68,10 @@ def test_a_placement_on_a_node_that_was_just_removed_counts_so_that_it_can_be_ma
     state, job = submitted()
     apply(state, 2, Remove(RequestId("r"), B))
     apply(state, 3, place(job, 1, A, B))
-    assert (state.jobs[job].state, state.jobs[job].generation) == (STARTING, 1)
+    assert (training(state, job).state, training(state, job).generation) == (STARTING, 1)
     apply(state, 4, lose(job, 1, "worker", 1))
     apply(state, 5, place(job, 2, A))
-    assert (state.jobs[job].generation, workers(state.jobs[job].placements)) == (2, (A,))
+    assert (training(state, job).generation, workers(training(state, job).placements)) == (2, (A,))
 
 
 def test_what_a_stale_generation_says_changes_nothing() -> None:
@@ -84,7 +84,7 @@ def test_what_a_stale_generation_says_changes_nothing() -> None:
     assert apply(state, 6, lose(job, 1, "worker", 1)).refusal == Stale()
     other = replace(place(job, 2, A, B), request=RequestId("other"))
     assert apply(state, 7, other).refusal == Stale()
-    assert state.jobs[job].state == STARTING
+    assert training(state, job).state == STARTING
 
 
 def admit(request: str, key: str, name: str = "c", at_unix: int = 50, who: str = "c" * 40) -> Admit:
@@ -141,7 +141,7 @@ def test_a_submission_that_is_repeated_when_its_outcome_is_forgotten_submits_onc
     state.requests.clear()
     again = apply(state, 3, Submit(RequestId("s"), TrainingSpec("job", "t.py"), BlobHash("b" * 64), (A,)))
     assert (again.value, again.refusal) == (job, None)
-    assert state.jobs[job].state == STARTING
+    assert training(state, job).state == STARTING
 
 
 def test_another_job_whose_id_would_be_the_same_overwrites_nothing() -> None:
@@ -155,7 +155,7 @@ def test_another_job_whose_id_would_be_the_same_overwrites_nothing() -> None:
     apply(state, 2, Submit(other, TrainingSpec("job", "one.py"), BlobHash("1" * 64), (A,)))
     outcome = apply(state, 3, Submit(request, TrainingSpec("job", "two.py"), BlobHash("2" * 64), (A,)))
     assert outcome.refusal == NameTaken(job_id("job", request))
-    assert state.jobs[job_id("job", request)].spec.script == "one.py"
+    assert training(state, job_id("job", request)).spec.script == "one.py"
 
 
 def endpoint(job: JobId, role: Role, index: int) -> BindRole:
@@ -167,9 +167,9 @@ def test_a_job_runs_when_every_role_is_bound() -> None:
     apply(state, 2, place(job, 1, A))
     apply(state, 3, endpoint(job, "server", 0))
     apply(state, 4, endpoint(job, "worker", 5))
-    assert state.jobs[job].state == STARTING, "nobody was placed in the second of these endpoints"
+    assert training(state, job).state == STARTING, "nobody was placed in the second of these endpoints"
     apply(state, 5, endpoint(job, "worker", 0))
-    assert state.jobs[job].state == RUNNING
+    assert training(state, job).state == RUNNING
 
 
 def test_a_job_is_cancelled_once() -> None:
@@ -182,7 +182,7 @@ def test_a_job_ends_in_a_state_that_is_an_end() -> None:
     state, job = submitted()
     apply(state, 2, place(job, 1, A))
     assert apply(state, 3, Finish(RequestId("f"), job, 1, RUNNING, Cancelled())).refusal == Stale()
-    assert state.jobs[job].reason is None
+    assert training(state, job).reason is None
 
 
 def keep(job: JobId, step: int, shard: int, node: NodeId | None = None, *, final: bool = False) -> KeepPart:
@@ -197,9 +197,9 @@ def test_a_checkpoint_is_whole_when_every_shard_has_its_part() -> None:
     apply(state, 3, keep(job, 4, 0))
     assert apply(state, 4, keep(job, 4, 2)).refusal == Stale(), "there are two shards"
     assert apply(state, 5, keep(job, 4, -1)).refusal == Stale()
-    assert state.jobs[job].checkpoint is None
+    assert training(state, job).checkpoint is None
     apply(state, 6, keep(job, 4, 1))
-    checkpoint = state.jobs[job].checkpoint
+    checkpoint = training(state, job).checkpoint
     assert checkpoint is not None
     assert (checkpoint.step, [part.shard for part in checkpoint.parts]) == (4, [0, 1])
 
@@ -213,9 +213,9 @@ def test_with_checkpoint_holders_a_checkpoint_is_whole_when_every_part_is_on_two
     apply(state, 2, with_checkpoint_holders(job))
     for index, command in enumerate([keep(job, 4, 0), keep(job, 4, 1), keep(job, 4, 0, B)]):
         apply(state, 3 + index, command)
-        assert state.jobs[job].checkpoint is None
+        assert training(state, job).checkpoint is None
     apply(state, 6, keep(job, 4, 1, A))
-    checkpoint = state.jobs[job].checkpoint
+    checkpoint = training(state, job).checkpoint
     assert checkpoint is not None
     assert [part.nodes for part in checkpoint.parts] == [(A, B), (B, A)]
 
@@ -224,7 +224,7 @@ def test_a_copy_of_a_part_that_its_server_has_not_told_counts_for_nothing() -> N
     state, job = submitted()
     apply(state, 2, with_checkpoint_holders(job))
     assert apply(state, 3, keep(job, 4, 0, B)).refusal == Stale()
-    assert state.jobs[job].parts == {}
+    assert training(state, job).parts == {}
 
 
 def test_without_checkpoint_holders_what_is_on_one_disk_is_whole_at_once() -> None:
@@ -233,14 +233,14 @@ def test_without_checkpoint_holders_what_is_on_one_disk_is_whole_at_once() -> No
     for shard in (0, 1):
         apply(state, 3 + shard, keep(job, 4, shard, final=True))
     apply(state, 5, SetCheckpointHolders(RequestId("alone"), job, 1, ()))
-    assert state.jobs[job].final
-    assert state.jobs[job].holder_changes == 1
+    assert training(state, job).final
+    assert training(state, job).holder_changes == 1
     assert apply(state, 6, SetCheckpointHolders(RequestId("stale"), job, 2, (B, A))).refusal == Stale()
 
 
 def run(state: ClusterState, job: JobId, generation: int) -> None:
     """All roles of a placement are bound."""
-    for role, _ in state.jobs[job].roles():
+    for role, _ in training(state, job).roles():
         request = RequestId(f"{generation}/{role.role}-{role.index}")
         apply(state, 50, BindRole(request, role, "h:9", PublicKey("k" * 40), 7))
 
@@ -252,7 +252,7 @@ def test_a_job_that_ran_and_lost_a_role_recovers_from_its_checkpoint() -> None:
     for shard in (0, 1):
         apply(state, 60, keep(job, 4, shard))
     apply(state, 61, lose(job, 1, "server", 1, step=7))
-    found = state.jobs[job]
+    found = training(state, job)
     assert (found.state, found.is_placed, found.endpoints, found.parts) == (RECOVERING, False, (), {})
     begun = replace(place(job, 2, A), request=RequestId("from its beginning"))
     assert apply(state, 62, begun).refusal == Stale(), "the checkpoint must not be forgotten"
@@ -267,18 +267,18 @@ def test_a_job_that_crashes_again_and_again_is_given_up_unless_it_gets_further()
     for generation in range(1, 20):
         apply(state, 2, place(job, generation, A))
         apply(state, 3, lose(job, generation, "worker", 0, step=max(0, generation - 3)))
-        if state.jobs[job].state == FAILED:
+        if training(state, job).state == FAILED:
             break
         if generation == 10:
-            assert state.jobs[job].crashes == 1, "it got further each time"
-    assert state.jobs[job].state == "queued"
+            assert training(state, job).crashes == 1, "it got further each time"
+    assert training(state, job).state == "queued"
     state, job = submitted()
     for generation in range(1, limits.CRASHES + 1):
-        assert state.jobs[job].state == "queued"
+        assert training(state, job).state == "queued"
         apply(state, 2, place(job, generation, A))
         apply(state, 3, lose(job, generation, "worker", 0, step=3))
-    assert state.jobs[job].state == FAILED
-    assert state.jobs[job].reason == CrashedOften(5, RoleDied("worker-0", "n", -9, 9, stalled=False))
+    assert training(state, job).state == FAILED
+    assert training(state, job).reason == CrashedOften(5, RoleDied("worker-0", "n", -9, 9, stalled=False))
 
 
 @pytest.mark.parametrize("kind", ["peer-silent", "peer-broken", "disk"])
@@ -289,8 +289,8 @@ def test_an_outage_is_no_crash(kind: str) -> None:
         apply(state, 2, place(job, generation, A))
         reason = RoleFailed("worker-0", "n", kind, "server-1 was not heard")
         assert apply(state, 3, replace(lose(job, generation, "worker", 0), reason=reason)).refusal is None
-    assert (state.jobs[job].state, state.jobs[job].crashes) == ("queued", 0)
-    assert state.jobs[job].misses == ({A: limits.CRASHES + 4} if kind == "disk" else {})
+    assert (training(state, job).state, training(state, job).crashes) == ("queued", 0)
+    assert training(state, job).misses == ({A: limits.CRASHES + 4} if kind == "disk" else {})
 
 
 def test_what_falls_together_is_one_crash_and_a_late_report_resets_nothing() -> None:
@@ -300,7 +300,7 @@ def test_what_falls_together_is_one_crash_and_a_late_report_resets_nothing() -> 
     run(state, job, 1)
     for nth, step in enumerate((7, 9, 7)):
         apply(state, 60 + nth, lose(job, 1, "worker", nth, step=step))
-    found = state.jobs[job]
+    found = training(state, job)
     assert (found.state, found.crashes, found.reached) == (RECOVERING, 1, 7)
     for generation in range(2, limits.CRASHES + 1):
         apply(state, 70, place(job, generation, A))
@@ -314,7 +314,7 @@ def test_checkpoints_that_lack_a_part_are_bounded() -> None:
     apply(state, 2, place(job, 1, A, B))
     for step in range(limits.PARTIAL_CHECKPOINTS + 5):
         apply(state, 3 + step, keep(job, step, 0))
-    assert sorted(state.jobs[job].parts) == list(range(5, limits.PARTIAL_CHECKPOINTS + 5))
+    assert sorted(training(state, job).parts) == list(range(5, limits.PARTIAL_CHECKPOINTS + 5))
 
 
 def test_outcomes_are_remembered_up_to_a_bound() -> None:

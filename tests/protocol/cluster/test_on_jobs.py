@@ -27,7 +27,7 @@ from dmi_protocol.kinds.job import QUEUED, RECOVERING, RUNNING
 from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.messages.roles import Assignment, Replicas, Role, RoleKey
 from dmi_protocol.reasons import Loss, NodeLost, PairSilent, Reason, Stale
-from tests.protocol.assignments import filled, placing
+from tests.protocol.assignments import filled, placing, training
 
 A, B, C = NODES = tuple(NodeId(letter * 16) for letter in "abc")
 LOST = NodeLost("some-role", "n")
@@ -49,7 +49,7 @@ class Mesh:
 
     @property
     def job(self) -> TrainingJob:
-        return self.state.jobs[self.id]
+        return training(self.state, self.id)
 
     @property
     def assignment(self) -> Assignment:

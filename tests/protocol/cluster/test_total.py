@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmi_protocol.cluster.apply import apply
-from dmi_protocol.cluster.command import BindRole, Command, Submit, TrainingSpec
+from dmi_protocol.cluster.command import BatchSpec, BindRole, Command, Submit, TrainingSpec
 from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId, job_id
 from dmi_protocol.instant import Instant
@@ -19,7 +19,12 @@ from dmi_protocol.kinds.kind import Host
 from dmi_protocol.view import job_view, member_views
 
 NODES = tuple(NodeId(letter * 16) for letter in "abc")
-JOBS = tuple(job_id("job", RequestId(f"submit-{n}")) for n in range(2))
+SPECS = (
+    TrainingSpec("job", "t.py", workers=2),
+    TrainingSpec("job", "t.py"),
+    BatchSpec("job", inputs=7, slice_inputs=2),
+)
+JOBS = tuple(job_id("job", RequestId(f"submit-{n}")) for n in range(len(SPECS)))
 KINDS = get_args(Command)
 NOW = Instant(5)
 
@@ -73,12 +78,12 @@ class Odd:
 
 
 def begun() -> ClusterState:
-    """Three members and two jobs."""
+    """Three members and a job or two of each kind."""
     state = ClusterState("mesh")
     for node in NODES:
         state.members[node] = MemberRecord(node, node[0], "h:1", PublicKey(node), witness=False)
     for n in range(len(JOBS)):
-        submit = Submit(RequestId(f"submit-{n}"), TrainingSpec("job", "t.py", workers=2), BlobHash("1" * 64), NODES[:2])
+        submit = Submit(RequestId(f"submit-{n}"), SPECS[n], BlobHash("1" * 64), NODES[:2])
         assert apply(state, n + 1, submit).value == JOBS[n]
     return state
 

@@ -21,7 +21,7 @@ from dmi_protocol.kinds.kind import Host
 from dmi_protocol.kinds.training.state import Checkpoint, KeptPart, TrainingJob
 from dmi_protocol.messages.roles import Bound, Completed, Endpoint, Exited, Failed, PartWritten, RoleKey
 from dmi_protocol.reasons import NodeLost, RoleDied, RoleFailed, RoleUnready
-from tests.protocol.assignments import put
+from tests.protocol.assignments import put, training
 
 ME = NodeId("a" * 16)
 JOB = JobId("job-1")
@@ -222,9 +222,9 @@ def test_a_part_that_was_written_stays_until_the_state_speaks_of_it() -> None:
     hosting.happened(SERVER, PartWritten(4, 0, PARTS[0], "/part", 9, final=True))
     hosting._keeping._kept = frozenset({PARTS[0]})
     assert hosting.drop_kept(state) == []
-    state.jobs[JOB].final_parts[4] = (KeptPart(0, PARTS[0], 9, (ME,)),)
+    training(state, JOB).final_parts[4] = (KeptPart(0, PARTS[0], 9, (ME,)),)
     assert hosting.drop_kept(state) == []
-    state.jobs[JOB].final_parts.clear()
+    training(state, JOB).final_parts.clear()
     assert hosting.drop_kept(state) == [DropBlob(PARTS[0])]
 
 

@@ -25,7 +25,7 @@ from dmi_protocol.jobs.scheduler import Scheduler
 from dmi_protocol.kinds.job import FAILED, RECOVERING, SUCCEEDED
 from dmi_protocol.placement.holding import only_here
 from dmi_protocol.reasons import FilesLost, NodeLost, Succeeded
-from tests.protocol.assignments import servers, workers
+from tests.protocol.assignments import servers, start_of, training, workers
 
 A, B, C = NODES = tuple(NodeId(letter * 16) for letter in "abc")
 ALL = frozenset(NODES)
@@ -106,7 +106,7 @@ def test_a_node_lost_while_the_job_starts_is_waited_for_when_there_is_no_other()
     table = Table(spec(3))
     table.propose()
     assert table.propose(alive=frozenset({B, C})) == []
-    assert table.state.jobs[table.jobs[0]].state == "queued"
+    assert training(table.state, table.jobs[0]).state == "queued"
     (again,) = table.propose()
     assert isinstance(again, Place)
     assert (again.generation, workers(again.placements)) == (2, NODES)
@@ -119,20 +119,25 @@ def test_a_job_that_ran_makes_do_with_the_nodes_that_are_left() -> None:
     assert table.propose() == []
     (again,) = table.propose(alive=frozenset({A, C}))
     assert isinstance(again, Place)
-    assert (again.generation, workers(again.placements), servers(again.placements), again.start.checkpoint_holders) == (
+    assert (
+        again.generation,
+        workers(again.placements),
+        servers(again.placements),
+        start_of(again).checkpoint_holders,
+    ) == (
         2,
         (A, C),
         (A, C),
         (C, A),
     )
-    assert again.start.restore is None
-    job = table.state.jobs[table.jobs[0]]
+    assert start_of(again).restore is None
+    job = training(table.state, table.jobs[0])
     assert (job.state, job.reason) == (RECOVERING, NodeLost("server-1", "b"))
 
 
 def keep(table: Table, job: JobId, step: int, *, final: bool = False) -> None:
     """A whole checkpoint of the placement in force."""
-    placed = table.state.jobs[job]
+    placed = training(table.state, job)
     for shard, nodes in enumerate(zip(placed.primaries(), placed.checkpoint_holders, strict=True)):
         for node in nodes:
             part = Part(shard, BlobHash("1" * 64), 1, node)
@@ -147,18 +152,18 @@ def test_nobody_goes_on_before_somebody_has_each_part_of_the_checkpoint() -> Non
     table.bind(job)
     keep(table, job, 4)
     assert table.propose(alive=frozenset({C})) == []
-    found = table.state.jobs[job]
+    found = training(table.state, job)
     assert (found.state, found.is_placed, found.reason) == (RECOVERING, False, NodeLost("server-0", "a"))
     assert found.parts_away({C}) == (A, B)
     (again,) = table.propose(alive=frozenset({A, C}))
     assert isinstance(again, Place)
-    assert (again.start.restore, workers(again.placements)) == (4, (A, C))
+    assert (start_of(again).restore, workers(again.placements)) == (4, (A, C))
 
 
 def test_a_checkpoint_holder_that_is_away_is_replaced() -> None:
     table = Table(TrainingSpec("job", "t.py", workers=1, backups=0))
     table.propose()
-    job = table.state.jobs[table.jobs[0]]
+    job = training(table.state, table.jobs[0])
     assert (servers(job.placements)[:1], job.checkpoint_holders) == ((A,), (B,))
     for alive, checkpoint_holders in (({A, C}, (C,)), (ALL, (C,)), ({A}, ()), ({A, B}, (B,))):
         assert table.propose(alive=frozenset(alive)) == []
@@ -172,12 +177,12 @@ def test_a_server_whose_last_words_a_worker_may_miss_is_a_loss() -> None:
     table.propose()
     (job,) = table.jobs
     table.bind(job)
-    server, _ = table.state.jobs[job].roles()[0]
+    server, _ = training(table.state, job).roles()[0]
     apply(table.state, 50, CompleteRole(RequestId("done"), server))
     keep(table, job, 12, final=True)
     (again,) = table.propose(alive=frozenset({B, C}))
     assert isinstance(again, Place)
-    assert again.start.restore == 12
+    assert start_of(again).restore == 12
 
 
 def test_a_node_lost_after_its_roles_are_done_is_a_loss_only_before_the_final_parts_are_safe() -> None:
@@ -186,7 +191,7 @@ def test_a_node_lost_after_its_roles_are_done_is_a_loss_only_before_the_final_pa
         table.propose()
         (job,) = table.jobs
         table.bind(job)
-        for role, _ in table.state.jobs[job].roles():
+        for role, _ in training(table.state, job).roles():
             apply(table.state, 50, CompleteRole(RequestId(f"done-{role.role}"), role))
         assert table.propose() == [], "the end waits for the final parts"
         if is_safe:
@@ -206,7 +211,7 @@ def test_a_node_whose_processes_cannot_talk_is_done_without_in_the_next_start() 
     table.propose()
     (job,) = table.jobs
     table.bind(job)
-    table.state.jobs[job].misses[B] = limits.MISSES
+    training(table.state, job).misses[B] = limits.MISSES
     (again,) = table.propose(alive=frozenset({B, C}))
     assert isinstance(again, Place)
     assert workers(again.placements) == (C,)
@@ -221,7 +226,7 @@ def finished(spec_: TrainingSpec) -> tuple[Table, JobId]:
     table.propose()
     (job,) = table.jobs
     table.bind(job)
-    for role, _ in table.state.jobs[job].roles():
+    for role, _ in training(table.state, job).roles():
         apply(table.state, 50, CompleteRole(RequestId(f"done-{role.role}"), role))
     keep(table, job, 12, final=True)
     (end,) = table.propose()
@@ -238,7 +243,7 @@ def remove(table: Table, node: NodeId) -> None:
 
 
 def part_of(table: Table, job: JobId) -> tuple[NodeId, ...]:
-    checkpoint = table.state.jobs[job].checkpoint
+    checkpoint = training(table.state, job).checkpoint
     assert checkpoint is not None
     return checkpoint.parts[0].nodes
 
@@ -309,7 +314,7 @@ def test_the_files_of_a_job_that_waits_are_copied_and_without_any_it_ends() -> N
     table.propose(alive=ALL)
     assert [command.node for command in table.recopied] == [B]
     table.copy()
-    assert table.state.jobs[job].holders == (A, B)
+    assert training(table.state, job).holders == (A, B)
     for node in (A, B):
         remove(table, node)
     (end,) = table.propose(alive=frozenset({C}))
@@ -325,9 +330,9 @@ def test_a_job_goes_on_from_parts_that_only_a_draining_node_has() -> None:
     keep(table, job, 4)
     for node in (A, B):
         drain(table, node)
-    role, _ = table.state.jobs[job].roles()[0]
-    for role, _ in table.state.jobs[job].roles():
+    role, _ = training(table.state, job).roles()[0]
+    for role, _ in training(table.state, job).roles():
         apply(table.state, 60, LoseRole(RequestId(f"lost-{role.name}"), role, NodeLost(role.name, "a")))
     (again,) = table.propose()
     assert isinstance(again, Place)
-    assert (again.start.restore, workers(again.placements)) == (4, (C,))
+    assert (start_of(again).restore, workers(again.placements)) == (4, (C,))

@@ -12,6 +12,8 @@ EXPECTED = {
     "older-term-by-counting": {"committed"},
     "promise-on-a-full-disk": {"durable"},
     "shown-without-a-lease": {"leases"},
+    "result-not-kept": {"results", "progress"},
+    "slice-forgotten": {"results"},
     "stale-generation-accepted": {"generations"},
     "started-without-its-parts": {"parts"},
     "version-given-up-early": {"versions"},

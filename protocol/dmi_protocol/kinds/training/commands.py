@@ -9,12 +9,14 @@ from dmi_protocol.cluster.command import (
     Finish,
     KeepPart,
     KindCommand,
+    LoseRole,
     Place,
     ReadyRole,
     Reassign,
     ReportPair,
     SetCheckpointHolders,
     SyncReplica,
+    TrainingStart,
 )
 from dmi_protocol.identity import BlobHash, NodeId
 from dmi_protocol.kinds.job import QUEUED, RECOVERING, RUNNING
@@ -29,6 +31,8 @@ class TrainingCommands:
     def is_placeable(self, job: TrainingJob, command: Place) -> bool:
         """Does everybody who has a part in the assignment get a process, and is it the checkpoint of now?"""
         start = command.start
+        if not isinstance(start, TrainingStart):
+            return False
         if start.restore != (None if job.checkpoint is None else job.checkpoint.step):
             return False
         if not _is_assignment(start.assignment):
@@ -40,6 +44,7 @@ class TrainingCommands:
     def placed(self, job: TrainingJob, command: Place) -> None:
         """The job begins, from its beginning or its checkpoint."""
         start = command.start
+        assert isinstance(start, TrainingStart)
         job.restore, job.checkpoint_holders, job.assignment = start.restore, start.checkpoint_holders, start.assignment
 
     def may_recruit(self, job: TrainingJob) -> bool:
@@ -61,6 +66,10 @@ class TrainingCommands:
         shards = job.assignment.shards if job.assignment is not None else ()
         is_copy = role.role == "server" and any(role.index in shard.in_sync for shard in shards)
         return role.generation == job.start_generation or role in job.ready or is_copy
+
+    def reached(self, job: TrainingJob, command: LoseRole) -> int:
+        """The last step that was told."""
+        return -1 if command.step is None else command.step
 
     def gave_up(self, job: TrainingJob) -> None:
         """It crashed too often."""
@@ -108,6 +117,8 @@ class TrainingCommands:
                 return _keep(job, command)
             case SetCheckpointHolders():
                 return _set_checkpoint_holders(job, command)
+            case _:
+                return False
 
 
 def _reassign(job: TrainingJob, command: Reassign) -> bool:

@@ -51,7 +51,7 @@ class TrainingPlans:
         start = TrainingStart(first_assignment(chosen), chosen.checkpoint_holders, restore)
         return [Place(request, job.id, generation, (*servers, *workers), start)]
 
-    def finish(self, job: TrainingJob) -> list[Command]:
+    def finish(self, job: TrainingJob, there: list[NodeId]) -> list[Command]:
         """The scripts have ended, and the last version is kept."""
         if not (job.runs and job.all_completed and job.final):
             return []

@@ -1,0 +1,70 @@
+"""A batch inference in the replicated state."""
+
+from collections.abc import Iterator
+
+from msgspec import Struct, field
+
+from dmi_protocol import limits
+from dmi_protocol.cluster.command import BatchSpec
+from dmi_protocol.identity import BlobHash, NodeId
+from dmi_protocol.kinds.job import ENDED, SUCCEEDED, Job
+from dmi_protocol.messages.roles import RoleKey
+
+
+def is_fit(spec: BatchSpec) -> bool:
+    """Are its numbers those of a job?"""
+    at_least_one = min(spec.inputs, spec.slice_inputs, spec.per_node, spec.threads, spec.replicas or 1) > 0
+    return at_least_one and spec.slices <= limits.SLICES and spec.per_node <= limits.REPLICAS_PER_NODE
+
+
+class SliceResult(Struct, frozen=True):
+    """What was computed for a slice, and the nodes on whose disks it is. ``failed`` of its inputs are error rows."""
+
+    blob: BlobHash
+    size_bytes: int
+    failed: int
+    nodes: tuple[NodeId, ...]
+
+
+class BatchJob(Job, tag="batch"):
+    """A slice is open until it has a result. Leases say who computes what; they bind nobody, because a slice has the same
+    result whoever computes it: the first one that is committed counts."""
+
+    spec: BatchSpec
+    leases: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """By the index of a replica: the slices that it computes, in this order."""
+    decided: int = 0
+    """How often leases were decided on."""
+    results: dict[int, SliceResult] = field(default_factory=dict)
+    """By slice."""
+    useful: tuple[RoleKey, ...] = ()
+    """The replicas that have committed something."""
+    has_run: bool = False
+    """Was a replica ever bound?"""
+
+    def open_slices(self) -> list[int]:
+        """Those that have no result yet."""
+        return [slice_ for slice_ in range(self.spec.slices) if slice_ not in self.results]
+
+    def inputs_of(self, slice_: int) -> int:
+        """How many inputs a slice has: the last one may be shorter."""
+        return min(self.spec.slice_inputs, self.spec.inputs - slice_ * self.spec.slice_inputs)
+
+    def done(self) -> int:
+        """How many inputs have a result."""
+        return sum(self.inputs_of(slice_) for slice_ in self.results)
+
+    def failed(self) -> int:
+        """How many of those are error rows."""
+        return sum(result.failed for result in self.results.values())
+
+    def kept(self) -> Iterator[tuple[BlobHash, tuple[NodeId, ...]]]:
+        """Every result that is spoken of, and who is said to have it."""
+        if self.state not in ENDED or self.state == SUCCEEDED:
+            for result in self.results.values():
+                yield result.blob, result.nodes
+
+    def blobs(self) -> dict[BlobHash, tuple[NodeId, ...]]:
+        """What must not be lost, and who has it: the files while the job goes on, and the results."""
+        files = {} if self.state in ENDED else {self.bundle: self.holders}
+        return files | dict(self.kept())

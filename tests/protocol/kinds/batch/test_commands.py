@@ -1,0 +1,119 @@
+"""What commands do to a batch inference."""
+
+import pytest
+
+from dmi_protocol import limits
+from dmi_protocol.cluster.command import BatchSpec, LeaseSlices, ReadyRole, ReopenSlices, Submit
+from dmi_protocol.identity import RequestId
+from dmi_protocol.kinds.job import FAILED
+from dmi_protocol.messages.roles import RoleKey
+from dmi_protocol.reasons import CrashedOften, Malformed, RoleFailed, Stale
+from tests.protocol.kinds.batch.table import BUNDLE, A, B, Table, blob
+
+SPEC = BatchSpec("b", inputs=10, slice_inputs=4)
+
+
+def begun() -> Table:
+    table = Table(SPEC)
+    table.settle()
+    return table
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        BatchSpec("b", inputs=0, slice_inputs=4),
+        BatchSpec("b", inputs=4, slice_inputs=0),
+        BatchSpec("b", inputs=4, slice_inputs=4, replicas=-1),
+        BatchSpec("b", inputs=4, slice_inputs=4, per_node=0),
+        BatchSpec("b", inputs=4, slice_inputs=4, per_node=limits.REPLICAS_PER_NODE + 1),
+        BatchSpec("b", inputs=limits.SLICES + 1, slice_inputs=1),
+    ],
+)
+def test_numbers_that_no_job_can_have_are_refused(spec: BatchSpec) -> None:
+    table = Table(SPEC)
+    outcome = table.do(Submit(RequestId("odd"), spec, BUNDLE, (A,)))
+    assert outcome.refusal == Malformed("job", "b")
+
+
+def test_the_last_slice_is_shorter() -> None:
+    job = begun().job
+    assert [job.inputs_of(slice_) for slice_ in range(job.spec.slices)] == [4, 4, 2]
+
+
+def test_the_first_result_counts_and_other_bytes_do_not() -> None:
+    table = begun()
+    assert table.commit(0, 0).refusal is None
+    assert table.commit(1, 0, what="other").refusal == Stale()
+    assert (table.job.results[0].blob, table.job.results[0].nodes) == (blob(0), (A,))
+
+
+def test_who_has_computed_the_same_bytes_has_a_copy_of_them() -> None:
+    table = begun()
+    table.commit(0, 0)
+    assert table.commit(1, 0).refusal is None
+    assert table.commit(1, 0).refusal == Stale()
+    assert table.job.results[0].nodes == (A, B)
+
+
+@pytest.mark.parametrize(("slice_", "failed"), [(-1, 0), (3, 0), (2, 3), (0, -1)])
+def test_what_cannot_be_is_no_result(slice_: int, failed: int) -> None:
+    table = begun()
+    assert table.commit(0, slice_, failed=failed).refusal == Stale()
+    assert not table.job.results
+
+
+def test_a_slice_that_was_committed_meanwhile_is_left_out_of_a_lease() -> None:
+    table = begun()
+    table.commit(0, 0)
+    assert lease(table, (1, (0, 1))).refusal is None
+    assert table.job.leases[1] == (1,)
+
+
+def lease(table: Table, *leases: tuple[int, tuple[int, ...]], dismissed: tuple[RoleKey, ...] = ()):  # type: ignore[no-untyped-def]
+    request = RequestId(f"lease-{table.job.decided}-{leases}")
+    return table.do(LeaseSlices(request, table.id, table.job.generation, leases, dismissed))
+
+
+@pytest.mark.parametrize(
+    "leases", [(), ((9, (0,)),), ((0, (0, 0)),), ((0, (0, 1, 2)),), ((0, (7,)),), ((0, (1,)), (0, (2,)))]
+)
+def test_odd_leases_are_refused(leases: tuple[tuple[int, tuple[int, ...]], ...]) -> None:
+    table = begun()
+    before = dict(table.job.leases)
+    assert lease(table, *leases).refusal == Stale()
+    assert table.job.leases == before
+
+
+def test_nobody_is_dismissed_who_is_not_there() -> None:
+    table = begun()
+    assert lease(table, dismissed=(RoleKey(table.id, 1, "replica", 9),)).refusal == Stale()
+
+
+def test_a_result_that_somebody_has_is_not_given_up() -> None:
+    table = begun()
+    table.commit(0, 0)
+    table.commit(1, 0)
+    job = table.job
+    assert table.do(ReopenSlices(RequestId("r"), job.id, job.generation, (0, 1), (A,))).refusal == Stale()
+    assert table.do(ReopenSlices(RequestId("s"), job.id, job.generation, (0, 1), (A, B))).refusal is None
+    assert not table.job.results
+
+
+def test_a_command_of_a_training_means_nothing() -> None:
+    table = begun()
+    assert table.do(ReadyRole(RequestId("r"), table.role(0))).refusal == Stale()
+
+
+def test_it_is_given_up_when_it_crashes_on_and_on_without_getting_any_further() -> None:
+    table = Table(BatchSpec("b", inputs=10, slice_inputs=1, replicas=1))
+    for crash in range(limits.CRASHES + 1):
+        table.settle()
+        if crash == 1:
+            table.commit(0, 0)
+        assert table.job.state != FAILED
+        table.lose(0, RoleFailed("replica-0", "n", "script", "it raises"))
+        if table.job.state == FAILED:
+            break
+    assert isinstance(table.job.reason, CrashedOften)
+    assert crash == limits.CRASHES

@@ -1,0 +1,83 @@
+"""Replicas on a node: what they are told, and what follows from what they say."""
+
+from dmi_protocol.cluster.command import BatchSpec, CommitSlice
+from dmi_protocol.effects import FetchBlob, StartRole, TellRole
+from dmi_protocol.identity import BlobHash, PublicKey
+from dmi_protocol.instant import Instant
+from dmi_protocol.jobs.hosting import Hosting
+from dmi_protocol.kinds.kind import Host
+from dmi_protocol.messages.roles import BatchLaunch, Bound, Slices, SliceWritten
+from tests.protocol.kinds.batch.table import BUNDLE, A, C, Table, blob
+
+HERE = Host(C, "c", "h", (1, 2))
+SPEC = BatchSpec("b", inputs=10, slice_inputs=1)
+
+
+def hosting(table: Table) -> Hosting:
+    """On the third node, whose replica has started."""
+    found = Hosting(HERE, lambda _: None)
+    effects, _ = found.reconcile(table.state)
+    assert [effect for effect in effects if isinstance(effect, FetchBlob)] == [FetchBlob(BUNDLE, table.job.holders)]
+    started, _ = found.arrived(Instant(0), table.state, BUNDLE)
+    (start,) = started
+    assert isinstance(start, StartRole)
+    assert isinstance(start.launch, BatchLaunch)
+    assert (start.launch.inputs, start.launch.slice_inputs, start.launch.bundle_hash) == (10, 1, BUNDLE)
+    found.happened(table.role(2), Bound("h:2", PublicKey("k" * 40), 7))
+    return found
+
+
+def begun() -> tuple[Table, Hosting]:
+    table = Table(SPEC)
+    table.do(table.propose()[0])
+    found = hosting(table)
+    table.settle()
+    return table, found
+
+
+def told(found: Hosting, table: Table) -> list[Slices]:
+    effects, _ = found.reconcile(table.state)
+    return [e.message for e in effects if isinstance(e, TellRole) and isinstance(e.message, Slices)]
+
+
+def test_a_replica_is_told_its_slices_whenever_leases_are_decided_on() -> None:
+    table, found = begun()
+    (first,) = told(found, table)
+    assert (first.decided, first.slices) == (table.job.decided, table.job.leases[2])
+    assert told(found, table) == []
+    table.commit(2, first.slices[0])
+    table.settle()
+    (second,) = told(found, table)
+    assert second.decided > first.decided
+    assert second.slices == table.job.leases[2]
+
+
+def test_a_result_is_committed_once_however_often_it_is_said() -> None:
+    table, found = begun()
+    written = SliceWritten(1, 2, blob(2), "/result", 5, 0)
+    (fact,) = found.happened(table.role(2), written)
+    assert isinstance(fact, CommitSlice)
+    assert (fact.slice, fact.blob, fact.size_bytes) == (2, blob(2), 5)
+    assert found.happened(table.role(2), written) == [fact]
+    (again,) = found.happened(table.role(2), SliceWritten(2, 2, blob(2), "/result", 5, 0))
+    assert again.request != fact.request, "computed again for another lease, it is another fact"
+
+
+def test_a_result_stays_until_the_state_speaks_of_it_and_as_long_as_it_does() -> None:
+    table, found = begun()
+    found.happened(table.role(2), SliceWritten(1, 2, blob(2), "/result", 5, 0))
+    assert found.drop_kept(table.state) == []
+    table.commit(2, 2)
+    assert found.drop_kept(table.state) == []
+    table.job.results.clear()
+    dropped = [effect.blob for effect in found.drop_kept(table.state) if hasattr(effect, "blob")]
+    assert dropped == [blob(2)]
+
+
+def test_a_holder_elsewhere_is_asked_for_a_copy() -> None:
+    table, _ = begun()
+    table.commit(2, 2)
+    job = table.job
+    job.copies[blob(2)] = A
+    effects, _ = Hosting(Host(A, "a", "h", (1, 2)), lambda _: None).reconcile(table.state)
+    assert FetchBlob(BlobHash(blob(2)), (C,)) in effects
