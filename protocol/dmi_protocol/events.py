@@ -78,6 +78,13 @@ class BlobFailed(Struct, frozen=True):
     detail: str
 
 
+class BlobPinned(Struct, frozen=True):
+    """Somebody is about to have something agreed on that speaks of this blob: it stays here for a while, whatever the state
+    says meanwhile."""
+
+    blob: BlobHash
+
+
 class DiskFailed(Struct, frozen=True):
     """What was to be made durable is not: the disk is full, or fails. The shell keeps it, with all that stood after it, and
     tries again; until ``DiskReturned`` nothing may be promised. ``cause`` is a short text for people."""
@@ -104,6 +111,7 @@ Event = (
     | RoleHappened
     | BlobArrived
     | BlobFailed
+    | BlobPinned
     | DiskFailed
     | DiskReturned
     | Stopping

@@ -58,6 +58,9 @@ SLICES = 1_024
 REPLICAS_PER_NODE = 64
 LEASES = 2
 """Slices that a replica has at a time: it reads one while it computes the other."""
+MODEL_VERSIONS = 1_024
+MODEL_FILES = 16
+"""Of one version."""
 JOBS_REMEMBERED = 1_000
 PARTIAL_CHECKPOINTS = 64
 """Checkpoints of one job that lack a part; the oldest are given up."""
@@ -88,6 +91,8 @@ ROLE_START_MS = 120_000
 """From the start of a role process to its ``Bound``: importing torch on a busy host takes long. Fetching is not counted."""
 FETCH_AGAIN_MS = 1_000
 """A blob that nobody gives is asked for again after so long."""
+PIN_MS = 30 * 60_000
+"""For so long a blob stays that something is about to speak of: as long as its largest companion may travel."""
 RECOPY_MS = 30_000
 """A member that is dead for so long is not counted on to keep its copies."""
 RECOPIES = 64

@@ -25,6 +25,7 @@ from dmi_protocol.events import (
     Asked,
     BlobArrived,
     BlobFailed,
+    BlobPinned,
     Disconnected,
     DiskFailed,
     DiskReturned,
@@ -190,12 +191,8 @@ class Peer:
                 if isinstance(happened, Progressed):
                     self.swim.publish(now, gossip_facts.about(role.job), gossip_facts.pack_progress(happened))
                 self._is_dirty = True
-            case BlobArrived(blob) if self.state is not None:
-                work, facts = self._hosting.arrived(now, self.state, blob)
-                effects += work
-                self._tell(now, facts)
-            case BlobFailed(blob):
-                self._hosting.missing(now, blob)
+            case BlobArrived() | BlobFailed() | BlobPinned():
+                self._mind_blob(now, event, effects)
             case DiskFailed(cause) if not self._trouble:
                 cause = cause[: gossip_facts.CAUSE_CHARACTERS]
                 self._disk_is(now, cause, reasons.DiskFull(self.me.name, cause), effects)
@@ -207,6 +204,17 @@ class Peer:
                 effects += [Send(node, Leaving()) for node in sorted(self._directory.members)]
             case _:
                 self._pass(now, event, effects)
+
+    def _mind_blob(self, now: Instant, event: BlobArrived | BlobFailed | BlobPinned, effects: list[Effect]) -> None:
+        match event:
+            case BlobArrived(blob) if self.state is not None:
+                work, facts = self._hosting.arrived(now, self.state, blob)
+                effects += work
+                self._tell(now, facts)
+            case BlobFailed(blob):
+                self._hosting.missing(now, blob)
+            case BlobPinned(blob):
+                self._hosting.pin(now, blob)
 
     def _disk_is(self, now: Instant, trouble: str, reason: reasons.Reason, effects: list[Effect]) -> None:
         """Consensus ends what it was about when the disk failed, and is a follower without a leader once it is back."""

@@ -231,6 +231,19 @@ class NameTaken(Struct, frozen=True, tag="name-taken"):
     name: str
 
 
+class UnknownModel(Struct, frozen=True, tag="unknown-model"):
+    """No model, or no version, of that name."""
+
+    name: str
+
+
+class ModelInUse(Struct, frozen=True, tag="model-in-use"):
+    """A version that a job uses stays."""
+
+    model: str
+    job: str
+
+
 class UnknownMember(Struct, frozen=True, tag="unknown-member"):
     """No member of that name."""
 
@@ -319,6 +332,8 @@ Reason = (
     | InvitationExpired
     | NameTaken
     | UnknownMember
+    | UnknownModel
+    | ModelInUse
     | DiskFull
     | DiskFree
     | IsYourself

@@ -16,6 +16,7 @@ from dmi_protocol.reasons import (
     JobEnded,
     LimitReached,
     Malformed,
+    ModelInUse,
     NameTaken,
     NoCoordinator,
     NodeLost,
@@ -37,6 +38,7 @@ from dmi_protocol.reasons import (
     TooFewNodes,
     UnknownJob,
     UnknownMember,
+    UnknownModel,
     Waiting,
     WasExpelled,
     WasTurnedAway,
@@ -161,8 +163,10 @@ def _refused(reason: Reason) -> str:
             return "cancelled"
         case NotYet(what):
             return f"{what} is not built yet; leave it out"
-        case UnknownJob(job):
-            return f"no job is named {job!r}; `dmi-node jobs` lists them"
+        case UnknownJob() | UnknownMember() | UnknownModel():
+            return _unknown(reason)
+        case ModelInUse(model, job):
+            return f"{model} is used by {job}: cancel it, or wait for its end"
         case JobEnded(job, state):
             return f"{job} has already {state}"
         case InvitationUsed():
@@ -171,8 +175,6 @@ def _refused(reason: Reason) -> str:
             return "the invitation has expired; ask for a new one with `dmi-node invite`"
         case NameTaken(name):
             return f"the name {name!r} is already taken; choose another one with --name"
-        case UnknownMember(name):
-            return f"no member is named {name!r}; `dmi-node members` lists them"
         case DiskFull() | DiskFree() | IsYourself() | WasExpelled() | WasTurnedAway():
             return _of_node(reason)
         case LimitReached(what, limit):
@@ -181,6 +183,16 @@ def _refused(reason: Reason) -> str:
             return f"{value[:80]!r} is no {what}"
         case _:
             return "the placement has changed meanwhile"
+
+
+def _unknown(reason: UnknownJob | UnknownMember | UnknownModel) -> str:
+    match reason:
+        case UnknownJob(name):
+            return f"no job is named {name!r}; `dmi-node jobs` lists them"
+        case UnknownMember(name):
+            return f"no member is named {name!r}; `dmi-node members` lists them"
+        case UnknownModel(name):
+            return f"no model is named {name!r}; `dmi-node models` lists them"
 
 
 def _of_node(reason: DiskFull | DiskFree | IsYourself | WasExpelled | WasTurnedAway) -> str:

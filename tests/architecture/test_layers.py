@@ -123,6 +123,7 @@ def _is_vocabulary(found: Import) -> bool:
     """The replicated state is data that schedulers read; a command and a leaf tree are words."""
     return found.module in {
         "dmi_protocol.cluster.command",
+        "dmi_protocol.cluster.holding",
         "dmi_protocol.cluster.state",
         "dmi_protocol.training.layout",
         "dmi_protocol.training.tree",

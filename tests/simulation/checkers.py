@@ -21,6 +21,7 @@ from dmi_protocol.cluster.command import (
     ReopenSlices,
     SetCheckpointHolders,
 )
+from dmi_protocol.cluster.holding import Holding
 from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.consensus.quorum import is_quorum
 from dmi_protocol.effects import Answer, StartRole
@@ -82,10 +83,11 @@ class Agreement:
             for index in range(seen[1] + 1, raft.commit + 1):
                 self._commits(node, index)
             for job in self.state.jobs.values():
-                if isinstance(job, BatchJob):
-                    self._are_kept(job)
-                elif job.checkpoint is not None:
+                if isinstance(job, TrainingJob) and job.checkpoint is not None:
                     self._is_kept(job, job.checkpoint)
+            for owner in self.state.holdings():
+                if not isinstance(owner, TrainingJob):
+                    self._are_kept(owner)
             self._seen[me] = (node.boot_count, raft.commit)
             self._applies(node, peer)
 
@@ -136,12 +138,12 @@ class Agreement:
             if len(holders) < (2 if job.checkpoint_holders else 1):
                 raise Violation("parts", f"{job.id}: shard {part.shard} of step {checkpoint.step} is only on {holders}")
 
-    def _are_kept(self, job: BatchJob) -> None:
-        """A result is on the disks that it is said to be on."""
-        for blob, nodes in job.kept():
+    def _are_kept(self, owner: Holding) -> None:
+        """A result, and a file of a model, is on the disks that it is said to be on."""
+        for blob, nodes in owner.kept():
             for node in nodes:
                 if blob not in self._nodes[node].blobs and not self._is_ahead(node):
-                    raise Violation("results", f"{job.id}: {node} has not the result that it is said to have")
+                    raise Violation("blobs", f"{owner.id}: {node} has not {blob}, which it is said to have")
 
     def _is_ahead(self, node: NodeId) -> bool:
         """It has done what later entries say, and its writes are under way."""
@@ -199,7 +201,9 @@ class Results:
             again = command.slice in self._known.get(command.role.job, {})
             self._counters["slices computed twice"] += again
             self._changed(state, command.role.job, frozenset())
-        elif isinstance(command, ReopenSlices | Finish | HoldBlob):
+        elif isinstance(command, HoldBlob):
+            self._changed(state, JobId(command.owner), frozenset())
+        elif isinstance(command, ReopenSlices | Finish):
             gone = frozenset(command.gone) if isinstance(command, ReopenSlices) else frozenset()
             self._changed(state, command.job, gone)
 

@@ -1,12 +1,27 @@
-"""What people do with a mesh while it burns: submit, cancel, invite, join, expel."""
+"""What people do with a mesh while it burns: submit, cancel, add models, invite, join, expel."""
 
-from dmi_protocol.cluster.command import BatchSpec, Cancel, Command, Invite, Remove, Submit, TrainingSpec
+import hashlib
+from collections.abc import Sequence
+
+from dmi_protocol.cluster.command import (
+    AddModel,
+    BatchSpec,
+    Cancel,
+    Command,
+    Invite,
+    Remove,
+    RemoveModel,
+    Submit,
+    TrainingSpec,
+)
+from dmi_protocol.cluster.models import ModelVersion
 from dmi_protocol.consensus.settings import Restored
 from dmi_protocol.effects import Answer
-from dmi_protocol.events import JoinAsked
-from dmi_protocol.identity import JobId, NodeId, PublicKey, RequestId
+from dmi_protocol.events import BlobPinned, JoinAsked
+from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.kinds.job import ENDED
 from dmi_protocol.messages.control import Introduced, Join
+from dmi_protocol.model import ModelContent, ModelFile, ModelRef
 from dmi_protocol.peer import Me
 from dmi_protocol.reasons import DiskFull, NoCoordinator, NoQuorum, TimedOut
 from tests.simulation.node import Node
@@ -50,6 +65,10 @@ class Workload:
             self._invite(node)
         elif what < 0.50:
             self._expel(node)
+        elif what < 0.56:
+            self.add_model(node)
+        elif what < 0.58:
+            self._remove_model(node)
         else:
             for _ in range(random.choice([1, 1, 3])):
                 self.chat(node)
@@ -64,18 +83,21 @@ class Workload:
             self._world.ask(node, Cancel(self._request("nothing"), JobId("nothing")))
 
     def submit(self, node: Node) -> RequestId:
-        """A training or a batch inference."""
-        spec = self._batch() if self._world.random.random() < _BATCHES else self._training()
+        """A training, or a batch inference where there is a model."""
+        wants_batch = self._world.random.random() < _BATCHES
+        versions = [v for known in self._world.agreement.state.models.values() for v in known.values()]
+        spec = self.batch(self._world.random.choice(versions)) if wants_batch and versions else self._training()
         holders = self._holders(node)
         command = Submit(self._request("submit"), spec, BUNDLE, holders)
         self._world.ask(node, command, then=self._submitted)
         return command.request
 
-    def _batch(self) -> BatchSpec:
+    def batch(self, model: ModelVersion) -> BatchSpec:
         """Few inputs, in a few or many slices, on all nodes or on some."""
         random = self._world.random
         return BatchSpec(
             "batch",
+            ModelRef(model.id, model.content),
             inputs=random.choice([1, 7, 24, 40]),
             slice_inputs=random.choice([1, 2, 8]),
             replicas=random.choice([None, None, 1, 2]),
@@ -102,6 +124,35 @@ class Workload:
         for holder in chosen:
             holder.blobs[BUNDLE] = {}
         return tuple(holder.me.node for holder in chosen)
+
+    # Models
+
+    def add_model(self, node: Node, name: str = "") -> None:
+        """Sometimes what is there already, under this name or another one; it is on two nodes, as files of jobs are."""
+        random = self._world.random
+        blob = BlobHash(hashlib.sha256(f"weights-{random.randrange(4)}".encode()).hexdigest())
+        chosen = [node, *random.sample([n for n in self._world.up() if n is not node] or [node], 1)]
+        for holder in chosen:
+            holder.give(BlobPinned(blob))
+        holders = tuple(dict.fromkeys(chosen))
+        self._world.clock.later(
+            5 + int(500 * random.random()), self._stored, holders, [h.boot_count for h in holders], blob, name
+        )
+
+    def _stored(self, holders: Sequence[Node], boot_counts: Sequence[int], blob: BlobHash, name: str) -> None:
+        """The weights are on these disks, unless somebody crashed meanwhile, or has not heard yet that they are to stay."""
+        if [holder.boot_count for holder in holders] != list(boot_counts) or any(h.is_writing for h in holders):
+            return
+        for holder in holders:
+            holder.blobs[blob] = {}
+        content = ModelContent("exported", (ModelFile("model", blob, 1),))
+        name = name or self._world.random.choice(["one", "two"])
+        nodes = tuple(holder.me.node for holder in holders)
+        self._world.ask(holders[0], AddModel(self._request("model"), name, content, nodes, 1))
+
+    def _remove_model(self, node: Node) -> None:
+        name = self._world.random.choice(["one", "two"])
+        self._world.ask(node, RemoveModel(self._request("rm"), name, self._world.random.choice([None, 1, 2])))
 
     def _submitted(self, node: Node, answer: Answer) -> None:
         if answer.refusal is None:

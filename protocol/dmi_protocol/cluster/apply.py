@@ -5,7 +5,19 @@ from msgspec.structs import replace
 
 from dmi_protocol import limits
 from dmi_protocol.address import is_address
-from dmi_protocol.cluster.command import Admit, Command, Drain, Invite, Readdress, Remove
+from dmi_protocol.cluster.command import (
+    AddModel,
+    Admit,
+    Command,
+    Drain,
+    HoldBlob,
+    Invite,
+    Readdress,
+    Recopy,
+    Remove,
+    RemoveModel,
+)
+from dmi_protocol.cluster.on_blobs import do_for_blobs
 from dmi_protocol.cluster.on_jobs import do_for_job
 from dmi_protocol.cluster.state import ClusterState, MemberRecord, Outcome
 from dmi_protocol.identity import is_public_key, node_id
@@ -46,6 +58,8 @@ def _do(state: ClusterState, index: int, command: Command) -> Outcome:
             return _readdress(state, command)
         case Drain():
             return _drain(state, command)
+        case AddModel() | RemoveModel() | Recopy() | HoldBlob():
+            return do_for_blobs(state, command)
         case _:
             return do_for_job(state, index, command)
 

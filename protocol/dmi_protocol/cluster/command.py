@@ -4,6 +4,7 @@ from msgspec import Struct
 
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.messages.roles import Assignment, Role, RoleKey
+from dmi_protocol.model import ModelContent, ModelRef
 from dmi_protocol.reasons import Loss, Reason
 
 
@@ -29,6 +30,7 @@ class BatchSpec(JobSpec, frozen=True, tag="batch"):
     """``inputs`` inputs in slices of ``slice_inputs``, the last of which may be shorter. ``replicas`` is how many nodes
     compute, None for all; ``per_node`` how many processes on each."""
 
+    model: ModelRef
     inputs: int
     slice_inputs: int
     replicas: int | None = None
@@ -215,20 +217,39 @@ class SetCheckpointHolders(Struct, frozen=True, tag="set-checkpoint-holders"):
     checkpoint_holders: tuple[NodeId, ...]
 
 
-class Recopy(Struct, frozen=True, tag="recopy"):
-    """``node`` is to keep a copy of ``blob`` too, because too few others will: somebody leaves, or is dead for long."""
+class AddModel(Struct, frozen=True, tag="add-model"):
+    """A version of a model; all of its files are on the ``holders``. ``at_unix`` is the clock of the node that was asked."""
 
     request: RequestId
-    job: JobId
+    name: str
+    content: ModelContent
+    holders: tuple[NodeId, ...]
+    at_unix: int
+
+
+class RemoveModel(Struct, frozen=True, tag="remove-model"):
+    """A version of a model, or all of them, that no job uses."""
+
+    request: RequestId
+    name: str
+    number: int | None
+
+
+class Recopy(Struct, frozen=True, tag="recopy"):
+    """``node`` is to keep a copy of ``blob`` too, because too few others will: somebody leaves, or is dead for long. ``owner`` is
+    the id of the job, or of the version of a model, that it belongs to."""
+
+    request: RequestId
+    owner: str
     blob: BlobHash
     node: NodeId
 
 
 class HoldBlob(Struct, frozen=True, tag="hold-blob"):
-    """``node`` has a blob of ``job`` on its disk, as it was to."""
+    """``node`` has a blob of ``owner`` on its disk, as it was to."""
 
     request: RequestId
-    job: JobId
+    owner: str
     blob: BlobHash
     node: NodeId
 
@@ -311,5 +332,7 @@ TrainingCommand = Reassign | ReadyRole | SyncReplica | ReportPair | CompleteRole
 BatchCommand = LeaseSlices | CommitSlice | ReopenSlices
 KindCommand = TrainingCommand | BatchCommand
 """Those of one kind of job alone."""
-JobCommand = Submit | Cancel | Place | Recruit | BindRole | LoseRole | Recopy | HoldBlob | Finish | KindCommand
-Command = MemberCommand | JobCommand
+JobCommand = Submit | Cancel | Place | Recruit | BindRole | LoseRole | Finish | KindCommand
+ModelCommand = AddModel | RemoveModel
+BlobCommand = Recopy | HoldBlob
+Command = MemberCommand | JobCommand | ModelCommand | BlobCommand

@@ -8,14 +8,12 @@ from dmi_protocol.cluster.command import (
     CommitSlice,
     CompleteRole,
     Finish,
-    HoldBlob,
     JobCommand,
     KindCommand,
     LoseRole,
     Place,
     Placement,
     ReadyRole,
-    Recopy,
     Recruit,
     ReportPair,
     Submit,
@@ -39,9 +37,9 @@ from dmi_protocol.reasons import (
     JobEnded,
     LimitReached,
     Loss,
-    Malformed,
     NameTaken,
     PairSilent,
+    Reason,
     RoleDied,
     RoleFailed,
     RoleUnready,
@@ -68,10 +66,6 @@ def do_for_job(state: ClusterState, index: int, command: JobCommand) -> Outcome:
             return _bind(state, command)
         case LoseRole():
             return _lose(state, command)
-        case Recopy():
-            return _recopy(state, command)
-        case HoldBlob():
-            return _hold(state, command)
         case Finish():
             return _finish(state, command) if command.state in ENDED else _STALE
         case _:
@@ -92,9 +86,9 @@ def _submit(state: ClusterState, index: int, command: Submit) -> Outcome:
     if known is not None:  # its outcome was forgotten meanwhile; or six digits were not enough: nothing is overwritten
         is_same = known.spec == command.spec and known.bundle == command.bundle
         return Outcome(job) if is_same else Outcome(refusal=NameTaken(job))
-    made = new_job(job, command, index)
-    if made is None:
-        return Outcome(refusal=Malformed("job", command.spec.name))
+    made = new_job(job, command, index, state)
+    if isinstance(made, Reason):
+        return Outcome(refusal=made)
     if len(state.jobs) >= limits.JOBS_REMEMBERED:
         ended = next((job.id for job in state.jobs.values() if job.state in ENDED), None)
         if ended is None:
@@ -206,25 +200,6 @@ def _is_crash(reason: Loss) -> bool:
 
 def _is_of_host(reason: Loss) -> bool:
     return isinstance(reason, RoleFailed) and reason.kind == "disk"
-
-
-def _recopy(state: ClusterState, command: Recopy) -> Outcome:
-    job = state.jobs.get(command.job)
-    if job is None or command.blob not in job.blobs():
-        return _STALE
-    job.copies, job.recopied = job.copies | {command.blob: command.node}, job.recopied + 1
-    return _DONE
-
-
-def _hold(state: ClusterState, command: HoldBlob) -> Outcome:
-    job = state.jobs.get(command.job)
-    if job is None or job.copies.get(command.blob) != command.node:
-        return _STALE
-    del job.copies[command.blob]
-    if command.blob == job.bundle:
-        job.holders = tuple(dict.fromkeys((*job.holders, command.node)))
-    kind_of(job).commands.held(job, command.blob, command.node)
-    return _DONE
 
 
 def _finish(state: ClusterState, command: Finish) -> Outcome:

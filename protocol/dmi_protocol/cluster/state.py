@@ -1,10 +1,13 @@
 """The replicated state: everything that must survive, and nothing else. Equal at equal index on every node."""
 
 import hashlib
+from collections.abc import Iterator
 
 import msgpack
 from msgspec import Struct, field
 
+from dmi_protocol.cluster.holding import Holding
+from dmi_protocol.cluster.models import Models
 from dmi_protocol.codec import convert, pack
 from dmi_protocol.identity import JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.kinds.any_job import AnyJob
@@ -38,9 +41,17 @@ class ClusterState(Struct):
     invitations: dict[PublicKey, int] = field(default_factory=dict)
     """The public half of each open invitation, and when it expires (Unix seconds)."""
     jobs: dict[JobId, AnyJob] = field(default_factory=dict)
+    models: Models = field(default_factory=dict)
+    """By name and number."""
     requests: dict[RequestId, Outcome] = field(default_factory=dict)
     """The last outcomes, oldest first, so that a repeated request does a thing once."""
     applied: int = 0
+
+    def holdings(self) -> Iterator[Holding]:
+        """All that has blobs."""
+        yield from self.jobs.values()
+        for versions in self.models.values():
+            yield from versions.values()
 
     def encode(self) -> bytes:
         """All of it, for a snapshot."""

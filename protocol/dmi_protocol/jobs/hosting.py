@@ -121,6 +121,8 @@ class Hosting:
         self._is_new = True
         awaited = {blob for local in self._local.values() if not local.is_stopping for blob in local.awaited}
         effects = self._keeping.again(now, state, awaited)
+        if self._keeping.unpin(now):
+            effects += self.drop_kept(state)
         facts: list[Command] = []
         for role, local in self._local.items():
             due = _unready_at(local)
@@ -177,7 +179,7 @@ class Hosting:
     def drop_kept(self, state: ClusterState) -> list[Effect]:
         """What was kept here for jobs and that nothing speaks of any more."""
         needed = {blob for local in self._local.values() if not local.is_gone for blob in local.needs}
-        kept = [found for job in state.jobs.values() for found in job.kept()]
+        kept = [found for owner in state.holdings() for found in owner.kept()]
         here = {blob for blob, nodes in kept if self._host.node in nodes}
         for local in self._local.values():
             local.written -= here
@@ -195,6 +197,11 @@ class Hosting:
                 local.started_at = now
                 effects.append(StartRole(role, local.kind.launch(job, role, self._host, local.needs)))
         return effects, self._keeping.arrived(blob)
+
+    def pin(self, now: Instant, blob: BlobHash) -> None:
+        """A blob is about to be spoken of: it stays here for a while."""
+        self._is_new = True
+        self._keeping.pin(now, blob)
 
     def missing(self, now: Instant, blob: BlobHash) -> None:
         """A blob cannot be had now. Whoever has it may be away: it is asked for again."""

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from dmi_protocol import limits
 from dmi_protocol.cluster.command import Command, HoldBlob
+from dmi_protocol.cluster.holding import Holding
 from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.effects import DropBlob, Effect, FetchBlob
 from dmi_protocol.identity import BlobHash, NodeId, RequestId
@@ -33,6 +34,8 @@ class Keeping:
         bytes."""
         self._kept: frozenset[BlobHash] = frozenset()
         """What jobs keep beside their files, on this host's disk or under way to it."""
+        self._pinned: dict[BlobHash, Instant] = {}
+        """Until when blobs stay that the state does not speak of yet."""
         self._under_way: Counter[BlobHash] = Counter()
         """Fetches whose end was not heard of yet."""
         self._again: dict[BlobHash, Instant] = {}
@@ -47,8 +50,19 @@ class Keeping:
         )
 
     def deadline(self) -> Instant | None:
-        """When something is fetched again."""
-        return earliest(*self._again.values())
+        """When something is fetched again, or need not stay any longer."""
+        return earliest(*self._again.values(), *self._pinned.values())
+
+    def pin(self, now: Instant, blob: BlobHash) -> None:
+        """It is here, or will be, and stays for a while."""
+        self._pinned[blob] = after(now, limits.PIN_MS)
+
+    def unpin(self, now: Instant) -> bool:
+        """Those whose time is over are as others are; were there any?"""
+        over = [blob for blob, until in self._pinned.items() if now >= until]
+        for blob in over:
+            del self._pinned[blob]
+        return bool(over)
 
     def again(self, now: Instant, state: ClusterState, awaited: Collection[BlobHash]) -> list[Effect]:
         """What is due. Roles wait for ``awaited``."""
@@ -76,18 +90,21 @@ class Keeping:
 
     def reconcile(self, state: ClusterState) -> list[Effect]:
         """Fetch what this host is to keep, and has not."""
-        jobs = [job for job in state.jobs.values() if job.copies or job.goes_on]
-        due = {wish.fact.request: wish for job in jobs for wish in self._due(job)}
+        wishes = [wish for owner in state.holdings() if owner.copies for wish in self._copies(owner)]
+        wishes += [wish for job in state.jobs.values() if job.goes_on for wish in self._parts(job)]
+        due = {wish.fact.request: wish for wish in wishes}
         new = sorted(due.keys() - self._wishes.keys())
         self._wishes = due
         return [self.fetch(state, due[request].blob) for request in new]
 
-    def _due(self, job: AnyJob) -> Iterator[_Wish]:
-        for blob, node in job.copies.items():
+    def _copies(self, owner: Holding) -> Iterator[_Wish]:
+        for blob, node in owner.copies.items():
             if node == self._me:
-                request = RequestId(f"{job.id}/hold-{blob[:16]}-{node}-{job.recopied}")
-                yield _Wish(blob, HoldBlob(request, job.id, blob, node))
-        for blob, fact in kind_of(job).processes.keeps(job, self._me) if job.goes_on else ():
+                request = RequestId(f"{owner.id}/hold-{blob[:16]}-{node}-{owner.recopied}")
+                yield _Wish(blob, HoldBlob(request, owner.id, blob, node))
+
+    def _parts(self, job: AnyJob) -> Iterator[_Wish]:
+        for blob, fact in kind_of(job).processes.keeps(job, self._me):
             yield _Wish(blob, fact)
 
     def drop(self, told: Set[BlobHash], here: Set[BlobHash], needed: Set[BlobHash]) -> list[Effect]:
@@ -97,13 +114,14 @@ class Keeping:
         What somebody else is said to have now may have been promised here a moment ago, so all that the state speaks of
         stays; and so does what is on its way, lest it be told to be here when it was dropped meanwhile.
         """
-        held = self._kept | needed | here | {wish.blob for wish in self._wishes.values() if wish.blob in told}
-        gone = held - needed - told - self._under_way.keys()
+        wished = {wish.blob for wish in self._wishes.values() if wish.blob in told}
+        held = self._kept | needed | here | wished | self._pinned.keys()
+        gone = held - needed - told - self._under_way.keys() - self._pinned.keys()
         self._kept = frozenset(held - gone)
         return [DropBlob(blob) for blob in sorted(gone)]
 
 
 def _holders(state: ClusterState, blob: BlobHash) -> tuple[NodeId, ...]:
     found = [node for job in state.jobs.values() if job.bundle == blob for node in job.holders]
-    found += [node for job in state.jobs.values() for kept, nodes in job.kept() if kept == blob for node in nodes]
+    found += [node for owner in state.holdings() for kept, nodes in owner.kept() if kept == blob for node in nodes]
     return tuple(dict.fromkeys(found))

@@ -58,11 +58,11 @@ class Scheduler:
         self._dead = {node: self._dead.get(node, now) for node in state.members if node not in alive}
         self._seen = now
         gone = {node for node, since in self._dead.items() if now >= after(since, limits.RECOPY_MS)}
-        room = limits.RECOPIES - sum(len(job.copies) for job in state.jobs.values())
+        room = limits.RECOPIES - sum(len(owner.copies) for owner in state.holdings())
         due = islice(recopies(state, nodes, alive, gone, load), max(0, room))
         return [
-            Recopy(RequestId(f"{job.id}/recopy-{blob[:16]}-{node}-{job.recopied}"), job.id, blob, node)
-            for job, blob, node in due
+            Recopy(RequestId(f"{owner.id}/recopy-{blob[:16]}-{node}-{owner.recopied}"), owner.id, blob, node)
+            for owner, blob, node in due
         ]
 
 

@@ -3,6 +3,8 @@
 from typing import Any
 
 from dmi_protocol.cluster.command import BatchSpec, Submit
+from dmi_protocol.cluster.models import find
+from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.identity import JobId
 from dmi_protocol.kinds.any_job import AnyJob
 from dmi_protocol.kinds.batch.commands import BatchCommands
@@ -16,16 +18,20 @@ from dmi_protocol.kinds.training.plans import TrainingPlans
 from dmi_protocol.kinds.training.processes import TrainingProcesses
 from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.kinds.training.views import TrainingViews
+from dmi_protocol.reasons import Malformed, Reason, UnknownModel
 
 _TRAINING = Kind("training", TrainingCommands(), TrainingPlans(), TrainingProcesses(), TrainingViews())
 _BATCH = Kind("batch", BatchCommands(), BatchPlans(), BatchProcesses(), BatchViews())
 
 
-def new_job(job: JobId, command: Submit, index: int) -> AnyJob | None:
-    """The job that the entry at ``index`` submits; None where the numbers of its spec can be those of no job."""
+def new_job(job: JobId, command: Submit, index: int, state: ClusterState) -> AnyJob | Reason:
+    """The job that the entry at ``index`` submits, or why it can be none."""
     if isinstance(command.spec, BatchSpec):
         if not is_fit(command.spec):
-            return None
+            return Malformed("job", command.spec.name)
+        model = find(state.models, command.spec.model.id)
+        if model is None or model.content != command.spec.model.content:
+            return UnknownModel(command.spec.model.id)
         return BatchJob(job, command.spec, command.bundle, command.holders, index)
     return TrainingJob(job, command.spec, command.bundle, command.holders, index)
 

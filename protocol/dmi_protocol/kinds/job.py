@@ -55,6 +55,11 @@ class Job(Struct):
     crashed_in: int = 0
     """The generation of the last such incident: what was started before it may be of it, too."""
 
+    def hold(self, blob: BlobHash, node: NodeId) -> None:
+        """``node`` has a further copy of a blob."""
+        if blob == self.bundle:
+            self.holders = tuple(dict.fromkeys((*self.holders, node)))
+
     @property
     def is_placed(self) -> bool:
         """Is a placement in force?"""

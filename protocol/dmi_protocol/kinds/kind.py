@@ -54,10 +54,6 @@ class Commands(Protocol[OfKind]):
         """A process is lost, and not among the placements any more."""
         ...
 
-    def held(self, job: OfKind, blob: BlobHash, node: NodeId) -> None:
-        """``node`` has a further copy of a blob."""
-        ...
-
     def finished(self, job: OfKind, command: Finish) -> None:
         """The job is over."""
         ...

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
 from dmi_protocol.instant import Instant
+from dmi_protocol.model import ModelRef
 
 Role = Literal["server", "worker", "replica"]
 
@@ -65,8 +66,10 @@ class TrainingLaunch(Launch, frozen=True, kw_only=True, tag="launch-training"):
 
 
 class BatchLaunch(Launch, frozen=True, kw_only=True, tag="launch-batch"):
-    """Of a replica. The i-th slice begins with input ``i * slice_inputs``."""
+    """Of a replica; ``needs`` are the files of the model, in their order. The i-th slice begins with input
+    ``i * slice_inputs``."""
 
+    model: ModelRef
     inputs: int
     slice_inputs: int
 

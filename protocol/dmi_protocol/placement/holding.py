@@ -2,28 +2,28 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 
+from dmi_protocol.cluster.holding import Holding
 from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.identity import BlobHash, NodeId
-from dmi_protocol.kinds.any_job import AnyJob
 
 COPIES = 2
 
 
 def recopies(
     state: ClusterState, fit: Sequence[NodeId], there: Set[NodeId], gone: Set[NodeId], load: Mapping[NodeId, int]
-) -> Iterator[tuple[AnyJob, BlobHash, NodeId]]:
+) -> Iterator[tuple[Holding, BlobHash, NodeId]]:
     """The copies that are to be made: of each blob with too few holders who stay, on a node that is ``fit``.
 
     Members that are ``gone`` are dead for long. Only what a node that is ``there`` has can be copied.
     """
     ordered = sorted(fit, key=lambda node: (load.get(node, 0), node))
-    for job in state.jobs.values():
-        for blob, nodes in job.blobs().items():
+    for owner in state.holdings():
+        for blob, nodes in owner.blobs().items():
             stay = _staying(state, nodes, gone)
             able = [node for node in ordered if node not in nodes]
-            is_asked = job.copies.get(blob) in able
+            is_asked = owner.copies.get(blob) in able
             if len(stay) < COPIES and able and not is_asked and set(nodes) & there:
-                yield job, blob, able[0]
+                yield owner, blob, able[0]
 
 
 def only_here(state: ClusterState, node: NodeId) -> tuple[BlobHash, ...]:
@@ -31,8 +31,8 @@ def only_here(state: ClusterState, node: NodeId) -> tuple[BlobHash, ...]:
     others = sum(not m.draining and not m.witness for m in state.members.values() if m.node != node)
     return tuple(
         blob
-        for job in state.jobs.values()
-        for blob, nodes in job.blobs().items()
+        for owner in state.holdings()
+        for blob, nodes in owner.blobs().items()
         if node in nodes and len(_staying(state, nodes, {node})) < min(COPIES, others)
     )
 

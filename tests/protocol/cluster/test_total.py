@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmi_protocol.cluster.apply import apply
-from dmi_protocol.cluster.command import BatchSpec, BindRole, Command, Submit, TrainingSpec
+from dmi_protocol.cluster.command import BindRole, Command, Submit, TrainingSpec
 from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId, job_id
 from dmi_protocol.instant import Instant
@@ -17,12 +17,13 @@ from dmi_protocol.jobs.hosting import Hosting
 from dmi_protocol.jobs.scheduler import Scheduler
 from dmi_protocol.kinds.kind import Host
 from dmi_protocol.view import job_view, member_views
+from tests.protocol.models import adding, batch
 
 NODES = tuple(NodeId(letter * 16) for letter in "abc")
 SPECS = (
     TrainingSpec("job", "t.py", workers=2),
     TrainingSpec("job", "t.py"),
-    BatchSpec("job", inputs=7, slice_inputs=2),
+    batch(7, 2, name="job"),
 )
 JOBS = tuple(job_id("job", RequestId(f"submit-{n}")) for n in range(len(SPECS)))
 KINDS = get_args(Command)
@@ -82,9 +83,10 @@ def begun() -> ClusterState:
     state = ClusterState("mesh")
     for node in NODES:
         state.members[node] = MemberRecord(node, node[0], "h:1", PublicKey(node), witness=False)
+    apply(state, 1, adding("m", *NODES[:2]))
     for n in range(len(JOBS)):
         submit = Submit(RequestId(f"submit-{n}"), SPECS[n], BlobHash("1" * 64), NODES[:2])
-        assert apply(state, n + 1, submit).value == JOBS[n]
+        assert apply(state, n + 2, submit).value == JOBS[n]
     return state
 
 

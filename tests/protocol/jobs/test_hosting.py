@@ -286,3 +286,17 @@ def test_a_further_copy_of_an_ended_job_is_fetched_told_and_kept() -> None:
         assert isinstance(fact, HoldBlob)
         assert (fact.blob, fact.node) == (blob, ME)
     assert hosting.drop_kept(state) == []
+
+
+def test_what_is_about_to_be_spoken_of_stays_for_a_while() -> None:
+    """A model is added again while it is removed: its file must not go between the look whether it is here and the word that
+    it is."""
+    state, _ = placed()
+    hosting = hosting_here()
+    hosting.pin(Instant(5), PARTS[0])
+    assert hosting.drop_kept(state) == []
+    due = hosting.deadline()
+    assert due == Instant(5 + limits.PIN_MS)
+    effects, _ = hosting.tick(due, state)
+    assert effects == [DropBlob(PARTS[0])]
+    assert hosting.deadline() is None

@@ -12,7 +12,7 @@ EXPECTED = {
     "older-term-by-counting": {"committed"},
     "promise-on-a-full-disk": {"durable"},
     "shown-without-a-lease": {"leases"},
-    "result-not-kept": {"results", "progress"},
+    "result-not-kept": {"blobs", "progress"},
     "slice-forgotten": {"results"},
     "stale-generation-accepted": {"generations"},
     "started-without-its-parts": {"parts"},

@@ -1,7 +1,5 @@
 """What the commands of a batch inference do to it: total, and deterministic."""
 
-from msgspec.structs import replace
-
 from dmi_protocol import limits
 from dmi_protocol.cluster.command import (
     BatchStart,
@@ -13,7 +11,6 @@ from dmi_protocol.cluster.command import (
     Place,
     ReopenSlices,
 )
-from dmi_protocol.identity import BlobHash, NodeId
 from dmi_protocol.kinds.batch.state import BatchJob, SliceResult
 from dmi_protocol.kinds.job import ENDED, QUEUED, RECOVERING, RUNNING, STARTING
 from dmi_protocol.messages.roles import RoleKey
@@ -66,12 +63,6 @@ class BatchCommands:
             job.state, job.reason = (RECOVERING, reason) if job.has_run else (STARTING, None)
         else:
             job.reason = reason
-
-    def held(self, job: BatchJob, blob: BlobHash, node: NodeId) -> None:
-        """``node`` has a copy of a result."""
-        for slice_, result in job.results.items():
-            if result.blob == blob:
-                job.results[slice_] = _also_on(result, node)
 
     def finished(self, job: BatchJob, command: Finish) -> None:
         """It is over."""
@@ -132,7 +123,7 @@ def _commit(job: BatchJob, command: CommitSlice) -> bool:
     known = job.results.get(command.slice)
     if known is not None:
         is_further = known.blob == command.blob and node not in known.nodes
-        job.results[command.slice] = _also_on(known, node) if is_further else known
+        job.results[command.slice] = known.also_on(node) if is_further else known
         return is_further
     job.results[command.slice] = SliceResult(command.blob, command.size_bytes, command.failed, (node,))
     for replica, slices in job.leases.items():
@@ -151,7 +142,3 @@ def _reopen(job: BatchJob, command: ReopenSlices) -> bool:
         job.copies.pop(job.results[slice_].blob, None)
         del job.results[slice_]
     return bool(lost)
-
-
-def _also_on(result: SliceResult, node: NodeId) -> SliceResult:
-    return replace(result, nodes=tuple(dict.fromkeys((*result.nodes, node))))

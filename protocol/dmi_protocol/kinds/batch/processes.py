@@ -13,8 +13,8 @@ class BatchProcesses:
     """See ``Processes``."""
 
     def needs(self, job: BatchJob, role: RoleKey) -> tuple[BlobHash, ...]:
-        """Its files are all that a replica begins from."""
-        return ()
+        """The files of the model."""
+        return tuple(file.blob for file in job.spec.model.content.files)
 
     def launch(self, job: BatchJob, role: RoleKey, host: Host, needs: tuple[BlobHash, ...]) -> Launch:
         """Paths are the shell's to fill in."""
@@ -29,6 +29,7 @@ class BatchProcesses:
             host=host.address,
             ports=host.ports,
             needs=needs,
+            model=job.spec.model,
             inputs=job.spec.inputs,
             slice_inputs=job.spec.slice_inputs,
         )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from dmi_protocol import limits
 from dmi_protocol.cluster.command import BatchSpec
@@ -24,6 +25,10 @@ class SliceResult(Struct, frozen=True):
     size_bytes: int
     failed: int
     nodes: tuple[NodeId, ...]
+
+    def also_on(self, node: NodeId) -> "SliceResult":
+        """``node`` has it, too."""
+        return replace(self, nodes=tuple(dict.fromkeys((*self.nodes, node))))
 
 
 class BatchJob(Job, tag="batch"):
@@ -63,6 +68,13 @@ class BatchJob(Job, tag="batch"):
         if self.state not in ENDED or self.state == SUCCEEDED:
             for result in self.results.values():
                 yield result.blob, result.nodes
+
+    def hold(self, blob: BlobHash, node: NodeId) -> None:
+        """``node`` has a further copy of the files, or of a result."""
+        super().hold(blob, node)
+        for slice_, result in self.results.items():
+            if result.blob == blob:
+                self.results[slice_] = result.also_on(node)
 
     def blobs(self) -> dict[BlobHash, tuple[NodeId, ...]]:
         """What must not be lost, and who has it: the files while the job goes on, and the results."""

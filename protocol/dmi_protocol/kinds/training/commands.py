@@ -1,8 +1,6 @@
 """What the commands of a training do to it: total, and deterministic. A command of processes that are not wanted any more, or
 of another generation than the one in force, does nothing."""
 
-from msgspec.structs import replace
-
 from dmi_protocol import limits
 from dmi_protocol.cluster.command import (
     CompleteRole,
@@ -18,7 +16,6 @@ from dmi_protocol.cluster.command import (
     SyncReplica,
     TrainingStart,
 )
-from dmi_protocol.identity import BlobHash, NodeId
 from dmi_protocol.kinds.job import QUEUED, RECOVERING, RUNNING
 from dmi_protocol.kinds.training.state import Checkpoint, KeptPart, Pair, TrainingJob
 from dmi_protocol.messages.roles import Assignment, RoleKey
@@ -85,16 +82,6 @@ class TrainingCommands:
         else:
             is_assigned = job.assignment is not None and (role.role, role.index) in _members(job.assignment)
             job.state, job.reason = RECOVERING if is_assigned else job.state, reason
-
-    def held(self, job: TrainingJob, blob: BlobHash, node: NodeId) -> None:
-        """``node`` has a copy of a part of the checkpoint."""
-        if job.checkpoint is None:
-            return
-        parts = tuple(
-            replace(part, nodes=tuple(dict.fromkeys((*part.nodes, node)))) if part.blob == blob else part
-            for part in job.checkpoint.parts
-        )
-        job.checkpoint = replace(job.checkpoint, parts=parts)
 
     def finished(self, job: TrainingJob, command: Finish) -> None:
         """It is over."""

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from dmi_protocol.cluster.command import TrainingSpec
 from dmi_protocol.identity import BlobHash, NodeId
@@ -104,6 +105,16 @@ class TrainingJob(Job, tag="training"):
         for parts in (*self.parts.values(), *self.final_parts.values(), whole):
             for part in parts:
                 yield part.blob, part.nodes
+
+    def hold(self, blob: BlobHash, node: NodeId) -> None:
+        """``node`` has a further copy of the files, or of a part of the checkpoint."""
+        super().hold(blob, node)
+        if self.checkpoint is not None:
+            parts = tuple(
+                replace(part, nodes=tuple(dict.fromkeys((*part.nodes, node)))) if part.blob == blob else part
+                for part in self.checkpoint.parts
+            )
+            self.checkpoint = replace(self.checkpoint, parts=parts)
 
     def blobs(self) -> dict[BlobHash, tuple[NodeId, ...]]:
         """What must not be lost, and who has it: the files while the job goes on, and the last checkpoint."""

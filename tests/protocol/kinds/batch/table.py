@@ -11,6 +11,7 @@ from dmi_protocol.jobs.scheduler import Scheduler
 from dmi_protocol.kinds.batch.state import BatchJob
 from dmi_protocol.messages.roles import RoleKey
 from dmi_protocol.reasons import Loss, RoleDied
+from tests.protocol.models import adding
 
 A, B, C = (NodeId(letter * 16) for letter in "abc")
 BUNDLE = BlobHash("f" * 64)
@@ -30,6 +31,7 @@ class Table:
         for node in sorted(self.nodes):
             self.state.members[node] = MemberRecord(node, node[0], "h:1", PublicKey(node), witness=False)
         self._index = 0
+        self.do(adding("m", *sorted(self.nodes)[:2]))
         self.id = JobId(self.do(Submit(RequestId("submit"), spec, BUNDLE, tuple(sorted(self.nodes))[:2])).value)
 
     @property
@@ -57,7 +59,7 @@ class Table:
                 assert self.do(command).refusal is None, command
                 if isinstance(command, Recopy):
                     request = RequestId(f"{command.request}/held")
-                    self.do(HoldBlob(request, command.job, command.blob, command.node))
+                    self.do(HoldBlob(request, command.owner, command.blob, command.node))
             self.bind()
             seen += due
         return seen

@@ -7,10 +7,11 @@ from dmi_protocol.cluster.command import BatchSpec, LeaseSlices, ReadyRole, Reop
 from dmi_protocol.identity import RequestId
 from dmi_protocol.kinds.job import FAILED
 from dmi_protocol.messages.roles import RoleKey
-from dmi_protocol.reasons import CrashedOften, Malformed, RoleFailed, Stale
+from dmi_protocol.reasons import CrashedOften, Malformed, RoleFailed, Stale, UnknownModel
 from tests.protocol.kinds.batch.table import BUNDLE, A, B, Table, blob
+from tests.protocol.models import batch
 
-SPEC = BatchSpec("b", inputs=10, slice_inputs=4)
+SPEC = batch()
 
 
 def begun() -> Table:
@@ -22,12 +23,12 @@ def begun() -> Table:
 @pytest.mark.parametrize(
     "spec",
     [
-        BatchSpec("b", inputs=0, slice_inputs=4),
-        BatchSpec("b", inputs=4, slice_inputs=0),
-        BatchSpec("b", inputs=4, slice_inputs=4, replicas=-1),
-        BatchSpec("b", inputs=4, slice_inputs=4, per_node=0),
-        BatchSpec("b", inputs=4, slice_inputs=4, per_node=limits.REPLICAS_PER_NODE + 1),
-        BatchSpec("b", inputs=limits.SLICES + 1, slice_inputs=1),
+        batch(inputs=0, slice_inputs=4),
+        batch(inputs=4, slice_inputs=0),
+        batch(inputs=4, slice_inputs=4, replicas=-1),
+        batch(inputs=4, slice_inputs=4, per_node=0),
+        batch(inputs=4, slice_inputs=4, per_node=limits.REPLICAS_PER_NODE + 1),
+        batch(inputs=limits.SLICES + 1, slice_inputs=1),
     ],
 )
 def test_numbers_that_no_job_can_have_are_refused(spec: BatchSpec) -> None:
@@ -106,7 +107,7 @@ def test_a_command_of_a_training_means_nothing() -> None:
 
 
 def test_it_is_given_up_when_it_crashes_on_and_on_without_getting_any_further() -> None:
-    table = Table(BatchSpec("b", inputs=10, slice_inputs=1, replicas=1))
+    table = Table(batch(inputs=10, slice_inputs=1, replicas=1))
     for crash in range(limits.CRASHES + 1):
         table.settle()
         if crash == 1:
@@ -117,3 +118,11 @@ def test_it_is_given_up_when_it_crashes_on_and_on_without_getting_any_further() 
             break
     assert isinstance(table.job.reason, CrashedOften)
     assert crash == limits.CRASHES
+
+
+def test_the_model_must_be_known_and_be_what_was_meant() -> None:
+    table = Table(SPEC)
+    nobody = table.do(Submit(RequestId("nobody"), batch(model="m:2"), BUNDLE, (A,)))
+    assert nobody.refusal == UnknownModel("m:2")
+    other = table.do(Submit(RequestId("other"), batch(blob=blob(7)), BUNDLE, (A,)))
+    assert other.refusal == UnknownModel("m:1")

@@ -5,10 +5,11 @@ from dmi_protocol.identity import RequestId
 from dmi_protocol.kinds.job import QUEUED, RECOVERING, RUNNING, SUCCEEDED
 from dmi_protocol.reasons import Inferred, NodeLost
 from tests.protocol.kinds.batch.table import A, B, C, Table
+from tests.protocol.models import batch
 
 
 def spec(slices: int, replicas: int | None = None, per_node: int = 1) -> BatchSpec:
-    return BatchSpec("b", inputs=slices * 4, slice_inputs=4, replicas=replicas, per_node=per_node)
+    return batch(slices * 4, 4, replicas=replicas, per_node=per_node)
 
 
 def test_every_replica_has_a_slice_to_compute_and_one_to_read_ahead() -> None:

@@ -1,24 +1,27 @@
 """Replicas on a node: what they are told, and what follows from what they say."""
 
-from dmi_protocol.cluster.command import BatchSpec, CommitSlice
+from dmi_protocol.cluster.command import CommitSlice
 from dmi_protocol.effects import FetchBlob, StartRole, TellRole
 from dmi_protocol.identity import BlobHash, PublicKey
 from dmi_protocol.instant import Instant
 from dmi_protocol.jobs.hosting import Hosting
 from dmi_protocol.kinds.kind import Host
 from dmi_protocol.messages.roles import BatchLaunch, Bound, Slices, SliceWritten
-from tests.protocol.kinds.batch.table import BUNDLE, A, C, Table, blob
+from tests.protocol.kinds.batch.table import BUNDLE, A, B, C, Table, blob
+from tests.protocol.models import WEIGHTS, batch
 
 HERE = Host(C, "c", "h", (1, 2))
-SPEC = BatchSpec("b", inputs=10, slice_inputs=1)
+SPEC = batch(10, 1)
 
 
 def hosting(table: Table) -> Hosting:
     """On the third node, whose replica has started."""
     found = Hosting(HERE, lambda _: None)
     effects, _ = found.reconcile(table.state)
-    assert [effect for effect in effects if isinstance(effect, FetchBlob)] == [FetchBlob(BUNDLE, table.job.holders)]
-    started, _ = found.arrived(Instant(0), table.state, BUNDLE)
+    wanted = [effect for effect in effects if isinstance(effect, FetchBlob)]
+    assert wanted == [FetchBlob(BUNDLE, (A, B)), FetchBlob(WEIGHTS, (A, B))]
+    assert found.arrived(Instant(0), table.state, BUNDLE) == ([], [])
+    started, _ = found.arrived(Instant(0), table.state, WEIGHTS)
     (start,) = started
     assert isinstance(start, StartRole)
     assert isinstance(start.launch, BatchLaunch)

@@ -1,11 +1,11 @@
 """What is shown of a batch inference."""
 
-from dmi_protocol.cluster.command import BatchSpec
 from dmi_protocol.messages.roles import Progressed
 from dmi_protocol.view import job_view
 from tests.protocol.kinds.batch.table import Table
+from tests.protocol.models import batch
 
-SPEC = BatchSpec("b", inputs=10, slice_inputs=4, replicas=2)
+SPEC = batch(10, 4, replicas=2)
 
 
 def test_inputs_are_counted_and_errors_are_told() -> None:

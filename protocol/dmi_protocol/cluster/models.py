@@ -1,0 +1,106 @@
+"""Versions of models in the replicated state, and what commands do to them."""
+
+import re
+from collections.abc import Iterator, Mapping
+
+from msgspec import Struct, field
+
+from dmi_protocol import limits
+from dmi_protocol.cluster.command import AddModel, RemoveModel
+from dmi_protocol.identity import BlobHash, NodeId
+from dmi_protocol.model import ModelContent
+from dmi_protocol.reasons import LimitReached, Malformed, ModelInUse, Reason, UnknownModel
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class ModelVersion(Struct):
+    """It never changes, but for who has its files. ``id`` is ``name:number``."""
+
+    name: str
+    number: int
+    content: ModelContent
+    digest: str
+    added_unix: int
+    nodes: dict[BlobHash, tuple[NodeId, ...]]
+    """By file: who has it."""
+    copies: dict[BlobHash, NodeId] = field(default_factory=dict)
+    recopied: int = 0
+
+    @property
+    def id(self) -> str:
+        """What jobs name it by."""
+        return f"{self.name}:{self.number}"
+
+    def kept(self) -> Iterator[tuple[BlobHash, tuple[NodeId, ...]]]:
+        """See ``Holding``."""
+        yield from self.nodes.items()
+
+    def blobs(self) -> dict[BlobHash, tuple[NodeId, ...]]:
+        """See ``Holding``: all of it, for as long as it is there."""
+        return self.nodes
+
+    def hold(self, blob: BlobHash, node: NodeId) -> None:
+        """See ``Holding``."""
+        if blob in self.nodes:
+            self.nodes[blob] = tuple(dict.fromkeys((*self.nodes[blob], node)))
+
+
+Models = dict[str, dict[int, ModelVersion]]
+
+
+def is_model_name(name: str) -> bool:
+    """Letters, digits, dots, dashes and underscores: it stands in addresses and file names."""
+    return _NAME.fullmatch(name) is not None and len(name) <= limits.NAME_CHARACTERS
+
+
+def find(models: Models, name: str) -> ModelVersion | None:
+    """By ``name:number``, or the newest of ``name``."""
+    known, _, number = name.partition(":")
+    versions = models.get(known, {})
+    if number:
+        return versions.get(int(number)) if number.isascii() and number.isdigit() else None
+    return versions[max(versions)] if versions else None
+
+
+def add(models: Models, command: AddModel) -> tuple[str, Reason | None]:
+    """Gives the version's id. The same content is the same version, and what is said of its files is added to what is known."""
+    content = command.content
+    if not is_model_name(command.name):
+        return "", Malformed("model name (letters, digits, '.', '-' and '_')", command.name)
+    names = [file.name for file in content.files]
+    if not 0 < len(names) <= limits.MODEL_FILES or len(set(names)) < len(names) or not command.holders:
+        return "", Malformed("model", command.name)
+    if min(file.size_bytes for file in content.files) < 0:
+        return "", Malformed("model", command.name)
+    versions = models.get(command.name, {})
+    digest = content.digest
+    known = next((version for version in versions.values() if version.digest == digest), None)
+    if known is None and sum(map(len, models.values())) >= limits.MODEL_VERSIONS:
+        return "", LimitReached("versions of models; `dmi-node models rm` removes some", limits.MODEL_VERSIONS)
+    if known is None:
+        number = 1 + max(versions, default=0)
+        nodes = {file.blob: command.holders for file in content.files}
+        known = ModelVersion(command.name, number, content, digest, command.at_unix, nodes)
+        models[command.name] = versions | {number: known}
+    for blob in known.nodes:
+        for node in command.holders:
+            known.hold(blob, node)
+    return known.id, None
+
+
+def remove(models: Models, command: RemoveModel, used: Mapping[str, str]) -> Reason | None:
+    """One version, or all of them. ``used`` gives the job that uses a version, by its id."""
+    versions = models.get(command.name, {})
+    gone = [n for n in versions if command.number is None or n == command.number]
+    if not gone:
+        return UnknownModel(command.name if command.number is None else f"{command.name}:{command.number}")
+    for number in gone:
+        if versions[number].id in used:
+            return ModelInUse(versions[number].id, used[versions[number].id])
+    left = {number: version for number, version in versions.items() if number not in gone}
+    if left:
+        models[command.name] = left
+    else:
+        del models[command.name]
+    return None

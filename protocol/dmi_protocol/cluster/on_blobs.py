@@ -1,0 +1,49 @@
+"""What the commands of blobs and models do to the state."""
+
+from dmi_protocol.cluster import models
+from dmi_protocol.cluster.command import AddModel, BatchSpec, BlobCommand, HoldBlob, ModelCommand, Recopy, RemoveModel
+from dmi_protocol.cluster.holding import Holding
+from dmi_protocol.cluster.state import ClusterState, Outcome
+from dmi_protocol.identity import JobId
+from dmi_protocol.kinds.job import ENDED
+from dmi_protocol.reasons import Stale
+
+_STALE = Outcome(refusal=Stale())
+_DONE = Outcome()
+
+
+def do_for_blobs(state: ClusterState, command: BlobCommand | ModelCommand) -> Outcome:
+    """Apply a command of a blob or of a model."""
+    match command:
+        case Recopy():
+            return _recopy(state, command)
+        case HoldBlob():
+            return _hold(state, command)
+        case AddModel():
+            value, refusal = models.add(state.models, command)
+            return Outcome(value, refusal)
+        case RemoveModel():
+            going_on = [job for job in state.jobs.values() if job.state not in ENDED]
+            used = {job.spec.model.id: job.id for job in going_on if isinstance(job.spec, BatchSpec)}
+            return Outcome(refusal=models.remove(state.models, command, used))
+
+
+def _owner(state: ClusterState, owner: str) -> Holding | None:
+    return state.jobs.get(JobId(owner)) or models.find(state.models, owner)
+
+
+def _recopy(state: ClusterState, command: Recopy) -> Outcome:
+    owner = _owner(state, command.owner)
+    if owner is None or command.blob not in owner.blobs():
+        return _STALE
+    owner.copies, owner.recopied = owner.copies | {command.blob: command.node}, owner.recopied + 1
+    return _DONE
+
+
+def _hold(state: ClusterState, command: HoldBlob) -> Outcome:
+    owner = _owner(state, command.owner)
+    if owner is None or owner.copies.get(command.blob) != command.node:
+        return _STALE
+    del owner.copies[command.blob]
+    owner.hold(command.blob, command.node)
+    return _DONE

@@ -1,0 +1,58 @@
+"""Models as everybody agrees to know them: what a version is made of, and what goes in and comes out."""
+
+import hashlib
+from typing import Literal
+
+from msgspec import Struct
+
+from dmi_protocol.codec import pack
+from dmi_protocol.identity import BlobHash
+
+Format = Literal["torchscript", "exported", "factory"]
+"""A TorchScript file; a file of ``torch.export.save``; a function that makes the module, and its weights as safetensors."""
+
+
+class TensorInfo(Struct, frozen=True):
+    """An input or an output. ``dtype`` is torch's word (``float32``); a dimension of ``shape`` is None where any size may be
+    given. ``is_batched`` says that the first dimension counts inputs."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+    is_batched: bool = True
+
+
+class ModelFile(Struct, frozen=True):
+    """One file of a version. ``name`` says what it is to the format (``model``, ``weights``, ``code``)."""
+
+    name: str
+    blob: BlobHash
+    size_bytes: int
+
+
+class ModelContent(Struct, frozen=True):
+    """All that a version is. ``factory`` is ``module:function``, whose module is in the file ``code`` when it travelled."""
+
+    format: Format
+    files: tuple[ModelFile, ...]
+    inputs: tuple[TensorInfo, ...] = ()
+    outputs: tuple[TensorInfo, ...] = ()
+    factory: str = ""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what it is made of: the same bytes are the same version, whatever was found out about them."""
+        made_of = (self.format, self.factory, sorted((file.name, file.blob) for file in self.files))
+        return hashlib.sha256(pack(made_of)).hexdigest()
+
+    @property
+    def size_bytes(self) -> int:
+        """All files together."""
+        return sum(file.size_bytes for file in self.files)
+
+
+class ModelRef(Struct, frozen=True):
+    """A version that something uses: its id (``digits:3``), and what it is made of."""
+
+    id: str
+    content: ModelContent
