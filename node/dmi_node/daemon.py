@@ -38,7 +38,7 @@ from dmi_protocol.address import is_address
 from dmi_protocol.cluster.command import Command
 from dmi_protocol.consensus.settings import Restored
 from dmi_protocol.effects import Answer, Effect, PersistSnapshot
-from dmi_protocol.events import Asked, BlobArrived, BlobFailed, Event, JoinAsked, Stopping
+from dmi_protocol.events import Asked, BlobArrived, BlobFailed, BlobPinned, Event, JoinAsked, Stopping
 from dmi_protocol.identity import BlobHash, NodeId, RequestId, node_id
 from dmi_protocol.messages.control import Introduced, Join, Refused, Welcomed
 from dmi_protocol.peer import Me, Peer, PeerSettings, found
@@ -132,7 +132,7 @@ class Node:
         try:
             identity = await self._identity(journal, keys)
             me = self._me(identity, keys, journal.next_boot())
-            self.library = Library(self._home, self.blobs, self._tasks, self._mesh.send)
+            self.library = Library(self._home, self.blobs, self._tasks, self._mesh.send, self.pin)
             self._supervisor = Supervisor(self._home, self.blobs, self._tasks, self._give)
             stored = journal.fact("members")
             known = msgspec.msgpack.decode(stored, type=tuple[Introduced, ...]) if stored else identity.introduced
@@ -252,6 +252,11 @@ class Node:
             return await asyncio.shield(waited)
         finally:
             self._answers.pop(event.request, None)
+
+    async def pin(self, blob: BlobHash) -> None:
+        """The blob stays here for a while, if it is here: whoever looks afterwards whether it is finds what stays."""
+        self._give(BlobPinned(blob))
+        await self._driver.done()
 
     def refused(self) -> Mapping[str, int]:
         """What was refused, by reason."""

@@ -26,7 +26,8 @@ class Driver:
         self.peer = peer
         self._journal = journal
         self._do = do
-        self._events: deque[Event] = deque()
+        self._events: deque[Event | asyncio.Future[None]] = deque()
+        """And marks: whoever waits for one waits for what stands before it."""
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._disk = ThreadPoolExecutor(1, "journal")
@@ -45,6 +46,13 @@ class Driver:
             return
         self._events.append(event)
         self._wake.set()
+
+    async def done(self) -> None:
+        """Until all that was given so far is taken in, and what follows from it is done."""
+        mark: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._events.append(mark)
+        self._wake.set()
+        await mark
 
     async def run(self) -> None:
         """Turn until cancelled. A journal that cannot be used any more ends it, because nothing can be promised."""
@@ -69,6 +77,7 @@ class Driver:
         if self._retry_at is not None and clock.now() >= self._retry_at:
             await self._retry()
         effects: list[Effect] = []
+        marks: list[asyncio.Future[None]] = []
         deadline = self.peer.deadline()
         if not self._events and (deadline is None or clock.now() < deadline):
             self._set_timer()
@@ -77,6 +86,9 @@ class Driver:
             self._events.append(Ticked())
         for _ in range(min(len(self._events), limits.EVENTS_PER_WRITE)):
             event = self._events.popleft()
+            if isinstance(event, asyncio.Future):
+                marks.append(event)
+                continue
             self._deferred.happened(event)
             effects += self.peer.step(clock.now(), event)
         writes = [effect for effect in effects if isinstance(effect, WRITES)]
@@ -85,6 +97,9 @@ class Driver:
         if self._cause is not None:
             effects = self._deferred.hold(self._cause, effects)
         self._carry_out(effects)
+        for mark in marks:
+            if not mark.done():
+                mark.set_result(None)
         if self._events:
             self._wake.set()
         self._set_timer()

@@ -61,6 +61,10 @@ LEASES = 2
 MODEL_VERSIONS = 1_024
 MODEL_FILES = 16
 """Of one version."""
+MODEL_BYTES = 1 << 44
+"""Of one file."""
+MODEL_TENSORS = 256
+DIMENSIONS = 16
 JOBS_REMEMBERED = 1_000
 PARTIAL_CHECKPOINTS = 64
 """Checkpoints of one job that lack a part; the oldest are given up."""

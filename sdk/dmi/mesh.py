@@ -1,15 +1,15 @@
 """The mesh as its user sees it: ask any node of it."""
 
+import io
 import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dmi import bundle
+from dmi import bundle, uploads
 from dmi.connection import Connection, Stream
 from dmi.job import Job
-
-_CHUNK = 1 << 20
+from dmi.models.library import Models
 
 
 def connect(home: str | Path | None = None) -> "Mesh":
@@ -24,6 +24,7 @@ class Mesh:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self.models = Models(connection)
 
     def submit(
         self,
@@ -58,10 +59,8 @@ class Mesh:
         request = {"request": secrets.token_hex(8), "spec": spec, "bundle": made.hash, "size": len(made.data)}
         with self._connection.open() as talk:
             talk.send({"verb": "submit", "args": request})
-            if talk.receive()["need"]:
-                for start in range(0, len(made.data), _CHUNK):
-                    talk.send({"chunk": made.data[start : start + _CHUNK]})
-                talk.send({"end": True})
+            for _ in talk.receive()["need"]:
+                uploads.send(talk, io.BytesIO(made.data))
             return Job(self._connection, talk.receive()["ok"]["id"])
 
     def job(self, name: str) -> Job:

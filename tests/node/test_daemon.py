@@ -141,7 +141,7 @@ async def upload(door: Path, request: str, data: bytes, said: bytes) -> tuple[bo
     async with call(door) as caller:
         size, blob = len(said), hashlib.sha256(said).hexdigest()
         caller.say({"verb": "submit", "args": {"request": request, "spec": SPEC, "bundle": blob, "size": size}})
-        needed = (await caller.hear())["need"]
+        needed = (await caller.hear())["need"] == [blob]
         if needed:
             caller.say({"chunk": data})
             caller.say({"end": True})

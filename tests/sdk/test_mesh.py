@@ -27,7 +27,7 @@ class Uploads:
 
     def __call__(self, client: Client, args: dict[str, Any]) -> object:
         self.args = args
-        client.send({"need": self.need})
+        client.send({"need": [args["bundle"]] if self.need else []})
         while self.need and "chunk" in (piece := client.receive()):
             self.bundle += piece["chunk"]
         return {"id": "train-77"}
@@ -76,7 +76,7 @@ def test_a_node_that_refuses_in_the_middle_of_an_upload_is_heard(tmp_path: Path,
     """It hangs up while the client still sends: the reason matters, not the broken pipe."""
 
     def full(client: Client, _: dict[str, Any]) -> None:
-        client.send({"need": True})
+        client.send({"need": ["b" * 64]})
         client.receive()
         client.send({"error": {"kind": "refused", "line": "the disk is full"}})
 

@@ -25,6 +25,7 @@ _VERBS = {
     "why": "jobs",
     "cancel": "jobs",
     "export": "jobs",
+    "models": "models",
 }
 _SUMMARIES = {
     "run": "Run one node, in the foreground.",
@@ -45,6 +46,7 @@ _SUMMARIES = {
     "why": "Why a job is in its state.",
     "cancel": "End a job.",
     "export": "Write a trained model to a file.",
+    "models": "The models that the mesh keeps: add, show, rm.",
 }
 
 

@@ -67,6 +67,41 @@ def member_row(member: dict[str, Any]) -> list[str]:
     return [member["name"], member["state"], member["address"], voter, str(member["pid"] or "-"), "; ".join(parts)]
 
 
+MODEL_COLUMNS = ("model", "format", "size", "in", "out", "nodes")
+
+
+def model_row(model: dict[str, Any]) -> list[str]:
+    """A version of a model in a table."""
+    ins, outs = (", ".join(map(tensor, model[side])) for side in ("inputs", "outputs"))
+    return [model["id"], model["format"], size(model["size_bytes"]), ins, outs, ", ".join(model["nodes"])]
+
+
+def model_lines(model: dict[str, Any]) -> list[str]:
+    """A version of a model at length."""
+    made = f" by {model['factory']}" if model["factory"] else ""
+    return [
+        f"{model['id']}  {model['format']}{made}, {size(model['size_bytes'])}, {model['hash'][:16]}",
+        *(f"  in   {tensor(info)}" for info in model["inputs"]),
+        *(f"  out  {tensor(info)}" for info in model["outputs"]),
+        f"  on   {', '.join(model['nodes']) or 'no node that is known'}",
+    ]
+
+
+def tensor(info: dict[str, Any]) -> str:
+    """``x float32[N,3,*,*]``: N counts inputs, * may be any size."""
+    sizes = ["*" if size is None else str(size) for size in info["shape"]]
+    if info["is_batched"] and sizes and sizes[0] == "*":
+        sizes[0] = "N"
+    return f"{info['name']} {info['dtype']}[{','.join(sizes)}]"
+
+
+def size(count: int) -> str:
+    """Bytes for people: ``1.4 MB``."""
+    units = ("B", "kB", "MB", "GB", "TB")
+    power = min(len(units) - 1, max(0, (len(str(count)) - 1) // 3))
+    return f"{count} B" if power == 0 else f"{count / 1000**power:.1f} {units[power]}"
+
+
 def survives(status: dict[str, Any]) -> str:
     """Which losses can be survived now."""
     voters = [member for member in status["members"] if member["voter"]]

@@ -6,6 +6,7 @@ from dmi_protocol import limits, reasons
 from dmi_protocol.cluster.command import TrainingSpec
 from dmi_protocol.codec import convert
 from dmi_protocol.identity import BlobHash, RequestId
+from dmi_protocol.model import ModelContent
 from dmi_protocol.sentences import sentence
 
 _REQUEST_CHARACTERS = 128
@@ -66,6 +67,20 @@ def _check_numbers(found: TrainingSpec, nodes: int) -> None:
     for role, wanted in (("worker", found.workers), ("server", found.servers)):
         if wanted is not None and not 1 <= wanted <= nodes:
             raise RefusalError("refused", sentence(reasons.TooFewNodes(role, wanted, nodes)))
+
+
+def content(value: object) -> ModelContent:
+    """What a version of a model is made of."""
+    found: ModelContent = convert(value, ModelContent)
+    for file in found.files:
+        if not is_hash(file.blob) or not 0 < file.size_bytes <= limits.MODEL_BYTES:
+            raise RefusalError("usage", f"a model's file has a hash, and 1 to {limits.MODEL_BYTES} bytes")
+    infos = (*found.inputs, *found.outputs)
+    if len(infos) > limits.MODEL_TENSORS or any(len(info.shape) > limits.DIMENSIONS for info in infos):
+        raise RefusalError("usage", f"a model has at most {limits.MODEL_TENSORS} inputs and outputs")
+    if max([len(found.factory), *(len(info.name) for info in infos)]) > _SCRIPT_CHARACTERS:
+        raise RefusalError("usage", f"a name has at most {_SCRIPT_CHARACTERS} characters")
+    return found
 
 
 def seconds(value: object) -> int:

@@ -10,9 +10,11 @@ import msgspec
 
 from dmi_node import clock
 from dmi_node.control import checks
+from dmi_node.control.models import ModelVerbs
 from dmi_node.control.server import Client, RefusalError, Verb
+from dmi_node.control.uploads import Uploads
 from dmi_node.joining import Invitation
-from dmi_node.storage.blobs import Blobs, WrongHashError
+from dmi_node.storage.blobs import Blobs
 from dmi_node.transport.library import Library, NoSourceError
 from dmi_protocol import reasons
 from dmi_protocol.cluster.command import Cancel, Command, Drain, Invite, Remove, Submit
@@ -30,7 +32,6 @@ from dmi_wire.keys import KeyPair
 
 _WITHIN_MS = 10_000
 _UNDECIDED = reasons.NoQuorum | reasons.NoCoordinator | reasons.TimedOut | reasons.DiskFull
-_COPY_S = 10.0
 _LOG_S = 0.3
 _WATCH_S = 0.2
 _LINE_BYTES = 64 * 1024
@@ -63,6 +64,10 @@ class Node(Protocol):
         """Have ``command`` agreed."""
         ...
 
+    async def pin(self, blob: BlobHash) -> None:
+        """The blob stays here for a while, if it is here."""
+        ...
+
     def refused(self) -> Mapping[str, int]:
         """What was refused, by reason."""
         ...
@@ -77,6 +82,8 @@ class Verbs:
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._uploads = Uploads(node)
+        self._models = ModelVerbs(node, self._uploads, self._state, self._ask)
 
     def table(self) -> dict[str, Verb]:
         """Every verb by its name."""
@@ -98,6 +105,7 @@ class Verbs:
             "expel": self.expel,
             "stop": self.stop,
             "version": self.version,
+            **self._models.table(),
         }
 
     # Questions
@@ -201,50 +209,8 @@ class Verbs:
         request = checks.request(args["request"])
         spec = checks.spec(args["spec"], sum(not member.witness for member in self._state().members.values()))
         blob, size = checks.bundle(args["bundle"], args["size"])
-        blobs = self._node.blobs
-        need = not blobs.has(blob)
-        await client.send({"need": need})
-        if need:
-            await self._receive(client, blob, size)
-        me = self._node.peer.me.node
-        holders = (me, *(await self._copy(blob)))
+        holders = await self._uploads.take(client, {blob: size}, "the job's files")
         return {"id": await self._ask(Submit(request, spec, blob, holders))}
-
-    async def _receive(self, client: Client, blob: BlobHash, size: int) -> None:
-        """The bundle in chunks, into the blobs."""
-        directory, received = self._node.blobs.path(blob).parent, 0
-        path = directory / f".upload-{secrets.token_hex(8)}"
-        try:
-            with await asyncio.to_thread(path.open, "xb") as file:
-                while "chunk" in (piece := await client.receive()):
-                    received += len(piece["chunk"])
-                    if received > size:
-                        raise RefusalError("usage", "the bundle is larger than was said")
-                    await asyncio.to_thread(file.write, piece["chunk"])
-            await asyncio.to_thread(self._node.blobs.adopt, path, blob)
-        except WrongHashError as error:
-            raise RefusalError("usage", f"the bundle arrived damaged: {error}") from error
-        except (TimeoutError, ConnectionError):
-            raise
-        except OSError as error:
-            name = self._node.peer.me.name
-            why = f"the job's files cannot be stored on {name} ({error.strerror}): free some space under {directory}"
-            raise RefusalError("refused", f"{why}, or submit to another node") from error
-        finally:
-            await asyncio.to_thread(path.unlink, missing_ok=True)
-
-    async def _copy(self, blob: BlobHash) -> tuple[NodeId, ...]:
-        """One other node that has the bundle too; nobody, in a mesh of one. A witness is asked last, and may decline."""
-        peer = self._node.peer
-        witnesses = {member.node for member in self._state().members.values() if member.witness}
-        there = peer.alive() - {peer.me.node}
-        others = sorted(there, key=lambda n: (n in witnesses, peer.standing(n) != "alive", n))
-        for node in others[:3]:
-            if await self._node.library.keep_at(node, blob, _COPY_S / 2):
-                return (node,)
-        if there - witnesses:
-            raise RefusalError("refused", "no second node could store the job's files; look at `dmi-node members`")
-        return ()
 
     async def cancel(self, client: Client, args: dict[str, Any]) -> object:
         request, job = checks.request(args["request"]), self._job(args["job"])

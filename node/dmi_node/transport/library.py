@@ -1,7 +1,7 @@
 """Blobs and logs from node to node. The asker drives: one piece is under way at a time, so nothing piles up."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TypeVar
 
 from dmi_node.home import Home
@@ -24,6 +24,7 @@ _FARTHEST = 2**62
 
 Value = TypeVar("Value")
 Send = Callable[[NodeId, BlobMessage], None]
+Pin = Callable[[BlobHash], Awaitable[None]]
 
 
 class NoSourceError(Exception):
@@ -33,11 +34,12 @@ class NoSourceError(Exception):
 class Library:
     """This node's blobs and logs, and those of the others through it."""
 
-    def __init__(self, home: Home, blobs: Blobs, tasks: Tasks, send: Send) -> None:
+    def __init__(self, home: Home, blobs: Blobs, tasks: Tasks, send: Send, pin: Pin) -> None:
         self._home = home
         self._blobs = blobs
         self._tasks = tasks
         self._send = send
+        self._pin = pin
         self._pieces: dict[tuple[NodeId, BlobHash, int], asyncio.Future[BlobPiece]] = {}
         self._kept: dict[tuple[NodeId, BlobHash], asyncio.Future[bool]] = {}
         self._logs: dict[int, asyncio.Future[LogPiece]] = {}
@@ -91,6 +93,7 @@ class Library:
 
     async def _keep(self, sender: NodeId, blob: BlobHash) -> None:
         try:
+            await self._pin(blob)
             await self.fetch(blob, [sender])
         except (NoSourceError, OSError):
             self._send(sender, BlobKept(blob, kept=False))

@@ -22,7 +22,7 @@ def invoke(home: Path, *arguments: str) -> Result:
 
 
 def submitted(client: Client, _: object) -> object:
-    client.send({"need": False})
+    client.send({"need": []})
     return {"id": JOB["id"]}
 
 

@@ -38,9 +38,10 @@ def keys_in(text: str) -> set[str]:
 def documented(verb: str) -> set[str]:
     row = next(line for line in DOCUMENT.splitlines() if line.startswith(f"| `{verb}` |"))
     keys = keys_in(row)
-    for part in ("member", "job"):
+    for part in ("member", "job", "model", "tensor"):
         if f"[{part}]" in row:
-            keys |= keys_in(re.search(rf"^\* {part}: `(.*?)`", DOCUMENT, re.M | re.S)[1])  # type: ignore[index]
+            shape = re.search(rf"^\* {part}: `(.*?)`", DOCUMENT, re.M | re.S)[1]  # type: ignore[index]
+            row, keys = row + shape, keys | keys_in(shape)
     return keys
 
 
@@ -122,6 +123,25 @@ def test_cancel_and_submit(mesh: LocalMesh, running: str) -> None:
         assert value == {"id": identity, "state": "cancelled"}
         assert keys_of(value) == documented("cancel")
         assert job(mesh, identity)["state"] == "cancelled"
+
+
+def test_models(mesh: LocalMesh, done: str, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("import torch\ndef make():\n    return torch.nn.Linear(1, 1)\n")
+    command("export", done, tmp_path / "w.safetensors", home=mesh.node(0))
+    given = (f"{tmp_path}/net.py:make", "--weights", tmp_path / "w.safetensors")
+
+    def models(*rest: object) -> Any:
+        return json.loads(command("models", *rest, "--json", home=mesh.node(0)).stdout)
+
+    added, shown, removed = models("add", "m", *given), models("show", "m"), models("rm", "m:1")
+    assert added == shown
+    assert keys_of(added) == documented("models add") == documented("models show")
+    assert keys_of(removed) == documented("models rm")
+    from_job = models("add", "j", "--job", done, "--model", f"{tmp_path}/net.py:make")
+    assert from_job["hash"] == added["hash"], "a job's weights are those that it exports"
+    listed = models()
+    assert listed == [from_job]
+    assert keys_of(listed) == documented("models")
 
 
 def test_up_and_down(tmp_path: Path) -> None:

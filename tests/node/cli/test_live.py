@@ -215,7 +215,7 @@ def test_on_a_terminal_one_picture_takes_the_place_of_the_other(tmp_path: Path) 
 
 def test_waiting_draws_on_standard_error_and_says_the_id_on_standard_output(tmp_path: Path) -> None:
     def submitted(client: Client, _: object) -> object:
-        client.send({"need": False})
+        client.send({"need": []})
         return {"id": JOB["id"]}
 
     (tmp_path / "train.py").write_text("")

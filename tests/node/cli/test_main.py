@@ -14,6 +14,7 @@ from tests.sdk.fake_node import FakeNode, value
 
 VERBS = [
     "run", "up", "down", "status", "members", "roles", "jobs", "submit", "logs", "why", "cancel", "export",
+    "models",
     "invite", "join", "leave", "drain", "expel", "version",
 ]  # fmt: skip
 

@@ -41,9 +41,13 @@ class Pair:
             home.make()
             self.blobs[node] = Blobs(home.blobs)
         self.said: list[BlobMessage] = []
-        self.here = Library(self.homes[HERE], self.blobs[HERE], self.tasks, self._from_here)
-        self.there = Library(self.homes[THERE], self.blobs[THERE], self.tasks, self._from_there)
+        self.pinned: list[BlobHash] = []
+        self.here = Library(self.homes[HERE], self.blobs[HERE], self.tasks, self._from_here, self._pin)
+        self.there = Library(self.homes[THERE], self.blobs[THERE], self.tasks, self._from_there, self._pin)
         self._change = change
+
+    async def _pin(self, blob: BlobHash) -> None:
+        self.pinned.append(blob)
 
     def _from_here(self, to: NodeId, message: BlobMessage) -> None:
         assert to == THERE

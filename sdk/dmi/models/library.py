@@ -1,0 +1,95 @@
+"""``mesh.models``: the versions of models that a mesh keeps."""
+
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import msgspec
+
+from dmi import uploads
+from dmi.connection import Connection
+from dmi.errors import UsageError
+from dmi.job import Job
+from dmi.models.source import Source, source_of
+
+_COPIED_BYTES_PER_S = 2 << 20
+_PATIENCE_S = 120.0
+
+
+class Models:
+    """Every method raises ``NoNodeError`` when the node has gone, and ``RefusedError`` for what the mesh refuses.
+
+    A version is a dict: ``{"id", "name", "version", "hash", "format", "factory", "size_bytes", "inputs", "outputs", "nodes",
+    "added_unix"}``; an input or output is ``{"name", "dtype", "shape", "is_batched"}`` with None where any size may be given.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def add(
+        self,
+        name: str,
+        path: str | Path | None = None,
+        *,
+        weights: str | Path | None = None,
+        job: str | None = None,
+        model: str | None = None,
+        inputs: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """Add a version of ``name``; returns it once it is on two nodes. The same content is the same version.
+
+        ``path`` is a TorchScript or exported file, or ``module:function`` with ``weights``. With ``job`` the weights are those of
+        a training, and ``model`` is its ``module:function``. Raises ``UsageError`` for what is no model.
+        """
+        if job is not None:
+            return self._add_job(name, job, model, inputs)
+        if path is None or model is not None:
+            raise UsageError(
+                "give a model file, or module:function with --weights, or --job with --model module:function"
+            )
+        return self._send(name, source_of(str(path), weights, inputs))
+
+    def _add_job(self, name: str, job: str, model: str | None, inputs: Sequence[str]) -> dict[str, Any]:
+        if model is None:
+            raise UsageError("a job has weights and no code: say how the model is made, --model net.py:make")
+        found = Job(self._connection, self._connection.ask("why", job=job)["job"])
+        state = found.status()["state"]
+        if state != "succeeded":
+            raise UsageError(f"{found.id} is {state}: a model is taken from a training that has succeeded")
+        with TemporaryDirectory(prefix="dmi-model-") as directory:
+            weights = Path(directory) / "weights.safetensors"
+            found.export(weights)
+            return self._send(name, source_of(model, weights, inputs))
+
+    def _send(self, name: str, source: Source) -> dict[str, Any]:
+        paths = {file.blob: source.files[file.name] for file in source.content.files}
+        request = {
+            "request": secrets.token_hex(8),
+            "name": name,
+            "content": msgspec.to_builtins(source.content),
+        }
+        with self._connection.open() as talk:
+            talk.send({"verb": "model-add", "args": request})
+            for blob in talk.receive()["need"]:
+                with paths[blob].open("rb") as file:
+                    uploads.send(talk, file)
+            patience = _PATIENCE_S + source.content.size_bytes / _COPIED_BYTES_PER_S
+            found: dict[str, Any] = talk.receive(patience)["ok"]
+            return found
+
+    def versions(self) -> list[dict[str, Any]]:
+        """Every version, by name and number."""
+        found: list[dict[str, Any]] = self._connection.ask("models")
+        return found
+
+    def show(self, name: str) -> dict[str, Any]:
+        """One version: ``name:number``, or the newest of ``name``."""
+        found: dict[str, Any] = self._connection.ask("model", name=name)
+        return found
+
+    def remove(self, name: str) -> list[str]:
+        """``name:number``, or all versions of ``name``, that no job uses; their files are freed. Gives their ids."""
+        found: list[str] = self._connection.ask("model-rm", name=name, request=secrets.token_hex(8))["removed"]
+        return found
