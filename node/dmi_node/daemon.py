@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -258,6 +258,11 @@ class Node:
         self._give(BlobPinned(blob))
         await self._driver.done()
 
+    def sources(self, holders: Iterable[NodeId]) -> list[NodeId]:
+        """Whom a blob is fetched from: first those who are well."""
+        others = [node for node in holders if node != self.peer.me.node]
+        return sorted(others, key=lambda node: self.peer.standing(node) != "alive")
+
     def refused(self) -> Mapping[str, int]:
         """What was refused, by reason."""
         return self._refusals.counts
@@ -319,7 +324,7 @@ class Node:
 
     async def _fetch(self, blob: BlobHash, sources: tuple[NodeId, ...]) -> None:
         try:
-            await self.library.fetch(blob, sources)
+            await self.library.fetch(blob, self.sources(sources))
         except (NoSourceError, OSError) as error:
             self._give(BlobFailed(blob, str(error)))
         else:

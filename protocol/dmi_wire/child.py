@@ -19,7 +19,7 @@ from dmi_protocol import limits
 from dmi_protocol.codec import decode_struct, encode_struct
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.instant import Instant
-from dmi_protocol.messages.roles import Failed, FromRole, Launch, Lease, Moving, Roster, Stop, ToRole
+from dmi_protocol.messages.roles import Failed, FromRole, Launch, Lease, Moving, Roster, Slices, Stop, ToRole
 from dmi_wire.channel import framed, unframed
 
 OfLaunch = TypeVar("OfLaunch", bound=Launch)
@@ -48,6 +48,7 @@ class Child:
         self._code = _ORPHANED
         """With which we end when the other end is closed."""
         self._told: queue.Queue[Roster] = queue.Queue(maxsize=limits.ROSTERS)
+        self._leased: queue.Queue[Slices] = queue.Queue(maxsize=limits.ROSTERS)
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         """Can be read when ``newest`` may have a roster to give, or ``lease`` is another one."""
         self.lease = Lease(Instant(0))
@@ -87,6 +88,14 @@ class Child:
         with suppress(queue.Empty):
             while True:
                 found = self._told.get_nowait()
+        return found
+
+    def slices(self, *, wait: bool) -> Slices | None:
+        """The last slices that we were told to compute since they were taken; without ``wait`` None when there were none."""
+        found = self._leased.get() if wait else None
+        with suppress(queue.Empty):
+            while True:
+                found = self._leased.get_nowait()
         return found
 
     def tell(self, message: FromRole) -> None:
@@ -135,6 +144,10 @@ class Child:
                 self._told.get_nowait()
             self._told.put_nowait(message)
             os.eventfd_write(self.fd, 1)
+        elif isinstance(message, Slices):
+            if self._leased.full():  # only the newest counts
+                self._leased.get_nowait()
+            self._leased.put_nowait(message)
         elif isinstance(message, Lease):
             self.lease = message
             os.eventfd_write(self.fd, 1)

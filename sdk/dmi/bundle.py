@@ -8,7 +8,7 @@ import ast
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from msgspec import Struct
@@ -52,10 +52,21 @@ def _pack(files: dict[str, Path]) -> bytes:
             f"the job's files are {total / 1e6:.0f} MB, more than {limits.BUNDLE_BYTES / 1e6:.0f} MB (the largest is {largest}); "
             "read large data from a path that every host has"
         )
+    return _tar((name, files[name].read_bytes()) for name in sorted(files))
+
+
+def pack(files: Mapping[str, bytes]) -> bytes:
+    """Files that are in memory, by name, as one blob. Raises ``UsageError`` when they are too much."""
+    total = sum(map(len, files.values()))
+    if total > limits.BUNDLE_BYTES:
+        raise UsageError(f"the job's files are {total / 1e6:.0f} MB, more than {limits.BUNDLE_BYTES / 1e6:.0f} MB")
+    return _tar(sorted(files.items()))
+
+
+def _tar(files: Iterable[tuple[str, bytes]]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:", format=tarfile.PAX_FORMAT) as archive:
-        for name in sorted(files):
-            body = files[name].read_bytes()
+        for name, body in files:
             member = tarfile.TarInfo(name)
             member.size, member.mode = len(body), 0o644
             archive.addfile(member, io.BytesIO(body))

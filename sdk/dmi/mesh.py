@@ -1,6 +1,5 @@
 """The mesh as its user sees it: ask any node of it."""
 
-import io
 import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from dmi import bundle, uploads
 from dmi.connection import Connection, Stream
+from dmi.infer.client import Inference, infer
 from dmi.job import Job
 from dmi.models.library import Models
 
@@ -57,11 +57,18 @@ class Mesh:
             "threads": threads,
         }
         request = {"request": secrets.token_hex(8), "spec": spec, "bundle": made.hash, "size": len(made.data)}
-        with self._connection.open() as talk:
-            talk.send({"verb": "submit", "args": request})
-            for _ in talk.receive()["need"]:
-                uploads.send(talk, io.BytesIO(made.data))
-            return Job(self._connection, talk.receive()["ok"]["id"])
+        return Job(self._connection, uploads.submit(self._connection, request, made.data))
+
+    def infer(
+        self, config: str | Path | dict[str, Any], out: str | Path, *, nodes: int | None = None, resume: bool = False
+    ) -> Inference:
+        """Compute ``config`` (a JSON or TOML file, or what stands in one) on the mesh; returns once the job is committed.
+
+        ``write()`` of what is returned waits, and writes ``results.jsonl`` and ``manifest.json`` into the folder ``out``, which
+        must not exist; with ``resume`` it may be one that was begun in the same way. ``nodes`` is how many compute, by default
+        all. Raises ``UsageError``, ``RefusedError``, ``NoQuorumError``.
+        """
+        return infer(self._connection, config, out, nodes=nodes, resume=resume)
 
     def job(self, name: str) -> Job:
         """A job by its id, a prefix of it, or its name. Raises ``UnknownJobError``."""

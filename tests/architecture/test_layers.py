@@ -19,7 +19,7 @@ LIBRARIES = {
     "dmi_wire": {"msgspec", "zmq"},
     "dmi_tensor": {"msgpack", "msgspec", "numpy", "safetensors", "torch"},
     "dmi_node": {"click", "msgspec", "psutil", "rich", "torch", "uvloop", "zmq"},
-    "dmi": {"msgpack", "msgspec", "numpy", "torch", "uvloop", "zmq"},
+    "dmi": {"PIL", "msgpack", "msgspec", "numpy", "pyarrow", "torch", "uvloop", "zmq"},
 }
 LAZY = {"dmi_tensor", "rich", "torch"}
 """Heavy modules that may be imported inside a function, because most commands do without them."""

@@ -2,6 +2,8 @@
 
 import hashlib
 
+from msgspec.structs import replace
+
 from dmi_protocol.identity import BlobHash, JobId, PublicKey
 from dmi_protocol.messages.roles import BatchLaunch, Lease, RoleKey, Roster, Slices, SliceWritten
 from tests.simulation.node import Node
@@ -29,10 +31,13 @@ class ScriptedReplica:
         self._most_ms = sockets.clock.random.choice([_QUICK_MS, _QUICK_MS, _SLOW_MS])
         self._told = Slices(0, ())
         self._is_busy = False
+        self._written: set[int] = set()
 
     def slices(self, message: Slices) -> None:
         """Compute these from now on."""
-        self._told = message
+        if message.reopened > self._told.reopened:
+            self._written.clear()
+        self._told = replace(message, slices=tuple(s for s in message.slices if s not in self._written))
         self._go_on()
 
     def roster(self, roster: Roster) -> None:
@@ -59,6 +64,6 @@ class ScriptedReplica:
             blob = result_of(self.key.job, slice_)
             self.node.blobs[blob] = {}
             tell_daemon(self, self._sockets.clock, SliceWritten(self._told.decided, slice_, blob, "result", 1, 0))
-            rest = tuple(other for other in self._told.slices if other != slice_)
-            self._told = Slices(self._told.decided, rest)
+            self._written.add(slice_)
+            self._told = replace(self._told, slices=tuple(s for s in self._told.slices if s != slice_))
         self._go_on()

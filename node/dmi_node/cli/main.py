@@ -26,6 +26,7 @@ _VERBS = {
     "cancel": "jobs",
     "export": "jobs",
     "models": "models",
+    "infer": "infer",
 }
 _SUMMARIES = {
     "run": "Run one node, in the foreground.",
@@ -46,6 +47,7 @@ _SUMMARIES = {
     "why": "Why a job is in its state.",
     "cancel": "End a job.",
     "export": "Write a trained model to a file.",
+    "infer": "Compute many inputs with a model.",
     "models": "The models that the mesh keeps: add, show, rm.",
 }
 

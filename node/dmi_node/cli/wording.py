@@ -102,6 +102,24 @@ def size(count: int) -> str:
     return f"{count} B" if power == 0 else f"{count / 1000**power:.1f} {units[power]}"
 
 
+def inferring(job: dict[str, Any], seconds: float) -> str:
+    """``running: 640 of 1,797 inputs, 210 inputs/s, 6 s left``."""
+    if job["state"] != "running":
+        return f"{job['state']}: {job['reason']}" if job["reason"] else str(job["state"])
+    done, total = job["step"] or 0, job["steps"] or 0
+    speed = done / max(seconds, 1e-3)
+    left = f", {(total - done) / speed:,.0f} s left" if done else ""
+    return f"running: {done:,} of {total:,} inputs, {speed:,.0f} inputs/s{left}"
+
+
+def inferred(manifest: dict[str, Any], out: str) -> str:
+    """What came of an inference."""
+    failed = manifest["failed"]
+    causes = ", ".join(f"{count} {cause}" for cause, count in manifest["errors"].items())
+    bad = f"; {failed:,} failed ({causes})" if failed else ""
+    return f"{manifest['inputs']:,} inputs in {manifest['seconds']:,.1f} s{bad}: {out}/results.jsonl"
+
+
 def survives(status: dict[str, Any]) -> str:
     """Which losses can be survived now."""
     voters = [member for member in status["members"] if member["voter"]]

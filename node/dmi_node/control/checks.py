@@ -3,10 +3,11 @@
 from dmi_node.control.server import RefusalError
 from dmi_node.storage.blobs import is_hash
 from dmi_protocol import limits, reasons
-from dmi_protocol.cluster.command import TrainingSpec
+from dmi_protocol.cluster.command import BatchSpec, JobSpec, Spec, TrainingSpec
+from dmi_protocol.cluster.models import Models, find
 from dmi_protocol.codec import convert
 from dmi_protocol.identity import BlobHash, RequestId
-from dmi_protocol.model import ModelContent
+from dmi_protocol.model import ModelContent, ModelRef
 from dmi_protocol.sentences import sentence
 
 _REQUEST_CHARACTERS = 128
@@ -37,11 +38,17 @@ def bundle(name: object, size: object) -> tuple[BlobHash, int]:
     return BlobHash(name), size
 
 
-def spec(value: object, nodes: int) -> TrainingSpec:
-    """A job for a mesh of ``nodes`` nodes that may play a role."""
+def spec(value: object, nodes: int, models: Models) -> Spec:
+    """A job for a mesh of ``nodes`` nodes that may play a role, and that keeps ``models``. Of a batch inference the client names
+    the model, and the node says what it is made of."""
+    if isinstance(value, dict) and value.get("kind") == "batch":
+        name = str(value.get("model"))
+        version = find(models, name)
+        if version is None:
+            raise RefusalError("unknown", sentence(reasons.UnknownModel(name[:80])))
+        return _batch(convert(value | {"model": ModelRef(version.id, version.content)}, BatchSpec), nodes)
     found: TrainingSpec = convert(value, TrainingSpec)
-    if not 0 < len(found.name) <= limits.NAME_CHARACTERS or not found.name.isprintable():
-        raise RefusalError("usage", f"--name takes 1 to {limits.NAME_CHARACTERS} printable characters")
+    _check_name(found)
     if not 0 < len(found.script) <= _SCRIPT_CHARACTERS:
         raise RefusalError("usage", f"a script's name has 1 to {_SCRIPT_CHARACTERS} characters")
     if len(found.args) > limits.ARGUMENTS or sum(len(arg.encode()) for arg in found.args) > _ARGUMENT_BYTES:
@@ -50,6 +57,18 @@ def spec(value: object, nodes: int) -> TrainingSpec:
             f"a script takes at most {limits.ARGUMENTS} arguments of {_ARGUMENT_BYTES} bytes together; --include a file",
         )
     _check_numbers(found, nodes)
+    return found
+
+
+def _check_name(found: JobSpec) -> None:
+    if not 0 < len(found.name) <= limits.NAME_CHARACTERS or not found.name.isprintable():
+        raise RefusalError("usage", f"--name takes 1 to {limits.NAME_CHARACTERS} printable characters")
+
+
+def _batch(found: BatchSpec, nodes: int) -> BatchSpec:
+    _check_name(found)
+    if found.replicas is not None and not 1 <= found.replicas <= nodes:
+        raise RefusalError("refused", sentence(reasons.TooFewNodes("replica", found.replicas, nodes)))
     return found
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import difflib
 import secrets
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -16,13 +16,14 @@ from dmi_node.control.uploads import Uploads
 from dmi_node.joining import Invitation
 from dmi_node.storage.blobs import Blobs
 from dmi_node.transport.library import Library, NoSourceError
-from dmi_protocol import reasons
+from dmi_protocol import limits, reasons
 from dmi_protocol.cluster.command import Cancel, Command, Drain, Invite, Remove, Submit
 from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.effects import Answer
 from dmi_protocol.identity import BlobHash, JobId, NodeId, RequestId
 from dmi_protocol.kinds.any_job import AnyJob
-from dmi_protocol.kinds.job import ENDED
+from dmi_protocol.kinds.batch.state import BatchJob
+from dmi_protocol.kinds.job import ENDED, SUCCEEDED
 from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.peer import Peer
 from dmi_protocol.placement.holding import only_here
@@ -68,6 +69,10 @@ class Node(Protocol):
         """The blob stays here for a while, if it is here."""
         ...
 
+    def sources(self, holders: Iterable[NodeId]) -> list[NodeId]:
+        """Whom a blob is fetched from: first those who are well."""
+        ...
+
     def refused(self) -> Mapping[str, int]:
         """What was refused, by reason."""
         ...
@@ -99,6 +104,7 @@ class Verbs:
             "events": self.events,
             "watch": self.watch,
             "export": self.export,
+            "results": self.results,
             "invite": self.invite,
             "leave": self.leave,
             "drain": self.drain,
@@ -207,7 +213,8 @@ class Verbs:
 
     async def submit(self, client: Client, args: dict[str, Any]) -> object:
         request = checks.request(args["request"])
-        spec = checks.spec(args["spec"], sum(not member.witness for member in self._state().members.values()))
+        state = self._state()
+        spec = checks.spec(args["spec"], sum(not member.witness for member in state.members.values()), state.models)
         blob, size = checks.bundle(args["bundle"], args["size"])
         holders = await self._uploads.take(client, {blob: size}, "the job's files")
         return {"id": await self._ask(Submit(request, spec, blob, holders))}
@@ -322,13 +329,36 @@ class Verbs:
         paths = []
         for part in job.checkpoint.parts:
             try:
-                others = [node for node in part.nodes if node != self._node.peer.me.node]
-                await self._node.library.fetch(part.blob, others)
+                await self._node.library.fetch(part.blob, self._node.sources(part.nodes))
             except (NoSourceError, OSError) as error:
                 where = " and ".join(self._name(node) for node in part.nodes)
                 raise RefusalError("refused", f"shard {part.shard} of {job.id} is on {where}: {error}") from error
             paths.append(str(self._node.blobs.path(part.blob)))
         return {"parts": paths, "step": job.checkpoint.step, "final": job.final}
+
+    async def results(self, client: Client, args: dict[str, Any]) -> AsyncGenerator[object, None]:
+        """Of a batch inference that has succeeded: each slice's bytes, in order, and after them what is known of it."""
+        job = self._job(args["job"])
+        if not isinstance(job, BatchJob):
+            raise RefusalError("refused", f"{job.id} is no batch inference: `dmi-node export` writes what was trained")
+        if job.state != SUCCEEDED:
+            raise RefusalError("refused", f"{job.id} is {job.state} and has no results yet")
+        for slice_, result in sorted(job.results.items()):
+            await self._node.pin(result.blob)
+            try:
+                await self._node.library.fetch(result.blob, self._node.sources(result.nodes))
+            except (NoSourceError, OSError) as error:
+                where = " and ".join(self._name(node) for node in result.nodes)
+                raise RefusalError("refused", f"slice {slice_} of {job.id} is on {where}: {error}") from error
+            offset = 0
+            while offset < result.size_bytes:
+                _, data = await asyncio.to_thread(self._node.blobs.read, result.blob, offset, limits.CHUNK_BYTES)
+                if not data:
+                    raise RefusalError("refused", f"slice {slice_} of {job.id} is cut short on this node's disk")
+                offset += len(data)
+                yield {"data": data}
+            node = self._name(result.nodes[0])
+            yield {"slice": slice_, "node": node, "inputs": job.inputs_of(slice_), "failed": result.failed}
 
 
 def _job(view: JobView) -> dict[str, Any]:

@@ -45,7 +45,7 @@ _logger = logging.getLogger("dmi.roles")
 _PIECE = 1 << 16
 _READ_OUT_S = 5.0
 """How long the last words of a process that is gone are waited for."""
-_MODULES = {"worker": "dmi.run.worker", "server": "dmi_node.roles.server"}
+_MODULES = {"worker": "dmi.run.worker", "server": "dmi_node.roles.server", "replica": "dmi.infer.replica"}
 _KEPT = {"PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES"}
 """What of the daemon's environment a role process sees."""
 

@@ -142,10 +142,11 @@ class Roster(Struct, frozen=True, tag="roster"):
 
 class Slices(Struct, frozen=True, tag="slices"):
     """To a replica: compute these, in this order; what it has begun and is not among them is given up. ``decided`` grows with
-    each such message."""
+    each such message, ``reopened`` when results were lost: only then a slice is computed again that was computed here."""
 
     decided: int
     slices: tuple[int, ...]
+    reopened: int = 0
 
 
 class Lease(Struct, frozen=True, tag="lease"):

@@ -7,13 +7,15 @@ import pytest
 from dmi_node.control import checks
 from dmi_node.control.server import RefusalError
 from dmi_protocol import limits
+from dmi_protocol.cluster.command import TrainingSpec
 from dmi_protocol.errors import RemoteProtocolError
 
 SPEC: dict[str, Any] = {"name": "digits", "script": "digits.py", "args": ["--epochs", "3"], "workers": 2, "leaves": 8}
 
 
 def test_a_job_that_can_be() -> None:
-    found = checks.spec(SPEC, 2)
+    found = checks.spec(SPEC, 2, {})
+    assert isinstance(found, TrainingSpec)
     assert (found.name, found.args, found.workers, found.servers) == ("digits", ("--epochs", "3"), 2, None)
 
 
@@ -41,7 +43,7 @@ def test_a_job_that_can_be() -> None:
 )
 def test_a_job_that_cannot_be(change: dict[str, Any], kind: str, hint: str) -> None:
     with pytest.raises(RefusalError, match=hint) as refused:
-        checks.spec(SPEC | change, 2)
+        checks.spec(SPEC | change, 2, {})
     assert refused.value.kind == kind
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 300
@@ -50,7 +52,7 @@ def test_a_job_that_cannot_be(change: dict[str, Any], kind: str, hint: str) -> N
 @pytest.mark.parametrize("value", [None, {}, {"name": 1}, SPEC | {"workers": "two"}, SPEC | {"workers": 2**80}])
 def test_what_is_no_job(value: object) -> None:
     with pytest.raises((RemoteProtocolError, RefusalError)):
-        checks.spec(value, 2)
+        checks.spec(value, 2, {})
 
 
 def test_requests_bundles_and_invitations() -> None:

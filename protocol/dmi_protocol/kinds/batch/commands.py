@@ -141,4 +141,5 @@ def _reopen(job: BatchJob, command: ReopenSlices) -> bool:
     for slice_ in lost:
         job.copies.pop(job.results[slice_].blob, None)
         del job.results[slice_]
+    job.reopened += bool(lost)
     return bool(lost)

@@ -38,7 +38,7 @@ class BatchProcesses:
         """Its leases, whenever some were decided on."""
         if since >= job.decided or role.index not in job.leases:
             return None
-        return job.decided, Slices(job.decided, job.leases[role.index])
+        return job.decided, Slices(job.decided, job.leases[role.index], job.reopened)
 
     def keeps(self, job: BatchJob, node: NodeId) -> Iterator[tuple[BlobHash, Command]]:
         """Nothing but the further copies that any job may have made."""

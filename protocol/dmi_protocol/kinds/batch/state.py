@@ -40,6 +40,8 @@ class BatchJob(Job, tag="batch"):
     """By the index of a replica: the slices that it computes, in this order."""
     decided: int = 0
     """How often leases were decided on."""
+    reopened: int = 0
+    """How often results were lost."""
     results: dict[int, SliceResult] = field(default_factory=dict)
     """By slice."""
     useful: tuple[RoleKey, ...] = ()

@@ -1,0 +1,95 @@
+"""Computing batches: a slice is a whole number of them, and each is a pure function of its inputs and the configuration."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmi.infer.config import Config
+from dmi.infer.inputs import Bad, Given, Listing
+from dmi.infer.prepare import Prepared, Preparer
+from dmi.infer.readers import read
+from dmi.infer.rows import Rows
+from dmi_protocol.model import ModelContent, TensorInfo
+from dmi_tensor.models import Loaded, example
+
+
+class Batches:
+    """``loaded`` computes what ``content`` describes."""
+
+    def __init__(self, config: Config, listing: Listing, content: ModelContent, loaded: Loaded) -> None:
+        """Raises ``UsageError`` for what does not fit together."""
+        self._config = config
+        self._listing = listing
+        self._inputs = content.inputs
+        self._loaded = loaded
+        self._prepare = Preparer(config, content.inputs)
+        self._rows = Rows(config, content.outputs)
+        self._fixed = next((info.shape[0] for info in content.inputs if info.is_batched), None)
+
+    def compute(self, start: int, stop: int) -> Iterator[list[dict[str, Any]]]:
+        """The rows of inputs ``start`` to ``stop``, batch by batch. ``start`` is a multiple of the batch size."""
+        batch: list[Given] = []
+        for given in read(self._config, self._listing, start, stop):
+            batch.append(given)
+            if len(batch) == self._config.batch_size:
+                yield self._batch(batch)
+                batch = []
+        if batch:
+            yield self._batch(batch)
+
+    def _batch(self, batch: Sequence[Given]) -> list[dict[str, Any]]:
+        prepared = self._alike([self._prepare(given) for given in batch])
+        ids = [given.id for given in batch]
+        if all(isinstance(each, Bad) for each in prepared):
+            return [{"id": name, "error": str(each)} for name, each in zip(ids, prepared, strict=True)]
+        tensors = {info.name: self._stack(info, prepared) for info in self._inputs}
+        outputs = self._run(tensors, len(batch))
+        return self._rows.of(
+            ids, prepared, {name: tensor[: len(batch)] for name, tensor in outputs.items() if tensor.dim()}
+        )
+
+    def _alike(self, prepared: list[Prepared]) -> list[Prepared]:
+        """Where the model takes any size all inputs of a batch have that of the first good one."""
+        first = next((each for each in prepared if not isinstance(each, Bad)), None)
+        hint = "; set preprocess.resize" if self._config.input.kind == "images" else ""
+        for place, each in enumerate(prepared):
+            if first is None or isinstance(each, Bad):
+                continue
+            odd = [name for name, tensor in each.items() if tensor.shape != first[name].shape]
+            if odd:
+                shapes = tuple(each[odd[0]].shape), tuple(first[odd[0]].shape)
+                prepared[place] = Bad(f"its shape is {shapes[0]}, and that of its batch {shapes[1]}{hint}")
+        return prepared
+
+    def _stack(self, info: TensorInfo, prepared: Sequence[Prepared]) -> Tensor:
+        """A bad input keeps its place, as zeros: its neighbours are where they would be without it."""
+        good = next(each[info.name] for each in prepared if not isinstance(each, Bad))
+        if not info.is_batched:
+            return good
+        zeros = torch.zeros_like(good)
+        rows = [zeros if isinstance(each, Bad) else each[info.name] for each in prepared]
+        if self._fixed is not None:
+            rows += [zeros] * (self._fixed - len(rows))
+        return torch.stack(rows).to(self._config.device)
+
+    def _run(self, tensors: dict[str, Tensor], size: int) -> dict[str, Tensor]:
+        """Some exported programs take no batch of one: it is filled up with zeros then."""
+        try:
+            return self._loaded.run(tensors)
+        except Exception:
+            if size != 1 or self._fixed is not None:
+                raise
+            filled = {
+                info.name: torch.cat([tensors[info.name], torch.zeros_like(tensors[info.name])])
+                if info.is_batched
+                else tensors[info.name]
+                for info in self._inputs
+            }
+            return self._loaded.run(filled)
+
+    def warm_up(self) -> None:
+        """The first call is slow: what torch prepares then is prepared before anything is measured."""
+        size = self._fixed or min(2, self._config.batch_size)
+        self._loaded.run({info.name: example(info, size).to(self._config.device) for info in self._inputs})

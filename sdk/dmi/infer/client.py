@@ -1,0 +1,223 @@
+"""``mesh.infer``: submits a batch inference, follows it, and writes its results in the order of the inputs."""
+
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from dmi import uploads
+from dmi.connection import Connection
+from dmi.errors import NoNodeError, RefusedError, UsageError
+from dmi.infer import config as configuration
+from dmi.infer.config import Config
+from dmi.infer.plan import Plan, plan
+from dmi.job import Job
+from dmi.models.library import Models
+
+_PATIENCE_S = 20.0
+"""For so long a node of this host is looked for."""
+_AGAIN_S = 0.25
+_BEGUN = ".infer.json"
+_RESULTS = "results.jsonl"
+_MANIFEST = "manifest.json"
+
+
+class Begun(Struct, frozen=True):
+    """What an output folder says of the job that will fill it."""
+
+    plan: str
+    model: str
+    request: str
+    job: str
+
+
+class Inference(Job):
+    """A batch inference that was submitted. ``write`` waits for its end and writes the results."""
+
+    def __init__(self, connection: Connection, identity: str, planned: Plan, model: dict[str, Any], out: Path) -> None:
+        super().__init__(connection, identity)
+        self.plan = planned
+        self.model = model
+        self.out = out
+        self._begun = time.monotonic()
+
+    def write(self) -> dict[str, Any]:
+        """Wait; write ``results.jsonl`` and ``manifest.json``; gives the manifest. Raises ``JobFailedError``."""
+        last: dict[str, Any] = {}
+        for event in self.progress():
+            last = event
+        self.judge(last)
+        return self.collect()
+
+    def progress(self) -> Iterator[dict[str, Any]]:
+        """The job's object whenever it changes, until it has ended. When the node that is asked goes, another one is, where this
+        host has one. Raises ``NoNodeError``."""
+        heard_at = time.monotonic()
+        while True:
+            try:
+                for event in self.events():
+                    heard_at = time.monotonic()
+                    yield event
+            except NoNodeError:
+                if time.monotonic() - heard_at > _PATIENCE_S:
+                    raise
+                time.sleep(_AGAIN_S)
+            else:
+                return
+
+    def collect(self) -> dict[str, Any]:
+        """Write the results of a job that has succeeded. Nothing half-written is ever under its final name."""
+        begun = time.monotonic()
+        while True:
+            try:
+                return self._collect()
+            except NoNodeError:
+                if time.monotonic() - begun > _PATIENCE_S:
+                    raise
+                time.sleep(_AGAIN_S)
+
+    def _collect(self) -> dict[str, Any]:
+        path, partial = self.out / _RESULTS, self.out / f".{_RESULTS}"
+        digest, causes, slices = hashlib.sha256(), Counter[str](), list[dict[str, Any]]()
+        with partial.open("wb") as file:
+            for item in self._connection.stream("results", dict, job=self.id):
+                if "data" not in item:
+                    slices.append(item)
+                    continue
+                file.write(item["data"])
+                digest.update(item["data"])
+            file.flush()
+            os.fsync(file.fileno())
+        with partial.open("rb") as file:
+            causes.update(_causes(file))
+        partial.replace(path)
+        seconds = time.monotonic() - self._begun
+        manifest = {
+            "job": self.id,
+            "model": {"id": self.model["id"], "hash": self.model["hash"]},
+            "inputs": self.plan.listing.total,
+            "failed": sum(found["failed"] for found in slices),
+            "errors": dict(causes.most_common()),
+            "hashes": {
+                "inputs": hashlib.sha256(msgspec.msgpack.encode(self.plan.listing)).hexdigest(),
+                "configuration": hashlib.sha256(msgspec.json.encode(self.plan.config)).hexdigest(),
+                "output": digest.hexdigest(),
+            },
+            "threads": self.plan.config.threads,
+            "seconds": round(seconds, 3),
+            "inputs_per_second": round(self.plan.listing.total / max(seconds, 1e-3), 1),
+            "slices": slices,
+        }
+        temporary = self.out / f".{_MANIFEST}"
+        temporary.write_text(json.dumps(manifest, indent=1) + "\n")
+        temporary.replace(self.out / _MANIFEST)
+        (self.out / _BEGUN).unlink(missing_ok=True)
+        return manifest
+
+
+def _causes(file: Iterator[bytes]) -> Iterator[str]:
+    """The causes of error rows, without what is particular to one input."""
+    for line in file:
+        if b'"error": ' in line:
+            error = json.loads(line).get("error")
+            if isinstance(error, str):
+                yield error.partition(":")[0]
+
+
+def infer(
+    connection: Connection,
+    given: str | Path | dict[str, Any] | Config,
+    out: str | Path,
+    *,
+    nodes: int | None = None,
+    resume: bool = False,
+) -> Inference:
+    """Submit what ``given`` (a file, or the configuration itself) says; returns once the job is committed.
+
+    ``out`` must not exist, or with ``resume`` be one that the same configuration, inputs and model began.
+    """
+    found = (
+        given
+        if isinstance(given, Config)
+        else configuration.of(given)
+        if isinstance(given, dict)
+        else configuration.read(given)
+    )
+    planned, folder = plan(found), Path(out)
+    model = _model(connection, found.model)
+    begun = _begun(folder, planned, model["id"], resume=resume)
+    if begun is None:
+        begun = Begun(planned.hash, model["id"], secrets.token_hex(8), "")
+        folder.mkdir(parents=True, exist_ok=True)
+        _remember(folder, begun)
+    spec = {
+        "kind": "batch",
+        "name": _name(found),
+        "model": model["id"],
+        "inputs": planned.listing.total,
+        "slice_inputs": planned.slice_inputs,
+        "replicas": nodes,
+        "per_node": found.replicas_per_node,
+        "threads": found.threads,
+    }
+    args = {"request": begun.request, "spec": spec, "bundle": planned.hash, "size": len(planned.data)}
+    try:
+        job = uploads.submit(connection, args, planned.data)
+    except BaseException:
+        if not begun.job:
+            (folder / _BEGUN).unlink(missing_ok=True)
+        raise
+    _remember(folder, msgspec.structs.replace(begun, job=job))
+    return Inference(connection, job, planned, model, folder)
+
+
+def _name(config: Config) -> str:
+    return f"infer-{Path(config.model).stem.partition(':')[0]}"[:63]
+
+
+def _model(connection: Connection, name: str) -> dict[str, Any]:
+    """A model of the mesh; or a file, which is added under its name."""
+    models = Models(connection)
+    path = Path(name)
+    if path.suffix and path.is_file():
+        return models.add(path.stem, path)
+    found: dict[str, Any] = models.show(name)
+    return found
+
+
+def _begun(folder: Path, planned: Plan, model: str, *, resume: bool) -> Begun | None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    if not resume:
+        raise RefusedError(f"{folder} is there already: name another --out, or go on with what began it: --resume")
+    try:
+        begun = msgspec.json.decode((folder / _BEGUN).read_bytes(), type=Begun)
+    except (OSError, msgspec.MsgspecError) as error:
+        if (folder / _MANIFEST).exists():
+            raise RefusedError(f"{folder} is finished: name another --out") from error
+        raise RefusedError(f"{folder} was not begun by an inference: name another --out") from error
+    if (begun.plan, begun.model) != (planned.hash, model):
+        raise RefusedError(
+            f"{folder} was begun with another configuration, other inputs or another model: name another --out"
+        )
+    return begun
+
+
+def _remember(folder: Path, begun: Begun) -> None:
+    temporary = folder / f"{_BEGUN}.new"
+    temporary.write_bytes(msgspec.json.encode(begun))
+    temporary.replace(folder / _BEGUN)
+
+
+def demand_extras(config: Config) -> None:
+    """Raises ``UsageError`` for what is not built yet."""
+    if config.output.kind != "jsonl":
+        raise UsageError("output.kind parquet is not built yet; leave it out")

@@ -1,0 +1,83 @@
+"""What is sent to the mesh: the configuration, the list of all inputs, the user's own files; and how it is cut into slices."""
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from dmi import bundle
+from dmi.errors import UsageError
+from dmi.infer.config import Config
+from dmi.infer.inputs import Listing
+from dmi.infer.readers import listing_of
+from dmi_protocol import limits
+
+CONFIG = "config.json"
+LISTING = "listing.msgpack"
+_LABELS = "labels.txt"
+_SLICES = 64
+"""So many are aimed at: enough to share them out evenly, and few enough that each is worth its while."""
+
+
+class Plan(Struct, frozen=True):
+    """``digest`` is that of all that decides the output but the model: configuration, inputs and the user's files."""
+
+    config: Config
+    listing: Listing
+    data: bytes
+    hash: str
+    slice_inputs: int
+
+    @property
+    def slices(self) -> int:
+        """How many there are."""
+        return -(-self.listing.total // self.slice_inputs)
+
+    @property
+    def batches(self) -> int:
+        """How many there are."""
+        return -(-self.listing.total // self.config.batch_size)
+
+
+def plan(config: Config) -> Plan:
+    """Look at the inputs, and pack. Raises ``UsageError``."""
+    absolute = str(Path(config.input.path).resolve())
+    config = replace(config, input=replace(config.input, path=absolute))
+    listing = listing_of(config)
+    files: dict[str, bytes] = {}
+    for key in ("preprocess", "postprocess"):
+        own = getattr(config, key)
+        if isinstance(own, str):
+            config = replace(config, **{key: _travelling(own, files)})
+    if config.output.labels is not None:
+        files[_LABELS] = _bytes(Path(config.output.labels), "output.labels")
+        config = replace(config, output=replace(config.output, labels=_LABELS))
+    files[CONFIG] = msgspec.json.encode(config)
+    files[LISTING] = msgspec.msgpack.encode(listing)
+    data = bundle.pack(files)
+    batches = -(-listing.total // config.batch_size)
+    per_slice = config.slice_batches or -(-batches // _SLICES)
+    if -(-batches // per_slice) > limits.SLICES:
+        raise UsageError(
+            f"slice_batches {per_slice} makes more than {limits.SLICES} slices of {batches} batches; leave it out"
+        )
+    return Plan(config, listing, data, hashlib.sha256(data).hexdigest(), per_slice * config.batch_size)
+
+
+def _travelling(own: str, files: dict[str, bytes]) -> str:
+    """``folder/own.py:function`` travels as ``own.py``; an installed module is where it is."""
+    module, _, name = own.partition(":")
+    if not module.endswith(".py"):
+        return own
+    path = Path(module)
+    files[path.name] = _bytes(path, own)
+    return f"{path.name}:{name}"
+
+
+def _bytes(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{what}: {path} cannot be read ({error.strerror})") from error

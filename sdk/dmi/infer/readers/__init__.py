@@ -1,0 +1,46 @@
+"""Which inputs there are, and reading them. What is an input, and in which order, is a rule and no accident:
+
+* ``images``: every regular file below the folder whose suffix (in any case) is that of an image format; hidden files and
+  folders are left out, links to files are followed and links to folders are not. Ids are paths relative to the folder, in
+  the order of their bytes.
+* ``npy``: the first dimension counts the inputs; ids are 0, 1, 2, ...
+* ``jsonl``: every line that is not blank; ids are line numbers from 1. ``csv``: every record after the header; ids are record
+  numbers from 1. Or ids are the values of the column ``input.id``.
+* ``parquet``: every row of the file, or of the ``*.parquet`` files below the folder in the order of their paths; ids are row
+  numbers from 0, or the values of ``input.id``. Files of zero bytes or without rows, hidden ones and those that begin with an
+  underscore are passed over; hive partitions are columns.
+
+Each module of this package has ``list_inputs`` and ``read`` for one kind, and is loaded when that kind is asked for.
+"""
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dmi.errors import UsageError
+from dmi.infer.config import Config
+from dmi.infer.inputs import Given, Listing
+
+_MODULES = {"images": "images", "npy": "npy", "jsonl": "jsonl", "csv": "records", "parquet": "parquet"}
+
+
+def _reader(config: Config) -> Any:
+    return importlib.import_module(f"dmi.infer.readers.{_MODULES[config.input.kind]}")
+
+
+def listing_of(config: Config) -> Listing:
+    """Look at all inputs without reading them. Raises ``UsageError`` when there are none."""
+    path = Path(config.input.path)
+    if not path.exists():
+        raise UsageError(f"there is no {config.input.path}: input.path is where the inputs are")
+    found: Listing = _reader(config).list_inputs(path, config)
+    if not found.total:
+        raise UsageError(f"{config.input.path} has no inputs of kind {config.input.kind}")
+    return found
+
+
+def read(config: Config, listing: Listing, start: int, stop: int) -> Iterator[Given]:
+    """Inputs ``start`` to ``stop``, in order; a bad one in its place."""
+    found: Iterator[Given] = _reader(config).read(Path(config.input.path), config, listing, start, stop)
+    return found

@@ -1,0 +1,125 @@
+"""Lines, records, rows and arrays: which of them are inputs, what they are called, and what is wrong with some."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from dmi.errors import UsageError
+from dmi.infer import config
+from dmi.infer.inputs import Bad
+from dmi.infer.readers import jsonl, listing_of, read
+
+
+def inputs(kind: str, path: Path, start: int = 0, stop: int | None = None, **more: Any) -> list[tuple[Any, Any]]:
+    found = config.of({"model": "m", "input": {"kind": kind, "path": str(path), **more}})
+    listing = listing_of(found)
+    given = read(found, listing, start, listing.total if stop is None else stop)
+    return [(each.id, str(each.value) if isinstance(each.value, Bad) else each.value) for each in given]
+
+
+def test_every_line_that_is_not_blank_is_an_input_and_its_number_its_id(tmp_path: Path) -> None:
+    lines = [b"\xef\xbb\xbf[1]", b"", b"[2]\r", b"   ", b'{"a": 1', b"[NaN]", b"\xe4", b'{"a": 1, "a": 2}', b"[3]"]
+    (tmp_path / "x.jsonl").write_bytes(b"\n".join(lines))
+    found = inputs("jsonl", tmp_path / "x.jsonl")
+    assert [number for number, _ in found] == [1, 3, 5, 6, 7, 8, 9]
+    assert found[0] == (1, [1])
+    assert found[1] == (3, [2])
+    assert str(found[2][1]).startswith("not JSON")
+    assert found[4] == (7, "not UTF-8")
+    assert found[-1] == (9, [3])
+
+
+def test_reading_begins_anywhere(tmp_path: Path) -> None:
+    text = "".join(f"{'' if n % 3 else chr(10)}[{n}]\n" for n in range(1_000))
+    (tmp_path / "x.jsonl").write_text(text)
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    whole = inputs("jsonl", tmp_path / "x.jsonl")
+    assert len(whole) == 1_000
+    for start, stop in ((0, 1), (255, 258), (511, 900), (999, 1_000)):
+        assert inputs("jsonl", tmp_path / "x.jsonl", start, stop) == whole[start:stop]
+        assert inputs("jsonl", tmp_path / "x.jsonl.gz", start, stop) == whole[start:stop]
+
+
+def test_long_lines_work_up_to_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = json.dumps([0.5] * 300_000)
+    (tmp_path / "x.jsonl").write_text(f"[1]\n{long}\n[2]\n")
+    assert [len(value) for _, value in inputs("jsonl", tmp_path / "x.jsonl")] == [1, 300_000, 1]
+    monkeypatch.setattr(jsonl, "LINE_BYTES", 1_000)
+    assert inputs("jsonl", tmp_path / "x.jsonl") == [(1, [1]), (2, "longer than 1000 bytes"), (3, [2])]
+
+
+def test_a_column_may_be_the_id(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"key": "a", "v": 1}\n{"v": 2}\n')
+    assert inputs("jsonl", tmp_path / "x.jsonl", id="key") == [
+        ("a", {"v": 1}),
+        (2, "it has no 'key', which is input.id"),
+    ]
+
+
+def test_records_of_a_csv(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text('\ufeffname;a;b\n"x\ny";1;2\n\nz;3\nw;4;five\nv;6;7\n')
+    assert inputs("csv", tmp_path / "x.csv", id="name") == [
+        ("x\ny", {"a": 1.0, "b": 2.0}),
+        (2, "it has 2 fields where the header has 3"),
+        ("w", "its 'b' is no number: 'five'"),
+        ("v", {"a": 6.0, "b": 7.0}),
+    ]
+    assert inputs("csv", tmp_path / "x.csv", 3, 4, columns=["b"]) == [(4, {"b": 7.0})]
+    for text, words in (("", "is empty"), ("a,a\n1,2\n", "column 'a' twice"), ("a,b\n", "has no inputs")):
+        (tmp_path / "y.csv").write_text(text)
+        with pytest.raises(UsageError, match=words):
+            inputs("csv", tmp_path / "y.csv")
+    with pytest.raises(UsageError, match="no column 'c'; it has name, a, b"):
+        inputs("csv", tmp_path / "x.csv", id="c")
+
+
+def rows(path: Path, *numbers: int, groups: int = 4) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table({"key": [f"k{n}" for n in numbers], "a": list(numbers), "b": [[n, n] for n in numbers]})
+    parquet.write_table(table, path, row_group_size=groups)
+
+
+def test_a_folder_of_parquet_as_others_leave_it(tmp_path: Path) -> None:
+    rows(tmp_path / "part-0.parquet", *range(10))
+    rows(tmp_path / "part-1.parquet")
+    (tmp_path / "part-3.parquet").touch()
+    rows(tmp_path / "date=2024-01-01" / "part.parquet", 10, 11)
+    for name in ("_SUCCESS", "_metadata", ".part-0.parquet.crc", ".hidden.parquet", "_more.parquet"):
+        (tmp_path / name).write_bytes(b"x")
+    found = inputs("parquet", tmp_path)
+    assert [name for name, _ in found] == list(range(12))
+    assert [value["a"] for _, value in found] == [10, 11, *range(10)], "in the order of the paths"
+    assert found[3] == (3, {"a": 1, "b": [1, 1]}), "texts are no numbers"
+    for start, stop in ((0, 3), (1, 12), (5, 7), (11, 12)):
+        assert inputs("parquet", tmp_path, start, stop) == found[start:stop]
+    assert inputs("parquet", tmp_path, 2, 3, id="key", columns=["b"]) == [("k0", {"b": [0, 0]})]
+
+
+def test_a_damaged_file_of_a_table_is_named(tmp_path: Path) -> None:
+    rows(tmp_path / "a.parquet", 1)
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "b.parquet").write_bytes(data[:-4] + b"PARX")
+    with pytest.raises(UsageError, match=r"b\.parquet is damaged or no Parquet file") as caught:
+        inputs("parquet", tmp_path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="no column 'c'"):
+        inputs("parquet", tmp_path / "a.parquet", id="c")
+
+
+def test_an_array_has_an_input_for_each_of_its_first_dimension(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(12).reshape(6, 2))
+    assert [(name, list(value)) for name, value in inputs("npy", tmp_path / "x.npy", 4, 6)] == [
+        (4, [8, 9]),
+        (5, [10, 11]),
+    ]
+    np.save(tmp_path / "one.npy", np.float32(3))
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object))
+    for name, words in (("one.npy", "holds one number"), ("objects.npy", "can be read")):
+        with pytest.raises(UsageError, match=words):
+            inputs("npy", tmp_path / name)
