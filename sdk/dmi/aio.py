@@ -11,6 +11,9 @@ from typing import Any, TypeVar
 from dmi import job as blocking_job
 from dmi import mesh as blocking
 from dmi.connection import Stream
+from dmi.errors import NoNodeError
+from dmi.infer import client as blocking_client
+from dmi.models import library as blocking_library
 
 Item = TypeVar("Item")
 
@@ -68,11 +71,84 @@ class Job:
         await asyncio.to_thread(self._job.export, path)
 
 
+class Inference(Job):
+    """See ``dmi.infer.client.Inference``."""
+
+    def __init__(self, inference: blocking_client.Inference) -> None:
+        super().__init__(inference)
+        self._inference = inference
+
+    async def write(self) -> dict[str, Any]:
+        """See ``dmi.infer.client.Inference.write``."""
+        async for event in self.progress():
+            last = event
+        await asyncio.to_thread(self._job.judge, last)
+        return await self.collect()
+
+    async def progress(self) -> AsyncIterator[dict[str, Any]]:
+        """See ``dmi.infer.client.Inference.progress``."""
+        patience = blocking_client.Patience()
+        while True:
+            try:
+                async for event in self.events():
+                    patience.heard()
+                    yield event
+            except NoNodeError as error:
+                await asyncio.sleep(patience.wait_s(error))
+            else:
+                return
+
+    async def collect(self) -> dict[str, Any]:
+        """See ``dmi.infer.client.Inference.collect``."""
+        return await asyncio.to_thread(self._inference.collect)
+
+
+class Models:
+    """See ``dmi.models.library.Models``."""
+
+    def __init__(self, models: blocking_library.Models) -> None:
+        self._models = models
+
+    async def add(
+        self,
+        name: str,
+        path: str | Path | None = None,
+        *,
+        weights: str | Path | None = None,
+        job: str | None = None,
+        model: str | None = None,
+        inputs: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """See ``dmi.models.library.Models.add``."""
+        return await asyncio.to_thread(
+            self._models.add, name, path, weights=weights, job=job, model=model, inputs=inputs
+        )
+
+    async def versions(self) -> list[dict[str, Any]]:
+        """See ``dmi.models.library.Models.versions``."""
+        return await asyncio.to_thread(self._models.versions)
+
+    async def show(self, name: str) -> dict[str, Any]:
+        """See ``dmi.models.library.Models.show``."""
+        return await asyncio.to_thread(self._models.show, name)
+
+    async def remove(self, name: str) -> list[str]:
+        """See ``dmi.models.library.Models.remove``."""
+        return await asyncio.to_thread(self._models.remove, name)
+
+
 class Mesh:
     """See ``dmi.mesh.Mesh``."""
 
     def __init__(self, mesh: blocking.Mesh) -> None:
         self._mesh = mesh
+        self.models = Models(mesh.models)
+
+    async def infer(
+        self, config: str | Path | dict[str, Any], out: str | Path, *, nodes: int | None = None, resume: bool = False
+    ) -> Inference:
+        """See ``dmi.mesh.Mesh.infer``."""
+        return Inference(await asyncio.to_thread(self._mesh.infer, config, out, nodes=nodes, resume=resume))
 
     async def submit(
         self,

@@ -11,10 +11,20 @@ import dmi
 from dmi import job as blocking_job
 from dmi import mesh as blocking_mesh
 from dmi.errors import JobFailedError, NoNodeError
+from dmi.infer import client as blocking_client
+from dmi.models import library as blocking_library
 from tests.sdk.fake_node import JOB, Client, FakeNode, items, value
 
 
-@pytest.mark.parametrize(("blocking", "awaited"), [(blocking_mesh.Mesh, dmi.aio.Mesh), (blocking_job.Job, dmi.aio.Job)])
+@pytest.mark.parametrize(
+    ("blocking", "awaited"),
+    [
+        (blocking_mesh.Mesh, dmi.aio.Mesh),
+        (blocking_job.Job, dmi.aio.Job),
+        (blocking_client.Inference, dmi.aio.Inference),
+        (blocking_library.Models, dmi.aio.Models),
+    ],
+)
 def test_it_has_every_call_with_the_same_parameters(blocking: type, awaited: type) -> None:
     missing = {name for name in vars(blocking) if not name.startswith("_")} - set(vars(awaited)) - {"judge"}
     assert not missing
@@ -26,7 +36,7 @@ def test_it_has_every_call_with_the_same_parameters(blocking: type, awaited: typ
 
 async def test_a_job_from_its_submission_to_its_end(tmp_path: Path) -> None:
     def submit(client: Client, _: object) -> object:
-        client.send({"need": False})
+        client.send({"need": []})
         return {"id": JOB["id"]}
 
     (tmp_path / "train.py").write_text("")

@@ -39,6 +39,23 @@ class Begun(Struct, frozen=True):
     job: str
 
 
+class Patience:
+    """With a host that has no node for the moment."""
+
+    def __init__(self) -> None:
+        self.heard()
+
+    def heard(self) -> None:
+        """A node answers."""
+        self._heard_at = time.monotonic()
+
+    def wait_s(self, error: NoNodeError) -> float:
+        """How long to wait before a node is asked again; raises ``error`` when that has been too long."""
+        if time.monotonic() - self._heard_at > _PATIENCE_S:
+            raise error
+        return _AGAIN_S
+
+
 class Inference(Job):
     """A batch inference that was submitted. ``write`` waits for its end and writes the results."""
 
@@ -60,29 +77,25 @@ class Inference(Job):
     def progress(self) -> Iterator[dict[str, Any]]:
         """The job's object whenever it changes, until it has ended. When the node that is asked goes, another one is, where this
         host has one. Raises ``NoNodeError``."""
-        heard_at = time.monotonic()
+        patience = Patience()
         while True:
             try:
                 for event in self.events():
-                    heard_at = time.monotonic()
+                    patience.heard()
                     yield event
-            except NoNodeError:
-                if time.monotonic() - heard_at > _PATIENCE_S:
-                    raise
-                time.sleep(_AGAIN_S)
+            except NoNodeError as error:
+                time.sleep(patience.wait_s(error))
             else:
                 return
 
     def collect(self) -> dict[str, Any]:
         """Write the results of a job that has succeeded. Nothing half-written is ever under its final name."""
-        begun = time.monotonic()
+        patience = Patience()
         while True:
             try:
                 return self._collect()
-            except NoNodeError:
-                if time.monotonic() - begun > _PATIENCE_S:
-                    raise
-                time.sleep(_AGAIN_S)
+            except NoNodeError as error:
+                time.sleep(patience.wait_s(error))
 
     def _collect(self) -> dict[str, Any]:
         path, partial = self.out / _RESULTS, self.out / f".{_RESULTS}"
