@@ -42,13 +42,47 @@ class Batches:
     def _batch(self, batch: Sequence[Given]) -> list[dict[str, Any]]:
         prepared = self._alike([self._prepare(given) for given in batch])
         ids = [given.id for given in batch]
+        outputs = self._outputs(prepared)
         if all(isinstance(each, Bad) for each in prepared):
             return [{"id": name, "error": str(each)} for name, each in zip(ids, prepared, strict=True)]
-        tensors = {info.name: self._stack(info, prepared) for info in self._inputs}
-        outputs = self._run(tensors, len(batch))
         return self._rows.of(
             ids, prepared, {name: tensor[: len(batch)] for name, tensor in outputs.items() if tensor.dim()}
         )
+
+    def _outputs(self, prepared: list[Prepared]) -> dict[str, Tensor]:
+        """Of the whole batch. An input for which the model raises is a bad one, and is found by halving."""
+        good = [place for place, each in enumerate(prepared) if not isinstance(each, Bad)]
+        if not good:
+            return {}
+        try:
+            return self._computed(prepared, good)
+        except Exception as error:  # noqa: BLE001 (whatever a model raises for what it cannot take)
+            self._computed(prepared, [])  # a model that raises for zeros, too, computes nothing at all
+            for place, why in self._culprits(prepared, good, error):
+                prepared[place] = Bad(f"the model raised {type(why).__name__}: {_first_line(why)}"[:200])
+        return self._outputs(prepared)
+
+    def _culprits(
+        self, prepared: Sequence[Prepared], places: Sequence[int], error: Exception
+    ) -> Iterator[tuple[int, Exception]]:
+        """Of ``places``, for which the model raised ``error``; all of them, where it raises only for several together."""
+        if len(places) == 1:
+            yield places[0], error
+            return
+        found = False
+        for half in (places[: len(places) // 2], places[len(places) // 2 :]):
+            try:
+                self._computed(prepared, half)
+            except Exception as why:  # noqa: BLE001 (see above)
+                found = True
+                yield from self._culprits(prepared, half, why)
+        if not found:
+            yield from ((place, error) for place in places)
+
+    def _computed(self, prepared: Sequence[Prepared], places: Sequence[int]) -> dict[str, Tensor]:
+        """With these inputs, and zeros for all others."""
+        tensors = {info.name: self._stack(info, prepared, frozenset(places)) for info in self._inputs}
+        return self._run(tensors, len(prepared))
 
     def _alike(self, prepared: list[Prepared]) -> list[Prepared]:
         """Where the model takes any size all inputs of a batch have that of the first good one."""
@@ -63,13 +97,16 @@ class Batches:
                 prepared[place] = Bad(f"its shape is {shapes[0]}, and that of its batch {shapes[1]}{hint}")
         return prepared
 
-    def _stack(self, info: TensorInfo, prepared: Sequence[Prepared]) -> Tensor:
+    def _stack(self, info: TensorInfo, prepared: Sequence[Prepared], places: frozenset[int]) -> Tensor:
         """A bad input keeps its place, as zeros: its neighbours are where they would be without it."""
         good = next(each[info.name] for each in prepared if not isinstance(each, Bad))
         if not info.is_batched:
             return good
         zeros = torch.zeros_like(good)
-        rows = [zeros if isinstance(each, Bad) else each[info.name] for each in prepared]
+        rows = [
+            zeros if isinstance(each, Bad) or place not in places else each[info.name]
+            for place, each in enumerate(prepared)
+        ]
         if self._fixed is not None:
             rows += [zeros] * (self._fixed - len(rows))
         return torch.stack(rows).to(self._config.device)
@@ -93,3 +130,8 @@ class Batches:
         """The first call is slow: what torch prepares then is prepared before anything is measured."""
         size = self._fixed or min(2, self._config.batch_size)
         self._loaded.run({info.name: example(info, size).to(self._config.device) for info in self._inputs})
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"

@@ -5,7 +5,7 @@ Its working directory holds the configuration, the listing of the inputs, and th
 
 import hashlib
 import os
-import time
+import traceback
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,7 +19,7 @@ from dmi.infer.inputs import Listing
 from dmi.infer.plan import CONFIG, LISTING
 from dmi.infer.rows import line_of
 from dmi_protocol.identity import BlobHash
-from dmi_protocol.messages.roles import BatchLaunch, Bound, Progressed, Slices, SliceWritten
+from dmi_protocol.messages.roles import BatchLaunch, Bound, Slices, SliceWritten
 from dmi_tensor.models import ModelError, load
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
@@ -41,8 +41,6 @@ class Replica:
         self._batches = batches
         self._directory = Path(launch.directory)
         self._told = Slices(0, ())
-        self._begun = time.monotonic()
-        self._done = 0
         self._written: set[int] = set()
         """What we have computed, and is committed, or about to be."""
 
@@ -72,7 +70,6 @@ class Replica:
                 file.write(lines)
                 digest.update(lines)
                 failed, written = failed + sum("error" in row for row in rows), written + len(lines)
-                self._done += len(rows)
                 self._hear(wait=False)
                 if slice_ not in self._told.slices:
                     break
@@ -83,8 +80,6 @@ class Replica:
             return
         blob = BlobHash(digest.hexdigest())
         self._child.tell(SliceWritten(self._told.decided, slice_, blob, str(path), written, failed))
-        speed = self._done / max(1e-3, time.monotonic() - self._begun)
-        self._child.tell(Progressed(self._done, None, speed, None))
         self._written.add(slice_)
         self._told = msgspec.structs.replace(self._told, slices=tuple(s for s in self._told.slices if s != slice_))
 
@@ -129,6 +124,8 @@ def _live(child: Child, replica: Replica) -> NoReturn:
         child.fail("input", str(error), starting=False)
     except OSError as error:
         child.fail("disk", str(error), starting=False)
+    except Exception:  # noqa: BLE001 (the model raises whatever it is given: nobody else can compute with it)
+        child.fail("model", traceback.format_exc(), starting=False)
 
 
 if __name__ == "__main__":

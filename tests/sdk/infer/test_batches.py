@@ -194,3 +194,35 @@ def test_an_array_of_doubles_is_what_the_model_takes(tmp_path: Path) -> None:
     made = Batches(found, listing_of(found), ModelContent("exported", (), (X,), (Y,)), Loaded(LINEAR, ["x"]))
     [rows] = made.compute(0, 1)
     assert rows[0]["score"] == scores([1.0, 2, 3, 4]).max().item()
+
+
+def test_an_input_for_which_the_model_raises_is_found_and_the_others_keep_their_bits(tmp_path: Path) -> None:
+    def picky(x: Tensor) -> Tensor:
+        if (x[:, 0] == 5).any():
+            raise IndexError("index out of range\nin self")
+        made: Tensor = LINEAR(x)
+        return made
+
+    found = batches(tmp_path, LINES, picky)
+    good = batches(tmp_path, [LINES[0], "[0, 0, 0, 0]", *LINES[2:]])
+    assert found[1] == {"id": 2, "error": "the model raised IndexError: in self"}
+    assert [found[0], *found[2:]] == [good[0], *good[2:]]
+
+
+def test_a_model_that_raises_for_several_together_fails_them_all(tmp_path: Path) -> None:
+    def crowded(x: Tensor) -> Tensor:
+        if (x[:, 0] != 0).sum() > 2:
+            raise RuntimeError("too many")
+        made: Tensor = LINEAR(x)
+        return made
+
+    found = batches(tmp_path, LINES, crowded)
+    assert ["error" in row for row in found] == [True, True, True, False]
+
+
+def test_a_model_that_always_raises_computes_nothing(tmp_path: Path) -> None:
+    def broken(x: Tensor) -> Tensor:
+        raise RuntimeError("no luck")
+
+    with pytest.raises(RuntimeError, match="no luck"):
+        batches(tmp_path, LINES, broken)

@@ -13,7 +13,7 @@ def test_inputs_are_counted_and_errors_are_told() -> None:
     table.settle()
     table.commit(0, 2, failed=1)
     view = job_view(table.job, table.state, table.nodes, Progressed(0, None, 80.0, None))
-    assert (view.kind, view.step, view.steps, view.samples_per_second, view.loss) == ("batch", 2, 10, 80.0, None)
+    assert (view.kind, view.step, view.steps, view.samples_per_second, view.loss) == ("batch", 2, 10, None, None)
     assert view.sentence == "running: 2 of 10 inputs done, 1 of them with an error; replicas on a, b"
 
 
