@@ -1,6 +1,6 @@
 """Computing batches: a slice is a whole number of them, and each is a pure function of its inputs and the configuration."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from dmi.infer.readers import read
 from dmi.infer.rows import Rows
 from dmi_protocol.model import ModelContent, TensorInfo
 from dmi_tensor.models import Loaded, example
+
+NOBODY: Mapping[int, str] = {}
 
 
 class Batches:
@@ -28,11 +30,12 @@ class Batches:
         self._rows = Rows(config, content.outputs)
         self._fixed = next((info.shape[0] for info in content.inputs if info.is_batched), None)
 
-    def compute(self, start: int, stop: int) -> Iterator[list[dict[str, Any]]]:
-        """The rows of inputs ``start`` to ``stop``, batch by batch. ``start`` is a multiple of the batch size."""
+    def compute(self, start: int, stop: int, masked: Mapping[int, str] = NOBODY) -> Iterator[list[dict[str, Any]]]:
+        """The rows of inputs ``start`` to ``stop``, batch by batch. ``start`` is a multiple of the batch size. Inputs that are
+        ``masked`` are bad ones, for this cause."""
         batch: list[Given] = []
-        for given in read(self._config, self._listing, start, stop):
-            batch.append(given)
+        for place, given in enumerate(read(self._config, self._listing, start, stop, masked), start):
+            batch.append(Given(given.id, Bad(masked[place])) if place in masked else given)
             if len(batch) == self._config.batch_size:
                 yield self._batch(batch)
                 batch = []

@@ -1,44 +1,135 @@
-"""The replica's process: ``python -m dmi.infer.replica``, a child of the daemon that computes the slices it is told to.
+"""The replica's process: ``python -m dmi.infer.replica``, a child of the daemon that has slices computed by a child of its own.
 
-Its working directory holds the configuration, the listing of the inputs, and the files of the user's own functions.
+Its working directory holds the configuration, the listing of the inputs, and the files of the user's own functions. It never
+imports torch, and so outlives whatever the model, a decoder or an input does to the process that computes.
 """
 
 import hashlib
 import os
-import traceback
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import msgspec
-import torch
 
-from dmi.errors import DmiError
-from dmi.infer.batches import Batches
 from dmi.infer.config import Config
-from dmi.infer.inputs import Listing
-from dmi.infer.plan import CONFIG, LISTING
-from dmi.infer.rows import line_of
+from dmi.infer.plan import CONFIG
+from dmi_protocol.codec import pack, unpack
 from dmi_protocol.identity import BlobHash
 from dmi_protocol.messages.roles import BatchLaunch, Bound, Slices, SliceWritten
-from dmi_tensor.models import ModelError, load
+from dmi_wire.channel import framed, unframed
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
-from dmi_wire.memory import keep_freed_memory
 
 _NO_PORT = 0
+_DESCRIPTOR = "DMI_COMPUTE_FD"
 
 
-class NoInputError(DmiError):
-    """The inputs are not on this host; they may be on others."""
+class DiedError(Exception):
+    """The computing process has ended without a word. The text says how."""
+
+
+class FailedError(Exception):
+    """It has said why it cannot go on."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class Computer:
+    """The process that computes. ``begin`` and ``next`` raise ``DiedError`` and ``FailedError``; ``begin`` starts another one
+    where the last one has died."""
+
+    def __init__(self, launch: BatchLaunch) -> None:
+        self._launch = launch
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+
+    def start(self) -> None:
+        """The model is in memory when it returns."""
+        if self._process is not None:
+            return
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "dmi.infer.compute"],
+                env={**os.environ, _DESCRIPTOR: str(theirs.fileno())},
+                pass_fds=[theirs.fileno()],
+            )
+        self._channel = ours
+        self._say(launch=msgspec.to_builtins(self._launch))
+        self._hear()
+
+    def begin(self, first: int, last: int, masked: dict[int, str], path: Path, offset: int) -> None:
+        """From now on batches of the inputs ``first`` to ``last``; those that are ``masked`` are error rows, with this cause."""
+        self.start()
+        self._say(begin=[first, last], masked=list(masked.items()), path=str(path), offset=offset)
+
+    def next(self) -> tuple[int, int]:
+        """One batch is in the file: where it ends, and how many of its rows are errors."""
+        self._say(next=True)
+        found = self._hear()
+        return found["offset"], found["failed"]
+
+    def close(self) -> None:
+        """No process is left."""
+        if self._process is not None and self._channel is not None:
+            self._channel.close()
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _say(self, **value: Any) -> None:
+        assert self._channel is not None
+        try:
+            self._channel.sendall(framed(pack(value)))
+        except OSError:
+            self._died()
+
+    def _hear(self) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = unpack(unframed(self._exactly))
+        except ConnectionError:
+            self._died()
+        if "error" in found:
+            raise FailedError(found["error"], found["text"])
+        return found
+
+    def _exactly(self, size: int) -> bytes:
+        assert self._channel is not None
+        data = bytearray()
+        while len(data) < size:
+            piece = self._channel.recv(size - len(data))
+            if not piece:
+                raise ConnectionError
+            data += piece
+        return bytes(data)
+
+    def _died(self) -> NoReturn:
+        assert self._process is not None
+        assert self._channel is not None
+        self._channel.close()
+        code = self._process.wait()
+        self._process = None
+        if code >= 0:
+            raise DiedError(f"it ended the process that computed it, with code {code}")
+        what = " (out of memory?)" if code == -signal.SIGKILL else ""
+        raise DiedError(f"it ended the process that computed it, by {signal.Signals(-code).name}{what}")
 
 
 class Replica:
-    """Computes one slice after another. What it has begun and is not told to compute any more is given up."""
+    """Has one slice after another computed. What was begun and is not to be computed any more is given up."""
 
-    def __init__(self, child: Child, launch: BatchLaunch, batches: Batches) -> None:
+    def __init__(self, child: Child, launch: BatchLaunch, computer: Computer, batch_size: int) -> None:
         self._child = child
         self._launch = launch
-        self._batches = batches
+        self._computer = computer
+        self._batch_size = batch_size
         self._directory = Path(launch.directory)
         self._told = Slices(0, ())
         self._written: set[int] = set()
@@ -61,71 +152,88 @@ class Replica:
 
     def _compute(self, slice_: int) -> None:
         size = self._launch.slice_inputs
-        start, stop = slice_ * size, min((slice_ + 1) * size, self._launch.inputs)
+        first, last = slice_ * size, min((slice_ + 1) * size, self._launch.inputs)
         path = self._directory / f"slice-{slice_}"
-        digest, failed, written = hashlib.sha256(), 0, 0
-        with path.open("wb") as file:
-            for rows in self._batches.compute(start, stop):
-                lines = b"".join(map(line_of, rows))
-                file.write(lines)
-                digest.update(lines)
-                failed, written = failed + sum("error" in row for row in rows), written + len(lines)
-                self._hear(wait=False)
-                if slice_ not in self._told.slices:
-                    break
-            file.flush()
-            os.fsync(file.fileno())
-        if slice_ not in self._told.slices:
-            path.unlink()
-            return
-        blob = BlobHash(digest.hexdigest())
-        self._child.tell(SliceWritten(self._told.decided, slice_, blob, str(path), written, failed))
+        path.unlink(missing_ok=True)
+        offset, failed, masked = 0, 0, dict[int, str]()
+        self._computer.begin(first, last, masked, path, offset)
+        while first < last:
+            try:
+                offset, bad = self._computer.next()
+            except DiedError as error:
+                masked |= self._culprits(first, min(first + self._batch_size, last), str(error))
+                self._computer.begin(first, last, masked, path, offset)
+                continue
+            first, failed = first + self._batch_size, failed + bad
+            self._hear(wait=False)
+            if slice_ not in self._told.slices:
+                path.unlink()
+                return
+        with path.open("rb") as file:
+            blob = BlobHash(hashlib.file_digest(file, "sha256").hexdigest())
+        self._child.tell(SliceWritten(self._told.decided, slice_, blob, str(path), offset, failed))
         self._written.add(slice_)
         self._told = msgspec.structs.replace(self._told, slices=tuple(s for s in self._told.slices if s != slice_))
 
+    # An input that ends a process
 
-def prepared(launch: BatchLaunch) -> Batches:
-    """Everything in memory that a slice needs. Raises ``DmiError`` and ``ModelError``."""
-    config = msgspec.json.decode(Path(CONFIG).read_bytes(), type=Config)
-    if not Path(config.input.path).exists():
-        raise NoInputError(f"this host has no {config.input.path}, which is input.path")
-    listing = msgspec.msgpack.decode(Path(LISTING).read_bytes(), type=Listing)
-    content = launch.model.content
-    files = {file.name: Path(path) for file, path in zip(content.files, launch.files, strict=True)}
-    loaded = load(content.format, files, content.factory, config.device)
-    batches = Batches(config, listing, content, loaded)
-    batches.warm_up()
-    return batches
+    def _culprits(self, first: int, last: int, cause: str) -> dict[int, str]:
+        """The inputs of a batch that end the process which computes them, found by halving; nobody, where it was chance. Raises
+        ``FailedError`` when the first, the last and one between them do so, each alone: then it is the model."""
+        places = range(first, last)
+        some = {places[0], places[len(places) // 2], places[-1]}
+        if len(some) == 3 and all(self._dies(places, (place,)) is not None for place in sorted(some)):
+            raise FailedError("model", f"the model ends its process whatever it is given: {cause}")
+        return self._halved(places, places, cause)
+
+    def _halved(self, batch: range, places: Sequence[int], cause: str) -> dict[int, str]:
+        if len(places) == 1:
+            return {places[0]: cause}
+        found: dict[int, str] = {}
+        for half in (places[: len(places) // 2], places[len(places) // 2 :]):
+            why = self._dies(batch, half)
+            if why is not None:
+                found |= self._halved(batch, half, why)
+        return found
+
+    def _dies(self, batch: range, places: Sequence[int]) -> str | None:
+        """Why a batch with these inputs, and zeros for all others, ends its process; None when it does not."""
+        masked = {place: "" for place in batch if place not in places}
+        try:
+            self._computer.begin(batch.start, batch.stop, masked, self._directory / "trial", 0)
+            self._computer.next()
+        except DiedError as error:
+            return str(error)
+        return None
 
 
 def main() -> None:
     """The process."""
     child = Child.inherit()
     launch = child.launch(BatchLaunch)
-    torch.set_num_threads(launch.threads)
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
     child.start()
-    keep_freed_memory()
     keys = KeyPair.make()
+    computer = Computer(launch)
+    batch_size = msgspec.json.decode(Path(CONFIG).read_bytes(), type=Config).batch_size
     try:
-        batches = prepared(launch)
-    except NoInputError as error:
-        child.fail("input", str(error), starting=True)
-    except (DmiError, ModelError) as error:
-        child.fail("cannot-start", str(error), starting=True)
+        computer.start()
+    except FailedError as error:
+        child.fail(error.kind, str(error), starting=True)
+    except DiedError as error:
+        child.fail("cannot-start", f"the model cannot be loaded: {error}", starting=True)
     child.tell(Bound(f"{launch.host}:{_NO_PORT}", keys.public, os.getpid()))
-    _live(child, Replica(child, launch, batches))
+    _live(child, Replica(child, launch, computer, batch_size))
 
 
 def _live(child: Child, replica: Replica) -> NoReturn:
     try:
         replica.run()
-    except DmiError as error:
-        child.fail("input", str(error), starting=False)
+    except FailedError as error:
+        child.fail(error.kind, str(error), starting=False)
+    except DiedError as error:
+        child.fail("model", f"the process that computes cannot be started again: {error}", starting=False)
     except OSError as error:
         child.fail("disk", str(error), starting=False)
-    except Exception:  # noqa: BLE001 (the model raises whatever it is given: nobody else can compute with it)
-        child.fail("model", traceback.format_exc(), starting=False)
 
 
 if __name__ == "__main__":

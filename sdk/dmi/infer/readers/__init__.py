@@ -14,7 +14,7 @@ Each module of this package has ``list_inputs`` and ``read`` for one kind, and i
 """
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,12 @@ def listing_of(config: Config) -> Listing:
     return found
 
 
-def read(config: Config, listing: Listing, start: int, stop: int) -> Iterator[Given]:
-    """Inputs ``start`` to ``stop``, in order; a bad one in its place."""
-    found: Iterator[Given] = _reader(config).read(Path(config.input.path), config, listing, start, stop)
+def read(config: Config, listing: Listing, start: int, stop: int, skip: Container[int] = ()) -> Iterator[Given]:
+    """Inputs ``start`` to ``stop``, in order; a bad one in its place. Those to ``skip`` are not decoded."""
+    path, reader = Path(config.input.path), _reader(config)
+    found: Iterator[Given]
+    if config.input.kind == "images":
+        found = reader.read(path, config, listing, start, stop, skip)
+    else:  # nothing that is in a table ends a process
+        found = reader.read(path, config, listing, start, stop)
     return found

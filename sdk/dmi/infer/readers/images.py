@@ -6,7 +6,7 @@ have no scale that everybody means, and are refused.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,12 @@ def _walk(folder: bytes) -> Iterator[bytes]:
                 yield entry.path
 
 
-def read(path: Path, config: Config, listing: Listing, start: int, stop: int) -> Iterator[Given]:
+def read(path: Path, config: Config, listing: Listing, start: int, stop: int, skip: Container[int]) -> Iterator[Given]:
     """See the package."""
-    for name in listing.names[start:stop]:
+    for place, name in enumerate(listing.names[start:stop], start):
+        if place in skip:
+            yield Given(name, None)
+            continue
         try:
             yield Given(name, open_image(path / name, config))
         except Bad as error:

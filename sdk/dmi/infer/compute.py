@@ -1,0 +1,138 @@
+"""``python -m dmi.infer.compute``: a child of a replica, which has the model in memory and computes batches. An
+input that ends this process ends nothing else: the replica starts another one, and finds out which input it was.
+
+It is told ``{"begin": [first, last], "masked": {input: cause}, "path", "offset"}`` and then ``{"next": true}`` for each
+batch; it writes rows into the file at ``path``, and answers ``{"offset", "failed"}``, or ``{"error": kind, "text"}`` and ends.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import traceback
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from dmi.errors import DmiError
+from dmi.infer.batches import Batches
+from dmi.infer.config import Config
+from dmi.infer.inputs import Listing
+from dmi.infer.plan import CONFIG, LISTING
+from dmi.infer.rows import line_of
+from dmi_protocol.codec import pack, unpack
+from dmi_protocol.messages.roles import BatchLaunch
+from dmi_tensor.models import ModelError, load
+from dmi_wire.channel import framed, unframed
+from dmi_wire.memory import keep_freed_memory
+
+DESCRIPTOR = "DMI_COMPUTE_FD"
+_SET_PARENT_DEATH_SIGNAL = 1
+
+
+class NoInputError(DmiError):
+    """The inputs are not on this host; they may be on others."""
+
+
+class GoneError(Exception):
+    """The replica has ended."""
+
+
+class Line:
+    """To the replica."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+
+    def say(self, **value: Any) -> None:
+        """One answer."""
+        self._channel.sendall(framed(pack(value)))
+
+    def hear(self) -> dict[str, Any]:
+        """The next thing that is wanted."""
+        found: dict[str, Any] = unpack(unframed(self._exactly))
+        return found
+
+    def _exactly(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            piece = self._channel.recv(size - len(data))
+            if not piece:
+                raise GoneError
+            data += piece
+        return bytes(data)
+
+
+def prepared(launch: BatchLaunch) -> Batches:
+    """Everything in memory that a slice needs. Raises ``DmiError`` and ``ModelError``."""
+    config = msgspec.json.decode(Path(CONFIG).read_bytes(), type=Config)
+    if not Path(config.input.path).exists():
+        raise NoInputError(f"this host has no {config.input.path}, which is input.path")
+    listing = msgspec.msgpack.decode(Path(LISTING).read_bytes(), type=Listing)
+    content = launch.model.content
+    files = {file.name: Path(path) for file, path in zip(content.files, launch.files, strict=True)}
+    batches = Batches(config, listing, content, load(content.format, files, content.factory, config.device))
+    with suppress(
+        Exception
+    ):  # zeros of a size that nobody would give; what is wrong with the model shows at its first batch
+        batches.warm_up()
+    return batches
+
+
+def serve(line: Line, batches: Batches) -> None:
+    """Whatever is wanted, until the replica has gone. Raises what computing raises."""
+    found: Iterator[list[dict[str, Any]]] = iter(())
+    path, offset = Path(), 0
+    while True:
+        wanted = line.hear()
+        if "begin" in wanted:
+            first, last = wanted["begin"]
+            path, offset = Path(wanted["path"]), wanted["offset"]
+            found = batches.compute(first, last, dict(wanted["masked"]))
+            continue
+        rows = next(found)
+        with path.open("r+b" if path.exists() else "xb") as file:
+            file.truncate(offset)
+            file.seek(offset)
+            for row in rows:
+                offset += file.write(line_of(row))
+            file.flush()
+            os.fsync(file.fileno())
+        line.say(offset=offset, failed=sum("error" in row for row in rows))
+
+
+def main() -> None:
+    """The process."""
+    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    line = Line(socket.socket(fileno=int(os.environ.pop(DESCRIPTOR))))
+    try:
+        launch = msgspec.convert(line.hear()["launch"], BatchLaunch)
+        torch.set_num_threads(launch.threads)
+        torch.use_deterministic_algorithms(mode=True, warn_only=True)
+        keep_freed_memory()
+        _live(line, launch)
+    except (GoneError, ConnectionError):
+        return
+
+
+def _live(line: Line, launch: BatchLaunch) -> None:
+    try:
+        batches = prepared(launch)
+        line.say(ready=True)
+        serve(line, batches)
+    except NoInputError as error:
+        line.say(error="input", text=str(error))
+    except (DmiError, ModelError) as error:
+        line.say(error="cannot-start", text=str(error))
+    except OSError as error:
+        line.say(error="disk", text=str(error))
+    except Exception:  # noqa: BLE001 (the model raises whatever it is given: nobody else can compute with it)
+        line.say(error="model", text=traceback.format_exc())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""An input that ends the process which computes it becomes an error row; the replica lives."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from dmi.infer import config
+from dmi.infer.plan import CONFIG, LISTING
+from dmi.infer.readers import listing_of
+from dmi.infer.replica import Computer, FailedError, Replica
+from dmi_protocol.identity import BlobHash, JobId, NodeId
+from dmi_protocol.messages.roles import BatchLaunch, RoleKey, Slices, SliceWritten
+from dmi_protocol.model import ModelContent, ModelFile, ModelRef
+from dmi_tensor.models import describe
+
+pytestmark = pytest.mark.processes
+
+CODE = """
+import os, signal
+import torch
+def prepare(value):
+    if value[0] in POISON:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return torch.tensor(value)
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 3)
+    def forward(self, x):
+        if ALWAYS or (x[:, 0] == 7).any():
+            os._exit(3)
+        return self.linear(x)
+"""
+
+
+class Ended(BaseException):
+    """All slices are computed."""
+
+
+class Daemon:
+    """The channel of a replica: it is told some slices once."""
+
+    def __init__(self, *slices: int) -> None:
+        self.told = [Slices(1, slices)]
+        self.said: list[SliceWritten] = []
+
+    def slices(self, *, wait: bool) -> Slices | None:
+        if self.told:
+            return self.told.pop()
+        if wait:
+            raise Ended
+        return None
+
+    def tell(self, message: SliceWritten) -> None:
+        self.said.append(message)
+
+
+@contextmanager
+def replica(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, daemon: Daemon, *, always: bool = False, poison: str = "(5,)"
+) -> Iterator[Replica]:
+    """With ten inputs, which begin with 0 to 9, in slices of one batch of five."""
+    monkeypatch.chdir(tmp_path)
+    code = CODE.replace("POISON", poison) + "def make():\n    return Net()\n"
+    (tmp_path / "own.py").write_text(code)
+    (tmp_path / "net.py").write_text(code.replace("ALWAYS", "False"))
+    np.save(tmp_path / "x.npy", np.array([[n, 1, 2, 3] for n in range(10)], dtype=np.float32))
+    found = config.of(
+        {
+            "model": "m",
+            "input": {"kind": "npy", "path": str(tmp_path / "x.npy")},
+            "preprocess": "own.py:prepare",
+            "batch_size": 5,
+        }
+    )
+    (tmp_path / CONFIG).write_bytes(msgspec.json.encode(found))
+    (tmp_path / LISTING).write_bytes(msgspec.msgpack.encode(listing_of(found)))
+    content = ModelContent("factory", (ModelFile("code", BlobHash("0" * 64), 1),), factory="net:make")
+    content = describe(content, {"code": tmp_path / "net.py"})
+    launch = BatchLaunch(
+        key=RoleKey(JobId("job-000000"), 1, "replica", 0),
+        node=NodeId("0" * 16),
+        node_name="n0",
+        bundle="",
+        directory=str(tmp_path),
+        threads=1,
+        host="127.0.0.1",
+        ports=(0, 0),
+        files=(str(tmp_path / "net.py"),),
+        needs=(BlobHash("0" * 64),),
+        model=ModelRef("m:1", content),
+        inputs=10,
+        slice_inputs=5,
+    )
+    if always:
+        (tmp_path / "net.py").write_text(code.replace("ALWAYS", "len(x) > 2"))
+    computer = Computer(launch)
+    try:
+        yield Replica(daemon, launch, computer, 5)  # type: ignore[arg-type]
+    finally:
+        computer.close()
+
+
+def rows(daemon: Daemon) -> list[dict[str, Any]]:
+    found = sorted(daemon.said, key=lambda written: written.slice)
+    return [json.loads(line) for written in found for line in Path(written.path).read_bytes().splitlines()]
+
+
+def test_an_input_that_ends_the_process_is_found_and_the_others_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = Daemon(0)
+    with replica(tmp_path, monkeypatch, daemon, poison="(3,)") as found_out, pytest.raises(Ended):
+        found_out.run()
+    found = rows(daemon)
+    assert [row["id"] for row in found] == list(range(5))
+    assert [row.get("error") for row in found if "error" in row] == [
+        "it ended the process that computed it, by SIGKILL (out of memory?)"
+    ]
+    assert "error" in found[3]
+
+
+@pytest.mark.deep
+def test_inputs_that_end_the_process_are_found_and_the_others_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = Daemon(1, 0)
+    with replica(tmp_path, monkeypatch, daemon) as found_out, pytest.raises(Ended):
+        found_out.run()
+    found = rows(daemon)
+    assert [row["id"] for row in found] == list(range(10))
+    assert {row["id"] for row in found if "error" in row} == {5, 7}
+    assert found[5]["error"] == "it ended the process that computed it, by SIGKILL (out of memory?)"
+    assert found[7]["error"] == "it ended the process that computed it, with code 3"
+    assert [(written.slice, written.failed) for written in daemon.said] == [(1, 2), (0, 0)]
+
+
+@pytest.mark.deep
+def test_a_model_that_ends_its_process_whatever_it_is_given_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with replica(tmp_path, monkeypatch, Daemon(0), always=True) as found_out:  # noqa: SIM117 (what is raised is looked at inside)
+        with pytest.raises(FailedError, match="the model ends its process whatever it is given"):
+            found_out.run()
