@@ -48,7 +48,7 @@ def train(mesh: LocalMesh, path: Path, workers: int, servers: int, *script: str)
     return identity
 
 
-@pytest.fixture(scope="module", params=list(SCRIPTS))
+@pytest.fixture(scope="module", params=["digits", pytest.param("transformer", marks=pytest.mark.deep)])
 def script(request: pytest.FixtureRequest) -> tuple[str, ...]:
     return SCRIPTS[request.param]
 

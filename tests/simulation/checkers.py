@@ -59,6 +59,7 @@ class Agreement:
         self.commit = begun.applied
         self.fencing = Fencing()
         self.slices = Results(counters)
+        self.checkpoints = Checkpoints()
         self.expulsions = Expulsions()
 
     def votes(self, voter: NodeId, candidate: NodeId, vote: Voted) -> None:
@@ -127,6 +128,7 @@ class Agreement:
                 apply(self.state, entry.index, entry.command)
                 self.fencing.after(self.state, entry.command)
                 self.slices.after(self.state, entry.command)
+                self.checkpoints.after(self.state, entry.command)
                 self.expulsions.after(self.state)
             if self.commit % _DIGEST_EVERY == 0:
                 self._digests[self.commit] = digest(self.state)
@@ -135,7 +137,7 @@ class Agreement:
         """What counts as a checkpoint is on the disks that it is said to be on, and on two where there are two."""
         for part in checkpoint.parts:
             holders = [node for node in part.nodes if part.blob in self._nodes[node].blobs or self._is_ahead(node)]
-            if len(holders) < (2 if job.checkpoint_holders else 1):
+            if len(holders) < min(2, len(part.nodes)):
                 raise Violation("parts", f"{job.id}: shard {part.shard} of step {checkpoint.step} is only on {holders}")
 
     def _are_kept(self, owner: Holding) -> None:
@@ -185,6 +187,27 @@ class Expulsions:
 def digest(state: ClusterState) -> int:
     """Equal for equal states."""
     return hash(msgpack.encode(state))
+
+
+class Checkpoints:
+    """One counts when it is on two nodes, where somebody is to keep second copies at that moment."""
+
+    def __init__(self) -> None:
+        self._known: dict[JobId, Checkpoint] = {}
+
+    def after(self, state: ClusterState, command: Command) -> None:
+        """``command`` was applied."""
+        job = state.jobs.get(command.job) if isinstance(command, KeepPart | SetCheckpointHolders) else None
+        if not isinstance(job, TrainingJob) or job.checkpoint is None:
+            return
+        known = self._known.get(job.id)
+        self._known[job.id] = job.checkpoint
+        if known is None or known.step != job.checkpoint.step:
+            copies = min(len(part.nodes) for part in job.checkpoint.parts)
+            is_whole = copies >= (2 if job.checkpoint_holders else 1)
+            demand(
+                "parts", is_whole, f"{job.id}: {job.checkpoint} counts, and {job.checkpoint_holders} are to have copies"
+            )
 
 
 class Results:

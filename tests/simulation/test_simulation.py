@@ -1,4 +1,4 @@
-"""Two hundred universes, forty of them for every change, and that each one is what it claims to be."""
+"""Two hundred universes, twenty of them for every change, and that each one is what it claims to be."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from tests.simulation.universe import REQUIRED, run
 
 _CHUNK = 20
 _CHUNKS = 10
-_GATE = 2
+_GATE = 1
 """So many chunks guard every change; the others are deep."""
 
 

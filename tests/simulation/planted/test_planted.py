@@ -25,7 +25,7 @@ RARE = {"copy-without-the-version-before", "filling-copy-promoted", "joiner-not-
 show each of them."""
 
 
-GATE = {"leaf-counted-twice", "version-given-up-early"}
+GATE = {"leaf-counted-twice", "slice-forgotten"}
 """They are caught soon, and show for every change that the checkers see; the others are deep."""
 
 
