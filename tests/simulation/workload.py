@@ -98,7 +98,7 @@ class Workload:
         return BatchSpec(
             "batch",
             ModelRef(model.id, model.content),
-            inputs=random.choice([1, 7, 24, 40]),
+            inputs=random.choice([1, 7, 16, 24]),
             slice_inputs=random.choice([1, 2, 8]),
             replicas=random.choice([None, None, 1, 2]),
             per_node=random.choice([1, 1, 2]),

@@ -29,7 +29,9 @@ class BatchPlans:
     """See ``Plans``."""
 
     def place(self, job: BatchJob, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
-        """On any node that there is."""
+        """On any node that there is. What was lost with the last replica is open again first."""
+        if reopened := _reopen(job, there):
+            return reopened
         generation = job.generation + 1
         placements = _missing(job, nodes, load, generation)
         request = RequestId(f"{job.id}/{generation}/place-{'-'.join(placement.node for placement in placements)}")

@@ -150,3 +150,18 @@ def test_all_are_done_when_the_last_replica_is_lost() -> None:
     table.lose(0)
     table.settle()
     assert table.job.state == SUCCEEDED
+
+
+def test_what_was_lost_with_the_last_replica_is_computed_again_by_another() -> None:
+    """Simulation, seed 371: the only slice was committed, and its node expelled before there was a second copy."""
+    table = Table(spec(1))
+    table.settle()
+    table.commit(0, 0)
+    table.nodes.discard(A)
+    table.lose(0, NodeLost("replica-0", "a"))
+    assert (table.job.state, table.job.placements) == (RECOVERING, ())
+    reopened = [command for command in table.settle() if isinstance(command, ReopenSlices)]
+    assert [(command.slices, command.gone) for command in reopened] == [((0,), (A,))]
+    table.commit(table.job.placements[0].role.index, 0)
+    table.settle()
+    assert table.job.state == SUCCEEDED
