@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -123,12 +124,12 @@ def make(factory: str, code: Path | None) -> nn.Module:
 def _import(name: str, code: Path | None) -> ModuleType:
     if code is None:
         return importlib.import_module(name)
-    spec = importlib.util.spec_from_file_location("dmi_model_code", code)
+    loader = SourceFileLoader("dmi_model_code", str(code))  # a blob's name has no suffix by which Python would know it
+    spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    loader.exec_module(module)
     return module
 
 

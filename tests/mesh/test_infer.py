@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 import dmi
@@ -141,12 +142,12 @@ def test_a_job_goes_on_after_a_stop_of_the_whole_mesh(make_mesh: MakeMesh, tmp_p
 @pytest.mark.deep
 def test_rows_of_a_table_have_the_bytes_of_one_node_on_several(make_mesh: MakeMesh, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(1).standard_normal((20_000, 4)).astype(np.float32))
-    program = torch.export.export(
-        nn.Linear(4, 3), (torch.zeros(2, 4),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
-    )
-    torch.export.save(program, tmp_path / "m.pt2")
+    (tmp_path / "net.py").write_text("import torch\ndef make():\n    return torch.nn.Linear(4, 3)\n")
+    save_file(nn.Linear(4, 3).state_dict(), tmp_path / "w.safetensors")
     mesh = make_mesh(3)
-    command("models", "add", "m", tmp_path / "m.pt2", home=mesh.node(0))
+    made = (f"{tmp_path}/net.py:make", "--weights", tmp_path / "w.safetensors")
+    command("models", "add", "m", *made, home=mesh.node(0))
+    (tmp_path / "net.py").unlink()  # it has travelled
     config = {"model": "m", "input": {"kind": "npy", "path": str(tmp_path / "x.npy")}}
     connected = dmi.connect(mesh.node(1))
     for nodes in (1, 3):

@@ -2,9 +2,8 @@
 
 import hashlib
 
-from msgspec.structs import replace
-
 from dmi_protocol.identity import BlobHash, JobId, PublicKey
+from dmi_protocol.kinds.batch.queue import SliceQueue
 from dmi_protocol.messages.roles import BatchLaunch, Lease, RoleKey, Roster, Slices, SliceWritten
 from tests.simulation.node import Node
 from tests.simulation.sockets import Said, Sockets, tell_daemon
@@ -29,15 +28,12 @@ class ScriptedReplica:
         self.is_alive = True
         self._sockets = sockets
         self._most_ms = sockets.clock.random.choice([_QUICK_MS, _QUICK_MS, _SLOW_MS])
-        self._told = Slices(0, ())
+        self._queue = SliceQueue()
         self._is_busy = False
-        self._written: set[int] = set()
 
     def slices(self, message: Slices) -> None:
         """Compute these from now on."""
-        if message.reopened > self._told.reopened:
-            self._written.clear()
-        self._told = replace(message, slices=tuple(s for s in message.slices if s not in self._written))
+        self._queue.told(message)
         self._go_on()
 
     def roster(self, roster: Roster) -> None:
@@ -50,20 +46,20 @@ class ScriptedReplica:
         """See ``Process``; nobody speaks to a replica."""
 
     def _go_on(self) -> None:
-        if self.is_alive and not self._is_busy and self._told.slices:
+        first = self._queue.first
+        if self.is_alive and not self._is_busy and first is not None:
             self._is_busy = True
             delay = 1 + int(self._most_ms * self._sockets.clock.random.random())
-            self._sockets.clock.later(delay, self._computed, self._told.slices[0])
+            self._sockets.clock.later(delay, self._computed, first)
 
     def _computed(self, slice_: int) -> None:
         """What was taken away meanwhile is given up."""
         self._is_busy = False
         if not self.is_alive:
             return
-        if slice_ in self._told.slices:
+        if self._queue.wants(slice_):
             blob = result_of(self.key.job, slice_)
             self.node.blobs[blob] = {}
-            tell_daemon(self, self._sockets.clock, SliceWritten(self._told.decided, slice_, blob, "result", 1, 0))
-            self._written.add(slice_)
-            self._told = replace(self._told, slices=tuple(s for s in self._told.slices if s != slice_))
+            tell_daemon(self, self._sockets.clock, SliceWritten(self._queue.decided, slice_, blob, "result", 1, 0))
+            self._queue.written(slice_)
         self._go_on()

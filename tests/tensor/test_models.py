@@ -154,7 +154,8 @@ def test_a_function_and_its_weights_are_a_model(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(CODE)
     module = nn.Linear(4, 3)
     save_file(module.state_dict(), tmp_path / "w")
-    files = {"code": tmp_path / "net.py", "weights": tmp_path / "w"}
+    (tmp_path / "net.py").rename(tmp_path / "c0de")  # as it lies among the blobs
+    files = {"code": tmp_path / "c0de", "weights": tmp_path / "w"}
     content = found("factory", files, factory="net:make")
     assert shapes(content.inputs) == {"input": (None, 4)}
     x = torch.randn(2, 4)

@@ -60,12 +60,14 @@ def _follow(inference: Inference) -> dict[str, Any]:
     """Progress on standard error, until the results are written."""
     begun = said_at = time.monotonic()
     last: dict[str, Any] = {}
+    before: int | None = None
     try:
         for last in inference.progress():
             now = time.monotonic()
+            before = last["step"] if before is None else before
             if now - said_at >= _LINE_S:
                 said_at = now
-                click.echo(wording.inferring(last, now - begun), err=True)
+                click.echo(wording.inferring(last, before, now - begun), err=True)
         inference.judge(last)
         return inference.collect()
     except KeyboardInterrupt:

@@ -102,13 +102,13 @@ def size(count: int) -> str:
     return f"{count} B" if power == 0 else f"{count / 1000**power:.1f} {units[power]}"
 
 
-def inferring(job: dict[str, Any], seconds: float) -> str:
-    """``running: 640 of 1,797 inputs, 210 inputs/s, 6 s left``."""
+def inferring(job: dict[str, Any], before: int, seconds: float) -> str:
+    """``running: 640 of 1,797 inputs, 210 inputs/s, 6 s left``; ``before`` were done ``seconds`` ago."""
     if job["state"] != "running":
         return f"{job['state']}: {job['reason']}" if job["reason"] else str(job["state"])
     done, total = job["step"] or 0, job["steps"] or 0
-    speed = done / max(seconds, 1e-3)
-    left = f", {(total - done) / speed:,.0f} s left" if done else ""
+    speed = (done - before) / max(seconds, 1e-3)
+    left = f", {(total - done) / speed:,.0f} s left" if done > before else ""
     return f"running: {done:,} of {total:,} inputs, {speed:,.0f} inputs/s{left}"
 
 

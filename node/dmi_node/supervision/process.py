@@ -71,9 +71,9 @@ class RoleProcess:
         self._output: asyncio.BaseTransport | None = None
         self._moved_at: Instant | None = None
         self._is_busy = False
+        """We pass on what it said, so it is not to blame for our silence."""
         self._heard = 0
         """How much it has said."""
-        """We pass on what it said, so it is not to blame for our silence."""
         self._stalled = False
         self._stop_after_ms: int | None = None
 

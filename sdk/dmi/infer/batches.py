@@ -1,11 +1,13 @@
 """Computing batches: a slice is a whole number of them, and each is a pure function of its inputs and the configuration."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dmi.errors import DmiError
 from dmi.infer.config import Config
 from dmi.infer.inputs import Bad, Given, Listing
 from dmi.infer.prepare import Prepared, Preparer
@@ -13,6 +15,11 @@ from dmi.infer.readers import read
 from dmi.infer.rows import Rows
 from dmi_protocol.model import ModelContent, TensorInfo
 from dmi_tensor.models import Loaded, example
+
+
+class InputsChangedError(DmiError):
+    """Some are not there any more."""
+
 
 NOBODY: Mapping[int, str] = {}
 
@@ -34,11 +41,16 @@ class Batches:
         """The rows of inputs ``start`` to ``stop``, batch by batch. ``start`` is a multiple of the batch size. Inputs that are
         ``masked`` are bad ones, for this cause."""
         batch: list[Given] = []
+        place = start - 1
         for place, given in enumerate(read(self._config, self._listing, start, stop, masked), start):
             batch.append(Given(given.id, Bad(masked[place])) if place in masked else given)
             if len(batch) == self._config.batch_size:
                 yield self._batch(batch)
                 batch = []
+        if place + 1 != stop:
+            raise InputsChangedError(
+                f"{self._config.input.path} has other inputs than when it was listed: submit it again"
+            )
         if batch:
             yield self._batch(batch)
 
@@ -52,21 +64,32 @@ class Batches:
             ids, prepared, {name: tensor[: len(batch)] for name, tensor in outputs.items() if tensor.dim()}
         )
 
-    def _outputs(self, prepared: list[Prepared]) -> dict[str, Tensor]:
-        """Of the whole batch. An input for which the model raises is a bad one, and is found by halving."""
+    def _outputs(self, prepared: list[Prepared], filler: int | None = None) -> dict[str, Tensor]:
+        """Of the whole batch. An input for which the model raises is a bad one, and is found by halving. In the places of bad
+        ones are zeros, or where the model raises for zeros the input at ``filler``."""
         good = [place for place, each in enumerate(prepared) if not isinstance(each, Bad)]
         if not good:
             return {}
         try:
-            return self._computed(prepared, good)
+            return self._computed(prepared, good, filler)
         except Exception as error:  # noqa: BLE001 (whatever a model raises for what it cannot take)
-            self._computed(prepared, [])  # a model that raises for zeros, too, computes nothing at all
-            for place, why in self._culprits(prepared, good, error):
+            if filler is None and (other := self._filler(prepared, good, error)) is not None:
+                return self._outputs(prepared, other)
+            for place, why in list(self._culprits(prepared, good, filler, error)):
                 prepared[place] = Bad(f"the model raised {type(why).__name__}: {_first_line(why)}"[:200])
-        return self._outputs(prepared)
+        return self._outputs(prepared, filler)
+
+    def _filler(self, prepared: Sequence[Prepared], good: Sequence[int], error: Exception) -> int | None:
+        """The first good input that the model takes alone, where it does not take zeros. Raises ``error`` when it takes
+        nothing."""
+        for filler in (None, *good):
+            with suppress(Exception):
+                self._computed(prepared, [], filler)
+                return filler
+        raise error
 
     def _culprits(
-        self, prepared: Sequence[Prepared], places: Sequence[int], error: Exception
+        self, prepared: Sequence[Prepared], places: Sequence[int], filler: int | None, error: Exception
     ) -> Iterator[tuple[int, Exception]]:
         """Of ``places``, for which the model raised ``error``; all of them, where it raises only for several together."""
         if len(places) == 1:
@@ -75,16 +98,16 @@ class Batches:
         found = False
         for half in (places[: len(places) // 2], places[len(places) // 2 :]):
             try:
-                self._computed(prepared, half)
+                self._computed(prepared, half, filler)
             except Exception as why:  # noqa: BLE001 (see above)
                 found = True
-                yield from self._culprits(prepared, half, why)
+                yield from self._culprits(prepared, half, filler, why)
         if not found:
             yield from ((place, error) for place in places)
 
-    def _computed(self, prepared: Sequence[Prepared], places: Sequence[int]) -> dict[str, Tensor]:
-        """With these inputs, and zeros for all others."""
-        tensors = {info.name: self._stack(info, prepared, frozenset(places)) for info in self._inputs}
+    def _computed(self, prepared: Sequence[Prepared], places: Sequence[int], filler: int | None) -> dict[str, Tensor]:
+        """With these inputs, and zeros or the filler for all others."""
+        tensors = {info.name: self._stack(info, prepared, frozenset(places), filler) for info in self._inputs}
         return self._run(tensors, len(prepared))
 
     def _alike(self, prepared: list[Prepared]) -> list[Prepared]:
@@ -100,18 +123,21 @@ class Batches:
                 prepared[place] = Bad(f"its shape is {shapes[0]}, and that of its batch {shapes[1]}{hint}")
         return prepared
 
-    def _stack(self, info: TensorInfo, prepared: Sequence[Prepared], places: frozenset[int]) -> Tensor:
-        """A bad input keeps its place, as zeros: its neighbours are where they would be without it."""
+    def _stack(
+        self, info: TensorInfo, prepared: Sequence[Prepared], places: frozenset[int], filler: int | None
+    ) -> Tensor:
+        """A bad input keeps its place: its neighbours are where they would be without it."""
         good = next(each[info.name] for each in prepared if not isinstance(each, Bad))
+        filling = prepared[filler] if filler is not None else None
         if not info.is_batched:
             return good
-        zeros = torch.zeros_like(good)
+        empty = torch.zeros_like(good) if filling is None or isinstance(filling, Bad) else filling[info.name]
         rows = [
-            zeros if isinstance(each, Bad) or place not in places else each[info.name]
+            empty if isinstance(each, Bad) or place not in places else each[info.name]
             for place, each in enumerate(prepared)
         ]
         if self._fixed is not None:
-            rows += [zeros] * (self._fixed - len(rows))
+            rows += [empty] * (self._fixed - len(rows))
         return torch.stack(rows).to(self._config.device)
 
     def _run(self, tensors: dict[str, Tensor], size: int) -> dict[str, Tensor]:

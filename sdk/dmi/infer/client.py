@@ -7,6 +7,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dmi.infer.config import Config
 from dmi.infer.plan import Plan, plan
 from dmi.job import Job
 from dmi.models.library import Models
+from dmi_protocol import limits
 
 _PATIENCE_S = 20.0
 """For so long a node of this host is looked for."""
@@ -37,6 +39,8 @@ class Begun(Struct, frozen=True):
     model: str
     request: str
     job: str
+    at_unix: float
+    """When it was submitted first."""
 
 
 class Patience:
@@ -59,12 +63,20 @@ class Patience:
 class Inference(Job):
     """A batch inference that was submitted. ``write`` waits for its end and writes the results."""
 
-    def __init__(self, connection: Connection, identity: str, planned: Plan, model: dict[str, Any], out: Path) -> None:
+    def __init__(
+        self, connection: Connection, identity: str, planned: Plan, model: dict[str, Any], out: Path, at_unix: float
+    ) -> None:
         super().__init__(connection, identity)
         self.plan = planned
         self.model = model
         self.out = out
-        self._begun = time.monotonic()
+        self._at_unix = at_unix
+
+    def judge(self, last: dict[str, Any]) -> dict[str, Any]:
+        """See ``Job.judge``. What will never have results leaves no folder behind, so the same command may be given again."""
+        if last["state"] in {"failed", "cancelled"}:
+            _forget(self.out)
+        return super().judge(last)
 
     def write(self) -> dict[str, Any]:
         """Wait; write ``results.jsonl`` and ``manifest.json``; gives the manifest. Raises ``JobFailedError``."""
@@ -112,7 +124,7 @@ class Inference(Job):
         with partial.open("rb") as file:
             causes.update(_causes(file))
         partial.replace(path)
-        seconds = time.monotonic() - self._begun
+        seconds = time.time() - self._at_unix
         manifest = {
             "job": self.id,
             "model": {"id": self.model["id"], "hash": self.model["hash"]},
@@ -168,12 +180,12 @@ def infer(
     model = _model(connection, found.model)
     begun = _begun(folder, planned, model["id"], resume=resume)
     if begun is None:
-        begun = Begun(planned.hash, model["id"], secrets.token_hex(8), "")
+        begun = Begun(planned.hash, model["id"], secrets.token_hex(8), "", time.time())
         folder.mkdir(parents=True, exist_ok=True)
         _remember(folder, begun)
     spec = {
         "kind": "batch",
-        "name": _name(found),
+        "name": f"infer-{model['name']}"[: limits.NAME_CHARACTERS],
         "model": model["id"],
         "inputs": planned.listing.total,
         "slice_inputs": planned.slice_inputs,
@@ -184,16 +196,15 @@ def infer(
     args = {"request": begun.request, "spec": spec, "bundle": planned.hash, "size": len(planned.data)}
     try:
         job = uploads.submit(connection, args, planned.data)
-    except BaseException:
+    except (
+        RefusedError,
+        UsageError,
+    ):  # nothing was submitted; after any other end it may have been, and --resume finds it
         if not begun.job:
-            (folder / _BEGUN).unlink(missing_ok=True)
+            _forget(folder)
         raise
     _remember(folder, msgspec.structs.replace(begun, job=job))
-    return Inference(connection, job, planned, model, folder)
-
-
-def _name(config: Config) -> str:
-    return f"infer-{Path(config.model).stem.partition(':')[0]}"[:63]
+    return Inference(connection, job, planned, model, folder, begun.at_unix)
 
 
 def _model(connection: Connection, name: str) -> dict[str, Any]:
@@ -224,13 +235,14 @@ def _begun(folder: Path, planned: Plan, model: str, *, resume: bool) -> Begun | 
     return begun
 
 
+def _forget(folder: Path) -> None:
+    """The folder is as it was before."""
+    (folder / _BEGUN).unlink(missing_ok=True)
+    with suppress(OSError):  # what else is in it is not ours
+        folder.rmdir()
+
+
 def _remember(folder: Path, begun: Begun) -> None:
     temporary = folder / f"{_BEGUN}.new"
     temporary.write_bytes(msgspec.json.encode(begun))
     temporary.replace(folder / _BEGUN)
-
-
-def demand_extras(config: Config) -> None:
-    """Raises ``UsageError`` for what is not built yet."""
-    if config.output.kind != "jsonl":
-        raise UsageError("output.kind parquet is not built yet; leave it out")

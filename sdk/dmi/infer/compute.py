@@ -9,6 +9,8 @@ import ctypes
 import os
 import signal
 import socket
+import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,52 +21,22 @@ import msgspec
 import torch
 
 from dmi.errors import DmiError
-from dmi.infer.batches import Batches
+from dmi.infer.batches import Batches, InputsChangedError
 from dmi.infer.config import Config
 from dmi.infer.inputs import Listing
+from dmi.infer.line import DESCRIPTOR, GoneError, Line
 from dmi.infer.plan import CONFIG, LISTING
 from dmi.infer.rows import line_of
-from dmi_protocol.codec import pack, unpack
+from dmi_protocol import limits
 from dmi_protocol.messages.roles import BatchLaunch
 from dmi_tensor.models import ModelError, load
-from dmi_wire.channel import framed, unframed
 from dmi_wire.memory import keep_freed_memory
 
-DESCRIPTOR = "DMI_COMPUTE_FD"
 _SET_PARENT_DEATH_SIGNAL = 1
 
 
 class NoInputError(DmiError):
     """The inputs are not on this host; they may be on others."""
-
-
-class GoneError(Exception):
-    """The replica has ended."""
-
-
-class Line:
-    """To the replica."""
-
-    def __init__(self, channel: socket.socket) -> None:
-        self._channel = channel
-
-    def say(self, **value: Any) -> None:
-        """One answer."""
-        self._channel.sendall(framed(pack(value)))
-
-    def hear(self) -> dict[str, Any]:
-        """The next thing that is wanted."""
-        found: dict[str, Any] = unpack(unframed(self._exactly))
-        return found
-
-    def _exactly(self, size: int) -> bytes:
-        data = bytearray()
-        while len(data) < size:
-            piece = self._channel.recv(size - len(data))
-            if not piece:
-                raise GoneError
-            data += piece
-        return bytes(data)
 
 
 def prepared(launch: BatchLaunch) -> Batches:
@@ -76,9 +48,7 @@ def prepared(launch: BatchLaunch) -> Batches:
     content = launch.model.content
     files = {file.name: Path(path) for file, path in zip(content.files, launch.files, strict=True)}
     batches = Batches(config, listing, content, load(content.format, files, content.factory, config.device))
-    with suppress(
-        Exception
-    ):  # zeros of a size that nobody would give; what is wrong with the model shows at its first batch
+    with suppress(Exception):  # zeros may have a size that nobody would give: what is wrong shows at the first batch
         batches.warm_up()
     return batches
 
@@ -114,9 +84,18 @@ def main() -> None:
         torch.set_num_threads(launch.threads)
         torch.use_deterministic_algorithms(mode=True, warn_only=True)
         keep_freed_memory()
+        threading.Thread(target=_beat, args=(line,), name="beat", daemon=True).start()
         _live(line, launch)
-    except (GoneError, ConnectionError):
+    except GoneError:
         return
+
+
+def _beat(line: Line) -> None:
+    """That we are scheduled depends on nothing that we are told."""
+    with suppress(GoneError):
+        while True:
+            line.say(moving=True)
+            time.sleep(limits.ROLE_BEAT_MS / 1000)
 
 
 def _live(line: Line, launch: BatchLaunch) -> None:
@@ -124,7 +103,9 @@ def _live(line: Line, launch: BatchLaunch) -> None:
         batches = prepared(launch)
         line.say(ready=True)
         serve(line, batches)
-    except NoInputError as error:
+    except GoneError:
+        raise
+    except (NoInputError, InputsChangedError) as error:
         line.say(error="input", text=str(error))
     except (DmiError, ModelError) as error:
         line.say(error="cannot-start", text=str(error))

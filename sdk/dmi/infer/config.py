@@ -113,16 +113,18 @@ def _in_our_words(found: Mapping[str, Any]) -> dict[str, Any]:
     small: dict[str, Any] = _small(found)
     for there, here in _OTHER_WORDS.items():
         section = small.get(there[0])
-        if isinstance(section, dict) and there[1] in section and (there[0] not in {"model"} or len(here) == 1):
-            value = section.pop(there[1])
-            if not section:
-                del small[there[0]]
-            if len(here) == 1:
-                small[here[0]] = value
-            else:
-                inner = small.setdefault(here[0], {})
-                if isinstance(inner, dict):
-                    inner.setdefault(here[1], value)
+        if not isinstance(section, dict) or there[1] not in section:
+            continue
+        value = section.pop(there[1])
+        if not section:
+            del small[there[0]]
+        inner = small if len(here) == 1 else small.setdefault(here[0], {})
+        if not isinstance(inner, dict) or here[-1] in inner:
+            what = next(iter(section), None) if here[0] == there[0] else None
+            if what is not None:
+                raise UsageError(f"the configuration has no key {f'{there[0]}.{what}'!r}")
+            raise UsageError(f"{'.'.join(there)} and {'.'.join(here)} say the same: leave one of them out")
+        inner[here[-1]] = value
     return small
 
 
@@ -164,6 +166,7 @@ def _check(config: Config) -> None:
         (1 <= config.threads <= 1_024, f"threads must be 1 to 1024, not {config.threads}"),
         (1 <= config.replicas_per_node <= 64, f"replicas_per_node must be 1 to 64, not {config.replicas_per_node}"),
         (config.slice_batches is None or config.slice_batches >= 1, "slice_batches must be 1 or more"),
+        (config.output.kind == "jsonl", "output.kind parquet is not built yet; leave it out"),
         (config.output.top is None or config.output.top >= 0, "output.top must be 0 or more"),
         (all(1 <= size <= 65_536 for size in sizes), "sizes of pictures are 1 to 65536"),
         (config.input.max_pixels >= 1, "input.max_pixels must be 1 or more"),

@@ -22,7 +22,7 @@ _SLICES = 64
 
 
 class Plan(Struct, frozen=True):
-    """``digest`` is that of all that decides the output but the model: configuration, inputs and the user's files."""
+    """``hash`` is that of ``data``, which holds all that decides the output but the model."""
 
     config: Config
     listing: Listing

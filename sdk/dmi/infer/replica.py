@@ -17,16 +17,18 @@ from typing import Any, NoReturn
 import msgspec
 
 from dmi.infer.config import Config
+from dmi.infer.line import DESCRIPTOR, GoneError, Line
 from dmi.infer.plan import CONFIG
-from dmi_protocol.codec import pack, unpack
+from dmi_protocol import limits
 from dmi_protocol.identity import BlobHash
-from dmi_protocol.messages.roles import BatchLaunch, Bound, Slices, SliceWritten
-from dmi_wire.channel import framed, unframed
+from dmi_protocol.kinds.batch.queue import SliceQueue
+from dmi_protocol.messages.roles import BatchLaunch, Bound, SliceWritten
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
 
 _NO_PORT = 0
-_DESCRIPTOR = "DMI_COMPUTE_FD"
+_DIED = "compute-died"
+"""Others may do better: they may have more memory."""
 
 
 class DiedError(Exception):
@@ -48,7 +50,7 @@ class Computer:
     def __init__(self, launch: BatchLaunch) -> None:
         self._launch = launch
         self._process: subprocess.Popen[bytes] | None = None
-        self._channel: socket.socket | None = None
+        self._line: Line | None = None
 
     def start(self) -> None:
         """The model is in memory when it returns."""
@@ -58,15 +60,18 @@ class Computer:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "dmi.infer.compute"],
-                env={**os.environ, _DESCRIPTOR: str(theirs.fileno())},
+                env={**os.environ, DESCRIPTOR: str(theirs.fileno())},
                 pass_fds=[theirs.fileno()],
             )
-        self._channel = ours
+        self._line = Line(ours)
         self._say(launch=msgspec.to_builtins(self._launch))
         self._hear()
 
     def begin(self, first: int, last: int, masked: dict[int, str], path: Path, offset: int) -> None:
-        """From now on batches of the inputs ``first`` to ``last``; those that are ``masked`` are error rows, with this cause."""
+        """From now on batches of the inputs ``first`` to ``last``; those that are ``masked`` are error rows, with this cause. A
+        process that has died since the last batch is to blame for nothing: another one is started."""
+        if self._process is not None and self._process.poll() is not None:
+            self.close()
         self.start()
         self._say(begin=[first, last], masked=list(masked.items()), path=str(path), offset=offset)
 
@@ -78,48 +83,60 @@ class Computer:
 
     def close(self) -> None:
         """No process is left."""
-        if self._process is not None and self._channel is not None:
-            self._channel.close()
+        if self._process is not None and self._line is not None:
+            self._line.close()
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def _say(self, **value: Any) -> None:
-        assert self._channel is not None
+        assert self._line is not None
         try:
-            self._channel.sendall(framed(pack(value)))
-        except OSError:
+            self._line.say(**value)
+        except GoneError:
             self._died()
 
     def _hear(self) -> dict[str, Any]:
+        """The next answer. A process that was not heard for ``limits.ROLE_STALLED_MS``, and has used no processor time either,
+        has stopped and is ended."""
+        assert self._line is not None
+        assert self._process is not None
         try:
-            found: dict[str, Any] = unpack(unframed(self._exactly))
-        except ConnectionError:
+            while True:
+                used = _computed_ticks(self._process.pid)
+                if self._line.is_quiet(limits.ROLE_STALLED_MS / 1000):
+                    if _computed_ticks(self._process.pid) > used:
+                        continue
+                    self.close()
+                    raise DiedError("it stopped the process that computed it")
+                found = self._line.hear()
+                if "moving" not in found:
+                    break
+        except GoneError:
             self._died()
         if "error" in found:
             raise FailedError(found["error"], found["text"])
         return found
 
-    def _exactly(self, size: int) -> bytes:
-        assert self._channel is not None
-        data = bytearray()
-        while len(data) < size:
-            piece = self._channel.recv(size - len(data))
-            if not piece:
-                raise ConnectionError
-            data += piece
-        return bytes(data)
-
     def _died(self) -> NoReturn:
         assert self._process is not None
-        assert self._channel is not None
-        self._channel.close()
+        assert self._line is not None
+        self._line.close()
         code = self._process.wait()
         self._process = None
         if code >= 0:
             raise DiedError(f"it ended the process that computed it, with code {code}")
         what = " (out of memory?)" if code == -signal.SIGKILL else ""
         raise DiedError(f"it ended the process that computed it, by {signal.Signals(-code).name}{what}")
+
+
+def _computed_ticks(pid: int) -> int:
+    """The processor time that a process has used: fields 14 and 15 of its line in ``/proc``, in clock ticks."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return int(fields[11]) + int(fields[12])
 
 
 class Replica:
@@ -131,24 +148,19 @@ class Replica:
         self._computer = computer
         self._batch_size = batch_size
         self._directory = Path(launch.directory)
-        self._told = Slices(0, ())
-        self._written: set[int] = set()
-        """What we have computed, and is committed, or about to be."""
+        self._queue = SliceQueue()
 
     def run(self) -> NoReturn:
         """Until the daemon ends us."""
         while True:
-            self._hear(wait=not self._told.slices)
-            if self._told.slices:
-                self._compute(self._told.slices[0])
+            self._hear(wait=self._queue.first is None)
+            if (first := self._queue.first) is not None:
+                self._compute(first)
 
     def _hear(self, *, wait: bool) -> None:
         found = self._child.slices(wait=wait)
-        if found is None:
-            return
-        if found.reopened > self._told.reopened:
-            self._written.clear()
-        self._told = msgspec.structs.replace(found, slices=tuple(s for s in found.slices if s not in self._written))
+        if found is not None:
+            self._queue.told(found)
 
     def _compute(self, slice_: int) -> None:
         size = self._launch.slice_inputs
@@ -166,14 +178,13 @@ class Replica:
                 continue
             first, failed = first + self._batch_size, failed + bad
             self._hear(wait=False)
-            if slice_ not in self._told.slices:
+            if not self._queue.wants(slice_):
                 path.unlink()
                 return
         with path.open("rb") as file:
             blob = BlobHash(hashlib.file_digest(file, "sha256").hexdigest())
-        self._child.tell(SliceWritten(self._told.decided, slice_, blob, str(path), offset, failed))
-        self._written.add(slice_)
-        self._told = msgspec.structs.replace(self._told, slices=tuple(s for s in self._told.slices if s != slice_))
+        self._child.tell(SliceWritten(self._queue.decided, slice_, blob, str(path), offset, failed))
+        self._queue.written(slice_)
 
     # An input that ends a process
 
@@ -220,7 +231,7 @@ def main() -> None:
     except FailedError as error:
         child.fail(error.kind, str(error), starting=True)
     except DiedError as error:
-        child.fail("cannot-start", f"the model cannot be loaded: {error}", starting=True)
+        child.fail(_DIED, f"the model cannot be loaded: {error}", starting=True)
     child.tell(Bound(f"{launch.host}:{_NO_PORT}", keys.public, os.getpid()))
     _live(child, Replica(child, launch, computer, batch_size))
 
@@ -231,7 +242,7 @@ def _live(child: Child, replica: Replica) -> NoReturn:
     except FailedError as error:
         child.fail(error.kind, str(error), starting=False)
     except DiedError as error:
-        child.fail("model", f"the process that computes cannot be started again: {error}", starting=False)
+        child.fail(_DIED, f"the process that computes cannot be started again: {error}", starting=False)
     except OSError as error:
         child.fail("disk", str(error), starting=False)
 

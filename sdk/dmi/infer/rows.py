@@ -30,6 +30,9 @@ class Rows:
                 "output.top needs a model with one output of scores, [N, classes]; leave it out to get all outputs"
             )
         self._labels = _labels(config.output.labels)
+        classes = self._outputs[0].shape[1] if self._top else None
+        if self._labels and classes is not None and len(self._labels) != classes:
+            raise UsageError(f"output.labels has {len(self._labels)} names, and the model {classes} classes")
 
     def of(self, ids: Sequence[Any], inputs: Sequence[Any], outputs: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         """One for each of ``ids``, in order; where an input is a ``Bad`` the outputs of its place do not count."""
@@ -74,6 +77,8 @@ def _of_own(own: Callable[..., Any], outputs: dict[str, Tensor]) -> dict[str, An
     try:
         made = own(outputs if len(outputs) > 1 else next(iter(outputs.values())))
         row = dict(made) if isinstance(made, Mapping) else {"outputs": made}
+        if "id" in row:
+            raise ValueError("it gives an 'id', which is the input's")
         json.dumps(row, allow_nan=False)
     except Exception as error:  # noqa: BLE001 (the user's function)
         line = (str(error).strip().splitlines() or [""])[0]

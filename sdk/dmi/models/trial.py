@@ -4,10 +4,9 @@ It reads one JSON object (``content``, ``files``, ``inputs``) and prints one: th
 comes out, or an error.
 """
 
-import io
 import json
+import os
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import msgspec
@@ -18,17 +17,19 @@ from dmi_tensor.models import ModelError, describe
 
 def main() -> None:
     """See the module."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # factories and torch may print, in C too
     asked = json.load(sys.stdin)
     content = msgspec.convert(asked["content"], ModelContent)
     files = {name: Path(path) for name, path in asked["files"].items()}
     said = msgspec.convert(asked["inputs"], tuple[TensorInfo, ...])
     answer: dict[str, object]
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # factories and torch may print
-            answer = {"content": msgspec.to_builtins(describe(content, files, said))}
+        answer = {"content": msgspec.to_builtins(describe(content, files, said))}
     except ModelError as error:
         answer = {"error": str(error)}
-    json.dump(answer, sys.stdout)
+    with answers:
+        json.dump(answer, answers)
 
 
 if __name__ == "__main__":

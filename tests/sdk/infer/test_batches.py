@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dmi.errors import UsageError
 from dmi.infer import config
-from dmi.infer.batches import Batches
+from dmi.infer.batches import Batches, InputsChangedError
 from dmi.infer.readers import listing_of
 from dmi_protocol.model import ModelContent, TensorInfo
 from dmi_tensor.models import Loaded
@@ -226,3 +226,37 @@ def test_a_model_that_always_raises_computes_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="no luck"):
         batches(tmp_path, LINES, broken)
+
+
+def test_a_model_that_takes_no_zeros_computes_what_is_good(tmp_path: Path) -> None:
+    def no_zeros(x: Tensor) -> Tensor:
+        if (x == 0).all(1).any():
+            raise ZeroDivisionError("by nothing")
+        made: Tensor = LINEAR(x)
+        return made
+
+    found = batches(tmp_path, [LINES[0], "no", "[0, 0, 0, 0]", LINES[3]], no_zeros)
+    assert str(found[1]["error"]).startswith("not JSON")
+    assert found[2] == {"id": 3, "error": "the model raised ZeroDivisionError: by nothing"}
+    assert found[0] == batches(tmp_path, [LINES[0]] * 3)[0]
+
+
+def test_inputs_that_are_gone_since_they_were_listed_are_missed(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text("\n".join(LINES))
+    found = config.of({"model": "m", "input": {"kind": "jsonl", "path": str(tmp_path / "x.jsonl")}, "batch_size": 3})
+    listing = listing_of(found)
+    (tmp_path / "x.jsonl").write_text("\n".join(LINES[:2]))
+    made = Batches(found, listing, ModelContent("exported", (), (X,), (Y,)), Loaded(LINEAR, ["x"]))
+    with pytest.raises(InputsChangedError, match="has other inputs than when it was listed"):
+        list(made.compute(0, 4))
+
+
+def test_labels_are_as_many_as_classes_and_ids_are_the_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "labels").write_text("cat\ndog\n")
+    with pytest.raises(UsageError, match="has 2 names, and the model 3 classes"):
+        batches(tmp_path, LINES[:1], output={"labels": str(tmp_path / "labels")})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text("def finish(output):\n    return {'id': 7}\n")
+    [row] = batches(tmp_path, LINES[:1], postprocess="own.py:finish")
+    assert row["id"] == 1
+    assert "it gives an 'id'" in row["error"]

@@ -14,6 +14,7 @@ from dmi.infer import config
 from dmi.infer.plan import CONFIG, LISTING
 from dmi.infer.readers import listing_of
 from dmi.infer.replica import Computer, FailedError, Replica
+from dmi_protocol import limits
 from dmi_protocol.identity import BlobHash, JobId, NodeId
 from dmi_protocol.messages.roles import BatchLaunch, RoleKey, Slices, SliceWritten
 from dmi_protocol.model import ModelContent, ModelFile, ModelRef
@@ -26,7 +27,7 @@ import os, signal
 import torch
 def prepare(value):
     if value[0] in POISON:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGNAL)
     return torch.tensor(value)
 class Net(torch.nn.Module):
     def __init__(self):
@@ -63,11 +64,17 @@ class Daemon:
 
 @contextmanager
 def replica(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, daemon: Daemon, *, always: bool = False, poison: str = "(5,)"
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    daemon: Daemon,
+    *,
+    always: bool = False,
+    poison: str = "(5,)",
+    by: str = "SIGKILL",
 ) -> Iterator[Replica]:
     """With ten inputs, which begin with 0 to 9, in slices of one batch of five."""
     monkeypatch.chdir(tmp_path)
-    code = CODE.replace("POISON", poison) + "def make():\n    return Net()\n"
+    code = CODE.replace("POISON", poison).replace("SIGNAL", by) + "def make():\n    return Net()\n"
     (tmp_path / "own.py").write_text(code)
     (tmp_path / "net.py").write_text(code.replace("ALWAYS", "False"))
     np.save(tmp_path / "x.npy", np.array([[n, 1, 2, 3] for n in range(10)], dtype=np.float32))
@@ -148,3 +155,31 @@ def test_a_model_that_ends_its_process_whatever_it_is_given_says_so(
     with replica(tmp_path, monkeypatch, Daemon(0), always=True) as found_out:  # noqa: SIM117 (what is raised is looked at inside)
         with pytest.raises(FailedError, match="the model ends its process whatever it is given"):
             found_out.run()
+
+
+@pytest.mark.deep
+def test_an_input_that_stops_the_process_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "ROLE_STALLED_MS", 1_500)
+    daemon = Daemon(0)
+    with replica(tmp_path, monkeypatch, daemon, poison="(3,)", by="SIGSTOP") as found_out, pytest.raises(Ended):
+        found_out.run()
+    assert [row.get("error") for row in rows(daemon)] == [
+        None, None, None, "it stopped the process that computed it", None,
+    ]  # fmt: skip
+
+
+@pytest.mark.deep
+def test_a_process_that_dies_between_slices_is_to_blame_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = Daemon(0)
+    with replica(tmp_path, monkeypatch, daemon, poison="()") as found_out:
+        computer = found_out._computer
+        computer.start()
+        process = computer._process
+        assert process is not None
+        process.kill()
+        process.wait()
+        with pytest.raises(Ended):
+            found_out.run()
+    assert [row for row in rows(daemon) if "error" in row] == []

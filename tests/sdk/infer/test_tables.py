@@ -32,6 +32,7 @@ def test_every_line_that_is_not_blank_is_an_input_and_its_number_its_id(tmp_path
     assert found[1] == (3, [2])
     assert str(found[2][1]).startswith("not JSON")
     assert found[4] == (7, "not UTF-8")
+    assert found[-2] == (8, "it has 'a' twice")
     assert found[-1] == (9, [3])
 
 

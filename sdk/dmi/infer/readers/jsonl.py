@@ -4,7 +4,7 @@ import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from dmi.errors import UsageError
 from dmi.infer.config import Config
@@ -75,7 +75,9 @@ def _of_line(line: bytes | None, number: int, config: Config) -> Given:
     if line is None:
         return Given(number, Bad(f"longer than {LINE_BYTES} bytes"))
     try:
-        value = json.loads(line.decode("utf-8-sig"))
+        value = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_once)
+    except Bad as error:
+        return Given(number, error)
     except UnicodeDecodeError:
         return Given(number, Bad("not UTF-8"))
     except (ValueError, RecursionError) as error:
@@ -85,3 +87,11 @@ def _of_line(line: bytes | None, number: int, config: Config) -> Given:
             return Given(number, Bad(f"it has no {config.input.id!r}, which is input.id"))
         number = value.pop(config.input.id)
     return Given(number, value)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise Bad(f"it has {next(name for name in names if names.count(name) > 1)!r} twice")
+    return found
