@@ -10,6 +10,7 @@ from dmi.errors import UsageError
 from dmi.infer.client import Inference
 from dmi.infer.config import read
 from dmi.infer.plan import plan
+from dmi.job import ENDED
 from dmi.mesh import Mesh
 from dmi_node.cli import output, wording
 from dmi_node.cli.options import asks_mesh
@@ -65,7 +66,7 @@ def _follow(inference: Inference) -> dict[str, Any]:
         for last in inference.progress():
             now = time.monotonic()
             before = last["step"] if before is None else before
-            if now - said_at >= _LINE_S:
+            if now - said_at >= _LINE_S and last["state"] not in ENDED:
                 said_at = now
                 click.echo(wording.inferring(last, before, now - begun), err=True)
         inference.judge(last)
