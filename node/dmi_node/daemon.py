@@ -29,7 +29,8 @@ from dmi_node.storage.blobs import Blobs
 from dmi_node.storage.journal import IDENTITY, Journal, JournalError, UnwritableError
 from dmi_node.supervision.supervisor import Supervisor
 from dmi_node.tasks import Tasks
-from dmi_node.transport.library import Library, NoSourceError
+from dmi_node.transport.fetching import NoSourceError
+from dmi_node.transport.library import Library
 from dmi_node.transport.mesh import MeshTransport
 from dmi_node.transport.refusals import Refusals
 from dmi_protocol import effects as do
@@ -132,7 +133,7 @@ class Node:
         try:
             identity = await self._identity(journal, keys)
             me = self._me(identity, keys, journal.next_boot())
-            self.library = Library(self._home, self.blobs, self._tasks, self._mesh.send, self.pin)
+            self.library = Library(me.node, self._home, self.blobs, self._tasks, self._mesh.send, self.pin)
             self._supervisor = Supervisor(self._home, self.blobs, self._tasks, self._give)
             stored = journal.fact("members")
             known = msgspec.msgpack.decode(stored, type=tuple[Introduced, ...]) if stored else identity.introduced

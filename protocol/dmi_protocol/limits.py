@@ -4,7 +4,15 @@
 MESSAGE_BYTES = 4 * 1024 * 1024
 """The largest envelope: a snapshot chunk or a blob chunk with room to spare."""
 CHUNK_BYTES = 1024 * 1024
-"""Blobs and snapshots travel in pieces of this size."""
+"""Snapshots travel in pieces of this size."""
+BLOB_CHUNK_BYTES = 256 * 1024
+"""Blobs travel in chunks of this size, each with its own digest: small enough that beats on the same connection are not late."""
+BLOB_CHUNKS_ASKED = 4
+"""Chunks that are under way from one node to another at once: a megabyte."""
+BLOB_DIGESTS = 16_384
+"""Digests of chunks in one message."""
+BLOB_PEERS = 8
+"""Others that fetch the same blob, in one message."""
 COLLECTION_ITEMS = 65_536
 """The longest array or map that an envelope may claim."""
 ENVELOPE_ITEMS = 262_144
@@ -61,7 +69,7 @@ LEASES = 2
 MODEL_VERSIONS = 1_024
 MODEL_FILES = 16
 """Of one version."""
-MODEL_BYTES = 1 << 44
+MODEL_BYTES = 1 << 40
 """Of one file."""
 MODEL_TENSORS = 256
 DIMENSIONS = 16
@@ -106,6 +114,8 @@ RECOPIES = 64
 def check() -> None:
     """Assert the relations between the bounds."""
     assert CHUNK_BYTES + 64 * 1024 <= MESSAGE_BYTES
+    assert BLOB_CHUNK_BYTES <= CHUNK_BYTES
+    assert BLOB_DIGESTS * 32 + MODEL_BYTES // BLOB_CHUNK_BYTES // 8 + 64 * 1024 <= MESSAGE_BYTES
     assert STRING_BYTES <= MESSAGE_BYTES
     assert COLLECTION_ITEMS <= ENVELOPE_ITEMS
     assert COMMAND_BYTES + CHUNK_BYTES + 64 * 1024 <= MESSAGE_BYTES

@@ -13,7 +13,7 @@ from dmi_protocol.cluster.command import Invite
 from dmi_protocol.codec import decode_struct, encode_struct, open_envelope, seal, unpack
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import NodeId, PublicKey, RequestId
-from dmi_protocol.messages.blobs import BlobPiece
+from dmi_protocol.messages.blobs import BlobChunk
 from dmi_protocol.messages.consensus import Append, Entry, Noop, Voters
 from dmi_protocol.messages.control import Propose
 from dmi_protocol.messages.membership import Ping, Rumor, Update
@@ -27,7 +27,7 @@ MESSAGES = [
     Ping(1, (Update(NODE, "suspect", 3, NODE),), (Rumor(NODE, "job:x", 2, b"\x00"),)),
     Append(3, 7, 2, (Entry(8, 3, Noop()), Entry(9, 3, Voters((NODE,)))), 7),
     Propose(Invite(RequestId("r"), PublicKey("k" * 40), 5)),
-    BlobPiece("a" * 64, 0, 3, b"abc"),  # type: ignore[arg-type]
+    BlobChunk("a" * 64, 0, b"abc"),  # type: ignore[arg-type]
 ]
 
 

@@ -15,7 +15,8 @@ from dmi_node.control.server import Client, RefusalError, Verb
 from dmi_node.control.uploads import Uploads
 from dmi_node.joining import Invitation
 from dmi_node.storage.blobs import Blobs
-from dmi_node.transport.library import Library, NoSourceError
+from dmi_node.transport.fetching import NoSourceError
+from dmi_node.transport.library import Library
 from dmi_protocol import limits, reasons
 from dmi_protocol.cluster.command import Cancel, Command, Drain, Invite, Remove, Submit
 from dmi_protocol.cluster.state import ClusterState, MemberRecord

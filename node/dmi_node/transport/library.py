@@ -1,49 +1,68 @@
-"""Blobs and logs from node to node. The asker drives: one piece is under way at a time, so nothing piles up."""
+"""Blobs and logs from node to node. The asker drives: few chunks are under way at a time, so nothing piles up."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TypeVar
 
+import msgspec
+
+from dmi_node import clock
 from dmi_node.home import Home
-from dmi_node.storage.blobs import Blobs, WrongHashError, is_hash
+from dmi_node.storage.blobs import Blobs, Catalogue, is_hash
 from dmi_node.storage.logs import read_logs
 from dmi_node.tasks import Tasks
+from dmi_node.transport.fetching import Fetching, NoSourceError
 from dmi_protocol import limits
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import BlobHash, JobId, NodeId
-from dmi_protocol.messages.blobs import BlobKept, BlobMessage, BlobPiece, KeepBlob, LogPiece, WantBlob, WantLog
+from dmi_protocol.instant import Instant, after
+from dmi_protocol.messages.blobs import (
+    AskBlob,
+    BlobChunk,
+    BlobHeld,
+    BlobKept,
+    BlobMessage,
+    KeepBlob,
+    LogPiece,
+    WantChunk,
+    WantLog,
+)
+from dmi_protocol.transfer import DIGEST_BYTES
 
-_PIECE_WAIT_S = 5.0
-_TRIES = 3
-_BETWEEN_TRIES_S = 0.5
+_LOG_WAIT_S = 5.0
+_ASKERS_MS = 3_000
+"""Who asked for a blob so short a time ago is still fetching it, or has it."""
+_ASKED_FOR = 256
+"""Blobs of which is remembered who asked."""
 _AT_ONCE = 8
-"""Pieces that are read from the disk at the same time."""
+"""Chunks that are read from the disk at the same time."""
 _WAITING = 1_000
 """Questions that wait their turn; further ones are dropped, as a network may, and asked again."""
 _FARTHEST = 2**62
+_READING_S = 0.2
+"""Who asks for a blob that is being read is answered after so long, whatever has been read."""
 
 Value = TypeVar("Value")
 Send = Callable[[NodeId, BlobMessage], None]
 Pin = Callable[[BlobHash], Awaitable[None]]
 
 
-class NoSourceError(Exception):
-    """Nobody could give the blob. The text says why."""
-
-
 class Library:
     """This node's blobs and logs, and those of the others through it."""
 
-    def __init__(self, home: Home, blobs: Blobs, tasks: Tasks, send: Send, pin: Pin) -> None:
+    def __init__(self, me: NodeId, home: Home, blobs: Blobs, tasks: Tasks, send: Send, pin: Pin) -> None:
+        self._me = me
         self._home = home
         self._blobs = blobs
         self._tasks = tasks
         self._send = send
         self._pin = pin
-        self._pieces: dict[tuple[NodeId, BlobHash, int], asyncio.Future[BlobPiece]] = {}
+        self._askers: dict[BlobHash, dict[NodeId, Instant]] = {}
+        self._catalogues: dict[BlobHash, asyncio.Task[Catalogue | None]] = {}
+        """Of those that are being read for others."""
         self._kept: dict[tuple[NodeId, BlobHash], asyncio.Future[bool]] = {}
         self._logs: dict[int, asyncio.Future[LogPiece]] = {}
-        self._fetching: dict[BlobHash, asyncio.Task[None]] = {}
+        self._fetching: dict[BlobHash, tuple[Fetching, asyncio.Task[None]]] = {}
         self._requests = 0
         self._asked = 0
         self._turns = asyncio.Semaphore(_AT_ONCE)
@@ -52,10 +71,13 @@ class Library:
         """Another node asks or answers. Raises ``RemoteProtocolError`` for what no correct node says."""
         _check(message)
         match message:
-            case WantBlob(blob, offset):
-                self._serve(self._give_piece(sender, blob, offset), "blob piece")
-            case BlobPiece(blob, offset):
-                _resolve(self._pieces.get((sender, blob, offset)), message)
+            case AskBlob(blob, known):
+                self._serve(self._say_what_is_held(sender, blob, known), "blob held")
+            case WantChunk(blob, index):
+                self._serve(self._give_chunk(sender, blob, index), "blob chunk")
+            case BlobHeld(blob) | BlobChunk(blob):
+                if blob in self._fetching:
+                    self._fetching[blob][0].take(sender, message)
             case KeepBlob(blob):
                 self._serve(self._keep(sender, blob), "keep blob")
             case BlobKept(blob, kept):
@@ -75,13 +97,53 @@ class Library:
     def _served(self) -> None:
         self._asked -= 1
 
-    async def _give_piece(self, to: NodeId, blob: BlobHash, offset: int) -> None:
+    async def _say_what_is_held(self, to: NodeId, blob: BlobHash, known: int) -> None:
+        now = clock.now()
+        peers = self._peers(now, to, blob)
+        if blob in self._fetching:
+            held = self._fetching[blob][0].held(known)
+        else:
+            held = await self._whole(blob, known)
+        self._send(to, msgspec.structs.replace(held, peers=peers))
+
+    def _peers(self, now: Instant, asker: NodeId, blob: BlobHash) -> tuple[NodeId, ...]:
+        """Others who fetch it now: they have some of it, too."""
+        askers = self._askers.pop(blob, {})
+        fresh = {node: at for node, at in askers.items() if now < after(at, _ASKERS_MS) and node != asker}
+        self._askers[blob] = {**fresh, asker: now}
+        while len(self._askers) > _ASKED_FOR:
+            del self._askers[next(iter(self._askers))]
+        return tuple(list(fresh)[-limits.BLOB_PEERS :])
+
+    async def _whole(self, blob: BlobHash, known: int) -> BlobHeld:
+        """What is said of a blob that lies here whole. Its bytes are read before they are given; until that is done, the size
+        alone is said."""
+        size = self._blobs.size(blob)
+        if size is None:
+            return BlobHeld(blob, -1)
+        if blob not in self._catalogues:
+            reading = asyncio.ensure_future(asyncio.to_thread(self._blobs.catalogue, blob))
+            self._catalogues[blob] = reading
+            reading.add_done_callback(lambda _: self._catalogues.pop(blob, None))
+        reading = self._catalogues[blob]
+        await asyncio.wait([reading], timeout=_READING_S)
+        if not reading.done():
+            return BlobHeld(blob, size)
+        catalogue = None if reading.exception() is not None else reading.result()
+        if catalogue is None:
+            return BlobHeld(blob, -1)
+        digests = catalogue.digests[known * DIGEST_BYTES :][: limits.BLOB_DIGESTS * DIGEST_BYTES]
+        return BlobHeld(blob, catalogue.size, None, digests)
+
+    async def _give_chunk(self, to: NodeId, blob: BlobHash, index: int) -> None:
         async with self._turns:
+            fetching = self._fetching.get(blob)
+            read = self._blobs.chunk if fetching is None else lambda _, index: fetching[0].chunk(index)
             try:
-                total, data = await asyncio.to_thread(self._blobs.read, blob, offset, limits.CHUNK_BYTES)
+                data = await asyncio.to_thread(read, blob, index)
             except OSError:
-                total, data = -1, b""
-            self._send(to, BlobPiece(blob, offset, total, data))
+                data = b""
+            self._send(to, BlobChunk(blob, index, data))
 
     async def _give_log(self, to: NodeId, request: int, job: JobId, offsets: dict[str, int]) -> None:
         async with self._turns:
@@ -106,52 +168,14 @@ class Library:
             return
         if not is_hash(blob):
             raise NoSourceError(f"{blob[:80]!r} is no SHA-256")
-        if blob not in self._fetching:
-            task = asyncio.ensure_future(self._fetch(blob, sources))
-            self._fetching[blob] = task
+        if blob in self._fetching:
+            self._fetching[blob][0].add(sources)
+        else:
+            fetching = Fetching(self._me, blob, self._blobs, sources, self._send)
+            task = asyncio.ensure_future(fetching.run())
+            self._fetching[blob] = fetching, task
             task.add_done_callback(lambda _: self._fetching.pop(blob, None))
-        await asyncio.shield(self._fetching[blob])
-
-    async def _fetch(self, blob: BlobHash, sources: Sequence[NodeId]) -> None:
-        why = "no node that has it is known"
-        for _ in range(_TRIES):
-            for source in sources:
-                try:
-                    await self._fetch_from(blob, source)
-                except (TimeoutError, WrongHashError, NoSourceError) as error:
-                    why = str(error) or f"{source} did not answer"
-                else:
-                    return
-            await asyncio.sleep(_BETWEEN_TRIES_S)  # whoever wants it very much asks again at once
-        raise NoSourceError(why)
-
-    async def _fetch_from(self, blob: BlobHash, source: NodeId) -> None:
-        path = self._blobs.incoming(blob)
-        try:
-            with path.open("wb") as file:
-                piece = await self._piece(source, blob, 0)
-                total, offset = piece.total, len(piece.data)
-                while True:
-                    if piece.total < 0 or (offset < total and not piece.data):
-                        raise NoSourceError(f"{source} does not have it")
-                    if piece.total != total or offset > total:
-                        raise NoSourceError(f"{source} does not know how long it is")
-                    await asyncio.to_thread(file.write, piece.data)
-                    if offset == total:
-                        break
-                    piece = await self._piece(source, blob, offset)
-                    offset += len(piece.data)
-            await asyncio.to_thread(self._blobs.adopt, path, blob)
-        finally:
-            path.unlink(missing_ok=True)
-
-    async def _piece(self, source: NodeId, blob: BlobHash, offset: int) -> BlobPiece:
-        waited = self._pieces.setdefault((source, blob, offset), asyncio.get_running_loop().create_future())
-        try:
-            self._send(source, WantBlob(blob, offset))
-            return await asyncio.wait_for(asyncio.shield(waited), _PIECE_WAIT_S)
-        finally:
-            self._pieces.pop((source, blob, offset), None)
+        await asyncio.shield(self._fetching[blob][1])
 
     async def keep_at(self, node: NodeId, blob: BlobHash, within_s: float) -> bool:
         """Ask another node to fetch a blob from us; True once it is durable there."""
@@ -175,7 +199,7 @@ class Library:
         request = self._requests
         try:
             self._send(node, WantLog(request, job, offsets))
-            return (await asyncio.wait_for(waited, _PIECE_WAIT_S)).texts
+            return (await asyncio.wait_for(waited, _LOG_WAIT_S)).texts
         except TimeoutError:
             return {}
         finally:
@@ -185,10 +209,14 @@ class Library:
 def _check(message: BlobMessage) -> None:
     """Names of files and places in them come from the network: neither may lead anywhere but where it should."""
     match message:
-        case WantBlob(blob) | BlobPiece(blob) | KeepBlob(blob) | BlobKept(blob) if not is_hash(blob):
+        case AskBlob(blob) | BlobHeld(blob) | WantChunk(blob) | BlobChunk(blob) | KeepBlob(blob) | BlobKept(blob) if (
+            not is_hash(blob)
+        ):
             raise RemoteProtocolError(f"a blob is named {blob[:80]!r}")
-        case WantBlob(_, offset) if not 0 <= offset <= _FARTHEST:
-            raise RemoteProtocolError(f"a piece at {offset}")
+        case AskBlob(_, number) | WantChunk(_, number) if not 0 <= number <= _FARTHEST // limits.BLOB_CHUNK_BYTES:
+            raise RemoteProtocolError(f"chunk {number} of a blob")
+        case BlobHeld(_, total) if total > limits.MODEL_BYTES:
+            raise RemoteProtocolError(f"a blob of {total} bytes")
         case WantLog(_, _, offsets) if not all(0 <= offset <= _FARTHEST for offset in offsets.values()):
             raise RemoteProtocolError("a log is wanted from nowhere")
 

@@ -1,23 +1,44 @@
-"""Files by their hash, and logs, from node to node in pieces; the asker drives, so nothing is sent unasked."""
+"""Files by their hash in chunks, and logs, from node to node; the asker drives, so nothing is sent unasked."""
 
 from msgspec import Struct
 
-from dmi_protocol.identity import BlobHash, JobId
+from dmi_protocol.identity import BlobHash, JobId, NodeId
 
 
-class WantBlob(Struct, frozen=True, tag="want-blob"):
-    """Send me the piece of ``blob`` that starts at ``offset``."""
-
-    blob: BlobHash
-    offset: int
-
-
-class BlobPiece(Struct, frozen=True, tag="blob-piece"):
-    """A piece of a blob of ``total`` bytes; ``total`` is -1 when the sender does not have it."""
+class AskBlob(Struct, frozen=True, tag="ask-blob"):
+    """What have you got of ``blob``? I know the digests of its first ``known`` chunks."""
 
     blob: BlobHash
-    offset: int
+    known: int
+
+
+class BlobHeld(Struct, frozen=True, tag="blob-held"):
+    """The answer. ``total`` is the size in bytes; -1 when there is nothing of it here, or nothing that is whole.
+
+    ``chunks`` has a bit for each chunk that is here, the first chunk's in the lowest bit of the first byte; None for all of them.
+    ``digests`` are SHA-256 of the chunks from the asked one on, as many as fit; none while the sender is still reading. ``peers``
+    are others who are fetching it now.
+    """
+
+    blob: BlobHash
     total: int
+    chunks: bytes | None = None
+    digests: bytes = b""
+    peers: tuple[NodeId, ...] = ()
+
+
+class WantChunk(Struct, frozen=True, tag="want-chunk"):
+    """Send me chunk ``index`` of ``blob``: ``BLOB_CHUNK_BYTES`` from that many times ``index`` on."""
+
+    blob: BlobHash
+    index: int
+
+
+class BlobChunk(Struct, frozen=True, tag="blob-chunk"):
+    """A chunk; no bytes when the sender does not have it."""
+
+    blob: BlobHash
+    index: int
     data: bytes
 
 
@@ -49,5 +70,5 @@ class LogPiece(Struct, frozen=True, tag="log-piece"):
     texts: dict[str, tuple[int, bytes]]
 
 
-BlobMessage = WantBlob | BlobPiece | KeepBlob | BlobKept | WantLog | LogPiece
+BlobMessage = AskBlob | BlobHeld | WantChunk | BlobChunk | KeepBlob | BlobKept | WantLog | LogPiece
 """Answered by the daemon's stores; they never reach a machine."""

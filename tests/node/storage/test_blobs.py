@@ -1,11 +1,13 @@
 """A blob is there whole, or not at all."""
 
 import hashlib
+import os
+import time
 from pathlib import Path
 
 import pytest
 
-from dmi_node.storage.blobs import Blobs, WrongHashError
+from dmi_node.storage.blobs import ABANDONED_S, Blobs, WrongHashError
 from dmi_protocol.identity import BlobHash
 
 
@@ -28,10 +30,14 @@ def test_what_was_left_unfinished_is_swept(tmp_path: Path) -> None:
     blobs = Blobs(tmp_path)
     name = BlobHash(hashlib.sha256(b"hello").hexdigest())
     (tmp_path / name).write_bytes(b"hello")
-    blobs.incoming(name).write_bytes(b"hel")
+    abandoned = blobs.incoming(name)
+    abandoned.write_bytes(b"hel")
+    os.utime(abandoned, (time.time() - ABANDONED_S - 60,) * 2)
+    on_its_way = blobs.incoming(BlobHash("0" * 64))
+    on_its_way.write_bytes(b"hel")
     (tmp_path / ".upload-x").write_bytes(b"hel")
     blobs.sweep()
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, on_its_way.name])
 
 
 @pytest.mark.parametrize(

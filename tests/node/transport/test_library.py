@@ -6,20 +6,32 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from dmi_node.home import Home
 from dmi_node.storage.blobs import Blobs
 from dmi_node.tasks import Tasks
 from dmi_node.transport import library as module
-from dmi_node.transport.library import Library, NoSourceError
-from dmi_protocol import limits
+from dmi_node.transport.fetching import NoSourceError
+from dmi_node.transport.library import Library
+from dmi_protocol import limits, transfer
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import BlobHash, JobId, NodeId
-from dmi_protocol.messages.blobs import BlobKept, BlobMessage, BlobPiece, KeepBlob, LogPiece, WantBlob, WantLog
+from dmi_protocol.messages.blobs import (
+    AskBlob,
+    BlobChunk,
+    BlobHeld,
+    BlobKept,
+    BlobMessage,
+    KeepBlob,
+    LogPiece,
+    WantChunk,
+    WantLog,
+)
 
 HERE, THERE = NodeId("here"), NodeId("there")
-DATA = bytes(range(256)) * (5 * limits.CHUNK_BYTES // 512)
+DATA = b"".join(bytes([n]) * limits.BLOB_CHUNK_BYTES for n in range(1, 41)) + b"end"
 BLOB = BlobHash(hashlib.sha256(DATA).hexdigest())
 SECONDS = 20
 
@@ -42,8 +54,8 @@ class Pair:
             self.blobs[node] = Blobs(home.blobs)
         self.said: list[BlobMessage] = []
         self.pinned: list[BlobHash] = []
-        self.here = Library(self.homes[HERE], self.blobs[HERE], self.tasks, self._from_here, self._pin)
-        self.there = Library(self.homes[THERE], self.blobs[THERE], self.tasks, self._from_there, self._pin)
+        self.here = Library(HERE, self.homes[HERE], self.blobs[HERE], self.tasks, self._from_here, self._pin)
+        self.there = Library(THERE, self.homes[THERE], self.blobs[THERE], self.tasks, self._from_there, self._pin)
         self._change = change
 
     async def _pin(self, blob: BlobHash) -> None:
@@ -85,19 +97,19 @@ async def test_what_was_torn_here_is_fetched_again(tmp_path: Path) -> None:
 async def test_what_was_torn_there_is_had_from_another(tmp_path: Path) -> None:
     async with pair(tmp_path) as both:
         both.homes[THERE].blobs.joinpath(BLOB).write_bytes(DATA[:-1] + b"?")
-        with pytest.raises(NoSourceError, match="does not have the hash"):
+        with pytest.raises(NoSourceError, match="does not have it"):
             await both.here.fetch(BLOB, [THERE])
         assert not both.blobs[HERE].has(BLOB)
         both.put(THERE)
         await both.here.fetch(BLOB, [THERE])
 
 
-async def test_a_blob_comes_in_pieces(tmp_path: Path) -> None:
+async def test_a_blob_comes_in_chunks(tmp_path: Path) -> None:
     async with pair(tmp_path) as both:
         both.put(THERE)
         await asyncio.gather(both.here.fetch(BLOB, [THERE]), both.here.fetch(BLOB, [THERE]))
         assert both.blobs[HERE].path(BLOB).read_bytes() == DATA
-        assert len(both.said) == 3  # once, though it was wanted twice
+        assert sum(isinstance(said, BlobChunk) for said in both.said) == 41  # once, though it was wanted twice
         await both.here.fetch(BLOB, [])
 
 
@@ -109,32 +121,59 @@ async def test_an_empty_blob_comes_too(tmp_path: Path) -> None:
         assert both.blobs[HERE].read(empty, 0, 1) == (0, b"")
 
 
-def grows(message: BlobMessage) -> BlobMessage:
-    assert isinstance(message, BlobPiece)
-    return BlobPiece(message.blob, message.offset, message.total + message.offset, message.data)
-
-
 def lies(message: BlobMessage) -> BlobMessage:
-    assert isinstance(message, BlobPiece)
-    return BlobPiece(message.blob, message.offset, message.total, bytes(len(message.data)))
+    """Of every chunk."""
+    return msgspec.structs.replace(message, data=bytes(7)) if isinstance(message, BlobChunk) else message
 
 
-def stalls(message: BlobMessage) -> BlobMessage:
-    assert isinstance(message, BlobPiece)
-    return BlobPiece(message.blob, message.offset, message.total, message.data if not message.offset else b"")
+def lies_about_all(message: BlobMessage) -> BlobMessage:
+    """Of the chunks, and of the digests that go with them."""
+    match message:
+        case BlobHeld(digests=digests) if digests:
+            return msgspec.structs.replace(message, digests=hashlib.sha256(b"no").digest() * (len(digests) // 32))
+        case BlobChunk():
+            return msgspec.structs.replace(message, data=b"no")
+        case _:
+            return message
+
+
+def grows(message: BlobMessage) -> BlobMessage:
+    if isinstance(message, BlobHeld):
+        return msgspec.structs.replace(message, digests=message.digests + bytes(32))
+    return message
 
 
 @pytest.mark.parametrize(
     ("change", "why"),
-    [(grows, "how long"), (lies, "hash"), (stalls, "does not have it")],
-    ids=["grows", "lies", "stalls"],
+    [(grows, "how long"), (lies, "hash"), (lies_about_all, "hash")],
+    ids=["grows", "lies", "lies about all"],
 )
-async def test_a_source_that_cannot_be_right_leaves_nothing(tmp_path: Path, change: Change, why: str) -> None:
+async def test_a_source_that_is_wrong_is_found_out(tmp_path: Path, change: Change, why: str) -> None:
     async with pair(tmp_path, change) as both:
         both.put(THERE)
         with pytest.raises(NoSourceError, match=why):
             await both.here.fetch(BLOB, [THERE])
         assert list(both.homes[HERE].blobs.iterdir()) == []
+
+
+async def test_a_cut_transfer_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "SILENT_MS", 300)
+    left = 20
+
+    def is_cut(message: BlobMessage) -> BlobMessage | None:
+        nonlocal left
+        left -= isinstance(message, BlobChunk)
+        return message if left > 0 else None
+
+    async with pair(tmp_path, is_cut) as both:
+        both.put(THERE)
+        with pytest.raises(NoSourceError, match="did not answer"):
+            await both.here.fetch(BLOB, [THERE])
+    async with pair(tmp_path) as both:  # another daemon, on the same disk
+        both.blobs[HERE].sweep()
+        await both.here.fetch(BLOB, [THERE])
+        assert both.blobs[HERE].path(BLOB).read_bytes() == DATA
+        assert sum(isinstance(said, BlobChunk) for said in both.said) == 41 - 19
 
 
 async def test_who_has_it_not_says_so(tmp_path: Path) -> None:
@@ -147,8 +186,7 @@ async def test_who_has_it_not_says_so(tmp_path: Path) -> None:
             await both.here.fetch(BlobHash("../state.sqlite"), [THERE])
 
 
-async def test_a_lost_answer_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PIECE_WAIT_S", 0.2)
+async def test_a_lost_answer_is_asked_for_again(tmp_path: Path) -> None:
     lost: list[BlobMessage] = []
 
     def loses(message: BlobMessage) -> BlobMessage | None:
@@ -173,7 +211,7 @@ async def test_another_node_keeps_a_copy(tmp_path: Path) -> None:
 
 
 async def test_nobody_waits_for_a_silent_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PIECE_WAIT_S", 0.05)
+    monkeypatch.setattr(module, "_LOG_WAIT_S", 0.05)
     async with pair(tmp_path, lambda _: None) as both:
         both.put(HERE)
         assert not await both.here.keep_at(THERE, BLOB, 0.05)
@@ -196,13 +234,17 @@ async def test_logs_of_another_node_come_from_where_they_were_left(tmp_path: Pat
 @pytest.mark.parametrize(
     "message",
     [
-        WantBlob(BlobHash("../node.key_secret"), 0),
-        WantBlob(BlobHash(""), 0),
-        WantBlob(BLOB, -1),
-        WantBlob(BLOB, 2**63),
+        WantChunk(BlobHash("../node.key_secret"), 0),
+        WantChunk(BlobHash(""), 0),
+        WantChunk(BLOB, -1),
+        WantChunk(BLOB, 2**63),
+        AskBlob(BlobHash("../state.sqlite"), 0),
+        AskBlob(BLOB, -1),
+        BlobHeld(BlobHash("x"), 0),
+        BlobHeld(BLOB, 2**62),
         KeepBlob(BlobHash("/etc/passwd")),
         BlobKept(BlobHash("x"), kept=True),
-        BlobPiece(BlobHash("x"), 0, 0, b""),
+        BlobChunk(BlobHash("x"), 0, b""),
         WantLog(1, JobId("digits-1"), {"1/worker-0": -1}),
     ],
     ids=lambda message: f"{type(message).__name__} {str(message)[-40:]}",
