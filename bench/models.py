@@ -37,7 +37,7 @@ class Wide(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, 4] to [N, 64]."""
-        return self.table[:4].t() @ x.t() if x.dim() == 1 else x @ self.table[:4]
+        return x @ self.table[:4]
 
 
 class Peaks:
@@ -91,6 +91,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model_at(folder / "wide.pt", chosen.megabytes * 1_000_000)
+        (folder / "slowly.py").write_text("import time\ndef slowly(x):\n    time.sleep(0.05)\n    return x\n")
         np.save(folder / "x.npy", np.zeros((4_096, 4), dtype=np.float32))
         hosts = Hosts(folder / "hosts", 6)
         try:
@@ -107,20 +108,28 @@ def measure(hosts: Hosts, folder: Path) -> bool:
     """Both, one after the other; was a number missed?"""
     peaks = Peaks(hosts)
     mesh = dmi.connect(hosts.node(0))
-    one, given = sent(hosts, lambda: to_one(hosts, mesh, folder / "wide.pt"))
-    print(f"to one node: {one:.1f} s; MB sent by each host {given}", flush=True)
-    blob = next(path.name for path in (hosts.node(0) / "blobs").iterdir() if path.stat().st_size > 1_000_000)
-    four, given = sent(hosts, lambda: to_all(hosts, mesh, folder, blob))
-    peaks.end()
+    try:
+        one, four = to_one_and_four(hosts, mesh, folder)
+    finally:
+        peaks.end()
     peak = max(peaks.bytes.values())
-    print(f"to four at once: {four:.1f} s, {four / one:.2f} times; MB sent by each host {given}")
     print(f"the most memory of a daemon: {peak / 1e6:.0f} MB")
     return four > RATIO * one or peak > DAEMON_BYTES
 
 
+def to_one_and_four(hosts: Hosts, mesh: "dmi.Mesh", folder: Path) -> tuple[float, float]:
+    """Seconds, each."""
+    one, given = sent(hosts, lambda: to_one(hosts, mesh, folder / "wide.pt"))
+    print(f"to one node: {one:.1f} s; MB sent by each host {given}", flush=True)
+    blob = next(path.name for path in (hosts.node(0) / "blobs").iterdir() if path.stat().st_size > 1_000_000)
+    four, given = sent(hosts, lambda: to_all(hosts, mesh, folder, blob))
+    print(f"to four at once: {four:.1f} s, {four / one:.2f} times; MB sent by each host {given}")
+    return one, four
+
+
 def to_one(hosts: Hosts, mesh: "dmi.Mesh", path: Path) -> float:
     """Seconds from when the first node has it until the second has."""
-    adding = threading.Thread(target=mesh.models.add, args=("wide", path))
+    adding = threading.Thread(target=mesh.models.add, args=("wide", path), kwargs={"inputs": ["x=float32[N,4]"]})
     adding.start()
     names = until(lambda: [p.name for p in (hosts.node(0) / "blobs").iterdir() if len(p.name) == 64], _WITHIN_S, "here")
     began = time.monotonic()
@@ -135,6 +144,7 @@ def to_all(hosts: Hosts, mesh: "dmi.Mesh", folder: Path, blob: str) -> float:
     config = {
         "model": "wide",
         "input": {"kind": "npy", "path": str(folder / "x.npy")},
+        "preprocess": f"{folder / 'slowly.py'}:slowly",
         "batch_size": 32,
         "slice_batches": 1,
     }

@@ -1,13 +1,24 @@
 """How a node is set up: one frozen value, read in one place. TOML, then environment, then flags; the later one wins."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-_VARIABLES = {"name": "DMI_NAME", "listen": "DMI_LISTEN", "advertise": "DMI_ADVERTISE", "log_level": "DMI_LOG_LEVEL"}
+_VARIABLES = {
+    "name": "DMI_NAME",
+    "listen": "DMI_LISTEN",
+    "advertise": "DMI_ADVERTISE",
+    "log_level": "DMI_LOG_LEVEL",
+    "quota": "DMI_QUOTA",
+}
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?[bB])")
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 class ConfigError(Exception):
@@ -27,6 +38,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Votes, and plays no role."""
     data_ports: tuple[int, int] = (0, 0)
     """First and last port for the data sockets of role processes; (0, 0) takes free ones."""
+    quota: str | None = None
+    """How much the files of models and jobs may take before no more is taken in, as ``50GB``; all of the disk by default."""
     log_level: str = "info"
     join: str | None = None
     """An invitation, for a home that is no member yet."""
@@ -50,6 +63,8 @@ def read(path: Path, environment: Mapping[str, str], flags: Mapping[str, object]
     for name in ("listen", "advertise"):
         if (address := getattr(config, name)) is not None:
             split(address, name)
+    if config.quota is not None:
+        size_of(config.quota)
     return config
 
 
@@ -60,6 +75,14 @@ def _check_keys(path: Path, values: Mapping[str, object]) -> None:
             near = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
             raise ConfigError(f"{path}: unknown key {key!r}; {hint}")
+
+
+def size_of(text: str) -> int:
+    """``50GB`` or ``800 MB`` in bytes. Raises ``ConfigError``."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise ConfigError(f"quota must be a size such as 50GB or 800MB, not {text!r}")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
 def split(address: str, what: str) -> tuple[str, int]:

@@ -19,7 +19,7 @@ from typing import NoReturn
 import msgspec
 
 from dmi_node import clock, joining
-from dmi_node.config import Config, ConfigError, split
+from dmi_node.config import Config, ConfigError, size_of, split
 from dmi_node.control.server import ControlServer
 from dmi_node.control.verbs import Verbs
 from dmi_node.driver import Driver
@@ -37,6 +37,7 @@ from dmi_protocol import effects as do
 from dmi_protocol import reasons
 from dmi_protocol.address import is_address
 from dmi_protocol.cluster.command import Command
+from dmi_protocol.cluster.owners import Used, used
 from dmi_protocol.consensus.settings import Restored
 from dmi_protocol.effects import Answer, Effect, PersistSnapshot
 from dmi_protocol.events import Asked, BlobArrived, BlobFailed, BlobPinned, Event, JoinAsked, Stopping
@@ -105,7 +106,7 @@ class Node:
         self._ended = asyncio.Event()
         self._retired: reasons.Reason | None = None
         self.changed = Changes()
-        self.blobs = Blobs(home.blobs)
+        self.blobs = Blobs(home.blobs, None if config.quota is None else size_of(config.quota))
         self.blobs.sweep()
 
     async def run(self, environment: Mapping[str, str]) -> None:
@@ -133,7 +134,7 @@ class Node:
         try:
             identity = await self._identity(journal, keys)
             me = self._me(identity, keys, journal.next_boot())
-            self.library = Library(me.node, self._home, self.blobs, self._tasks, self._mesh.send, self.pin)
+            self.library = Library(me.node, self._home, self.blobs, self._tasks, self._mesh.send, self.pin, self._used)
             self._supervisor = Supervisor(self._home, self.blobs, self._tasks, self._give)
             stored = journal.fact("members")
             known = msgspec.msgpack.decode(stored, type=tuple[Introduced, ...]) if stored else identity.introduced
@@ -141,6 +142,10 @@ class Node:
             self.peer = Peer(me, PeerSettings(), random.Random(secrets.randbits(64)), journal.restore(), known)
             self._driver = Driver(self.peer, journal, self._do)
             driving = self._tasks.start(self._driver.run(), "driver")
+            for (
+                blob
+            ) in self.blobs.sizes():  # what an earlier life kept: what nothing speaks of by then goes after a while
+                self._give(BlobPinned(blob))
             control = ControlServer(Verbs(self).table(), self._tasks)
             await control.listen(self._home.socket)
             loop = asyncio.get_running_loop()
@@ -258,6 +263,9 @@ class Node:
         """The blob stays here for a while, if it is here: whoever looks afterwards whether it is finds what stays."""
         self._give(BlobPinned(blob))
         await self._driver.done()
+
+    def _used(self, sizes: Mapping[BlobHash, int]) -> Used:
+        return used(self.peer.state, sizes) if self.peer.state is not None else Used(unclaimed=sum(sizes.values()))
 
     def sources(self, holders: Iterable[NodeId]) -> list[NodeId]:
         """Whom a blob is fetched from: first those who are well."""

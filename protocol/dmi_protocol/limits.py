@@ -11,6 +11,8 @@ BLOB_CHUNKS_ASKED = 4
 """Chunks that are under way from one node to another at once: a megabyte."""
 BLOB_DIGESTS = 16_384
 """Digests of chunks in one message."""
+DISK_OWNERS = 256
+"""What lies on a disk, the largest first, in one message."""
 BLOB_PEERS = 8
 """Others that fetch the same blob, in one message."""
 COLLECTION_ITEMS = 65_536

@@ -125,6 +125,12 @@ class FilesLost(Struct, frozen=True, tag="files-lost"):
     """No member has the job's files any more."""
 
 
+class ModelLost(Struct, frozen=True, tag="model-lost"):
+    """No member has all files of the model that a job computes with."""
+
+    model: str
+
+
 class PairSilent(Struct, frozen=True, tag="pair-silent"):
     """A role process and one that it needs could not talk, though both nodes are alive: it was replaced."""
 
@@ -318,6 +324,7 @@ Reason = (
     | PairSilent
     | FilesAway
     | FilesLost
+    | ModelLost
     | Recovering
     | TakingOver
     | Weakened

@@ -17,6 +17,7 @@ from dmi_protocol.reasons import (
     LimitReached,
     Malformed,
     ModelInUse,
+    ModelLost,
     NameTaken,
     NoCoordinator,
     NodeLost,
@@ -129,6 +130,8 @@ def _of_mesh(reason: Reason) -> str:
             return f"the job's files are on {_list(nodes)} alone, which cannot be reached: waiting"
         case FilesLost():
             return "every node that had the job's files has left the mesh or was expelled; submit it again"
+        case ModelLost(model):
+            return f"every node that had the model {model} has left the mesh or was expelled; add it and submit the job again"
         case NoQuorum(reachable, missing):
             voters = len(reachable) + len(missing)
             return (

@@ -259,23 +259,19 @@ def _candidates(names: Sequence[str], weights: Sequence[Tensor]) -> Iterator[tup
 
 
 def _loosened(loaded: Loaded, inputs: tuple[TensorInfo, ...]) -> tuple[TensorInfo, ...]:
-    """Dimensions that may have other sizes, too, are None; one after another is tried, in all inputs at once."""
+    """Dimensions that may have other sizes, too, are None; one after another is tried, in all inputs at once, while all others are
+    as they were found."""
+    found = inputs
     for place in range(1, max(len(info.shape) for info in inputs)):
-        other = tuple(
-            replace(i, shape=(*i.shape[:place], (i.shape[place] or 0) + 1, *i.shape[place + 1 :])) for i in inputs
-        )
-        more = tuple(
-            replace(i, shape=(*i.shape[:place], (i.shape[place] or 0) + 16, *i.shape[place + 1 :])) for i in inputs
-        )
         with suppress(ModelError):
-            _outputs(loaded, other)
-            _outputs(loaded, more)
-            inputs = tuple(_with_any(info, place) for info in inputs)
-    return inputs
+            for more in (1, 16):
+                _outputs(loaded, tuple(_with(i, place, (i.shape[place] or 0) + more) for i in inputs))
+            found = tuple(_with(info, place, None) for info in found)
+    return found
 
 
-def _with_any(info: TensorInfo, place: int) -> TensorInfo:
-    return replace(info, shape=(*info.shape[:place], None, *info.shape[place + 1 :]))
+def _with(info: TensorInfo, place: int, size: int | None) -> TensorInfo:
+    return replace(info, shape=(*info.shape[:place], size, *info.shape[place + 1 :]))
 
 
 def _outputs(loaded: Loaded, inputs: tuple[TensorInfo, ...]) -> tuple[TensorInfo, ...]:

@@ -202,6 +202,10 @@ class Mesh:
         """See ``dmi.mesh.Mesh.roles``."""
         return await asyncio.to_thread(self._mesh.roles)
 
+    async def disks(self) -> list[dict[str, Any]]:
+        """See ``dmi.mesh.Mesh.disks``."""
+        return await asyncio.to_thread(self._mesh.disks)
+
     async def invite(self, ttl_s: int = 3600) -> dict[str, Any]:
         """See ``dmi.mesh.Mesh.invite``."""
         return await asyncio.to_thread(self._mesh.invite, ttl_s)

@@ -98,6 +98,12 @@ class Mesh:
         found: list[dict[str, Any]] = self._connection.ask("jobs")
         return found
 
+    def disks(self) -> list[dict[str, Any]]:
+        """What lies on the disk of each member, in bytes; ``docs/json.md`` has the shape. A member that does not answer has only
+        its name."""
+        found: list[dict[str, Any]] = self._connection.ask("df")
+        return found
+
     def invite(self, ttl_s: int = 3600) -> dict[str, Any]:
         """A token that lets one new node join: ``{"token", "expires_unix"}``."""
         found: dict[str, Any] = self._connection.ask("invite", ttl_s=ttl_s)

@@ -30,3 +30,16 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, hint: str) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError, match=hint):
         config.read(path, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("50GB", 50 * 10**9), ("1.5 TB", 1_500 * 10**9), ("800kb", 800_000), ("7B", 7)]
+)
+def test_a_quota_is_a_size(text: str, size: int) -> None:
+    assert config.size_of(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "50", "-1GB", "1e9GB", "50 GiB"])
+def test_what_is_no_size_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(config.ConfigError, match="quota must be a size"):
+        config.read(tmp_path / "none.toml", {}, {"quota": text})

@@ -78,6 +78,15 @@ def test_a_tuple_has_numbered_outputs_and_a_tensor_the_first(tmp_path: Path) -> 
             nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)),
             (None, 3, None, None),
         ),
+        (  # too deep for a picture of 8 pixels
+            nn.Sequential(
+                *(nn.Conv2d(3, 3, 3, stride=2) for _ in range(4)),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+                nn.Linear(3, 2),
+            ),
+            (None, 3, None, None),
+        ),
         (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 26 * 26, 5)), (None, 1, 28, 28)),
         (nn.Sequential(nn.Linear(7, 3), nn.ReLU()), (None, 7)),
         (nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 3)), (None, 28 * 28)),

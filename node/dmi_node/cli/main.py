@@ -26,6 +26,7 @@ _VERBS = {
     "cancel": "jobs",
     "export": "jobs",
     "models": "models",
+    "df": "models",
     "infer": "infer",
 }
 _SUMMARIES = {
@@ -48,6 +49,7 @@ _SUMMARIES = {
     "cancel": "End a job.",
     "export": "Write a trained model to a file.",
     "infer": "Compute many inputs with a model.",
+    "df": "What lies on the nodes' disks.",
     "models": "The models that the mesh keeps: add, show, rm.",
 }
 

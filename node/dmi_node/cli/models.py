@@ -76,6 +76,25 @@ def rm(mesh: Mesh, name: str, as_json: bool) -> None:
         click.echo(f"removed {', '.join(gone)}")
 
 
+@click.command(epilog="Example: dmi-node df")
+@click.option("--all", "everything", is_flag=True, help="Each model and job, too.")
+@asks_mesh
+def df(mesh: Mesh, everything: bool, as_json: bool) -> None:
+    """What lies on the nodes' disks: models, files of jobs (with checkpoints and results), and what is free.
+
+    What is unclaimed belongs to nothing that the mesh knows: it goes half an hour after the node's start.
+    """
+    found = mesh.disks()
+    if as_json:
+        output.as_json(found)
+        return
+    output.table(wording.DISK_COLUMNS, map(wording.disk_row, found))
+    if everything:
+        rows = [row for disk in found for row in wording.disk_rows(disk)]
+        click.echo()
+        output.table(("node", "what", "size"), rows)
+
+
 def _show(found: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         output.as_json(found)

@@ -47,6 +47,9 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 @click.option(
     "--witness", is_flag=True, default=None, help="Vote, and play no role for any job; counts at the first start."
 )
+@click.option(
+    "--quota", metavar="SIZE", help="How much models and jobs may take of the disk before no more is taken in: 50GB."
+)
 def run(**flags: Any) -> None:
     """Run one node, in the foreground; what the systemd unit runs.
 

@@ -87,6 +87,22 @@ def model_lines(model: dict[str, Any]) -> list[str]:
     ]
 
 
+DISK_COLUMNS = ("node", "models", "jobs", "arriving", "unclaimed", "quota", "free", "of")
+
+
+def disk_row(disk: dict[str, Any]) -> list[str]:
+    """A node's disk in a table."""
+    names = ("models", "jobs", "arriving", "unclaimed", "quota", "free", "total")
+    values = [disk[f"{name}_bytes"] for name in names]
+    return [disk["node"], *("-" if value is None else size(value) for value in values)]
+
+
+def disk_rows(disk: dict[str, Any]) -> list[list[str]]:
+    """What lies on it, the largest first."""
+    owners = {**(disk["model_bytes_by_id"] or {}), **(disk["job_bytes_by_id"] or {})}
+    return [[disk["node"], owner, size(count)] for owner, count in sorted(owners.items(), key=lambda item: -item[1])]
+
+
 def tensor(info: dict[str, Any]) -> str:
     """``x float32[N,3,*,*]``: N counts inputs, * may be any size."""
     sizes = ["*" if size is None else str(size) for size in info["shape"]]

@@ -1,5 +1,6 @@
 """The verbs of models."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,8 +13,13 @@ from dmi_node.control.uploads import Node, Uploads
 from dmi_protocol.cluster.command import AddModel, Command, RemoveModel
 from dmi_protocol.cluster.models import ModelVersion, find
 from dmi_protocol.cluster.state import ClusterState
+from dmi_protocol.identity import NodeId
+from dmi_protocol.messages.blobs import DiskUse
 from dmi_protocol.reasons import UnknownModel
 from dmi_protocol.sentences import sentence
+
+_NAMES = {"models": "model_bytes_by_id", "jobs": "job_bytes_by_id"}
+_NAMES |= {name: f"{name}_bytes" for name in ("total", "free", "quota", "arriving", "unclaimed")}
 
 
 class ModelVerbs:
@@ -29,7 +35,13 @@ class ModelVerbs:
 
     def table(self) -> dict[str, Verb]:
         """Every verb by its name."""
-        return {"model-add": self.add, "models": self.models, "model": self.model, "model-rm": self.remove}
+        return {
+            "model-add": self.add,
+            "models": self.models,
+            "model": self.model,
+            "model-rm": self.remove,
+            "df": self.disks,
+        }
 
     async def add(self, client: Client, args: dict[str, Any]) -> object:
         """The client sends what is needed of the files; gives the version."""
@@ -60,6 +72,17 @@ class ModelVerbs:
         await self._ask(RemoveModel(request, name, int(number) if number else None))
         return {"removed": gone}
 
+    async def disks(self, client: Client, args: dict[str, Any]) -> object:
+        """What lies where, by the members' names; a member that does not answer has nulls."""
+        members = sorted(self._state().members.values(), key=lambda member: (member.name, member.node))
+        uses = await asyncio.gather(*(self._disk(member.node) for member in members))
+        return [{"node": member.name, **_disk(use)} for member, use in zip(members, uses, strict=True)]
+
+    async def _disk(self, node: NodeId) -> DiskUse | None:
+        if node == self._node.peer.me.node:
+            return await self._node.library.disk_here()
+        return await self._node.library.disk(node) if self._node.peer.standing(node) == "alive" else None
+
     def _shown(self, name: str) -> dict[str, Any]:
         version = find(self._state().models, name)
         if version is None:
@@ -82,3 +105,9 @@ class ModelVerbs:
             "nodes": sorted(members[node].name for node in nodes if node in members),
             "added_unix": version.added_unix,
         }
+
+
+def _disk(use: DiskUse | None) -> dict[str, Any]:
+    names = [field.name for field in msgspec.structs.fields(DiskUse) if field.name != "request"]
+    found = {} if use is None else msgspec.structs.asdict(use)
+    return {_NAMES.get(name, name): found.get(name) for name in names}

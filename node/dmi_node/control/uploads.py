@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from dmi_node.control.server import Client, RefusalError
-from dmi_node.storage.blobs import Blobs, WrongHashError
+from dmi_node.storage.blobs import Blobs, NoRoomError, WrongHashError
 from dmi_node.transport.library import Library
 from dmi_protocol.identity import BlobHash, NodeId
 from dmi_protocol.peer import Peer
@@ -41,6 +41,11 @@ class Uploads:
         for blob in files:
             await self._node.pin(blob)
         need = [blob for blob in files if not blobs.has(blob)]
+        try:
+            await asyncio.to_thread(blobs.check_room, sum(files[blob] for blob in need))
+        except NoRoomError as error:
+            name = self._node.peer.me.name
+            raise RefusalError("refused", f"{what} find no room on {name}: {error}; look at `dmi-node df`") from error
         await client.send({"need": need})
         for blob in need:
             await self._receive(client, blob, files[blob], what)

@@ -29,11 +29,17 @@ class WrongHashError(Exception):
     """The bytes are not those that the name promises."""
 
 
+class NoRoomError(Exception):
+    """The quota does not allow more."""
+
+
 class Blobs:
     """A directory of blobs. Methods may be called from any thread; ``OSError`` is the disk's."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, quota: int | None = None) -> None:
+        """``quota`` is how many bytes may be taken in before no more is: see ``check_room``."""
         self._directory = directory
+        self.quota = quota
         self._catalogues: dict[BlobHash, tuple[tuple[int, int, int], Catalogue | None]] = {}
         """What was read, and of which file: a catalogue is good for as long as its file stays as it was."""
 
@@ -52,6 +58,23 @@ class Blobs:
         for path in self._directory.glob(_INCOMING):
             if time.time() - path.stat().st_mtime > ABANDONED_S:
                 path.unlink(missing_ok=True)
+
+    def sizes(self) -> dict[BlobHash, int]:
+        """Every blob that is here, and its bytes."""
+        return {BlobHash(path.name): path.stat().st_size for path in self._directory.iterdir() if is_hash(path.name)}
+
+    def arriving(self) -> int:
+        """Bytes on the disk of what is not here whole."""
+        paths = [*self._directory.glob(_INCOMING), *self._directory.glob(_UPLOADS)]
+        return sum(path.stat().st_blocks * 512 for path in paths)
+
+    def check_room(self, more: int) -> None:
+        """Raises ``NoRoomError`` when ``more`` bytes would be more than the quota."""
+        if self.quota is None:
+            return
+        used = sum(self.sizes().values())
+        if used + more > self.quota:
+            raise NoRoomError(f"its quota is {self.quota:,} bytes, of which {used:,} are used")
 
     def has(self, blob: BlobHash) -> bool:
         """Is it here? What is no hash never is."""

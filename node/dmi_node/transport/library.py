@@ -1,27 +1,32 @@
 """Blobs and logs from node to node. The asker drives: few chunks are under way at a time, so nothing piles up."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+import contextlib
+import shutil
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
 
 from dmi_node import clock
 from dmi_node.home import Home
-from dmi_node.storage.blobs import Blobs, Catalogue, is_hash
+from dmi_node.storage.blobs import Blobs, Catalogue, NoRoomError, is_hash
 from dmi_node.storage.logs import read_logs
 from dmi_node.tasks import Tasks
 from dmi_node.transport.fetching import Fetching, NoSourceError
 from dmi_protocol import limits
+from dmi_protocol.cluster.owners import Used
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import BlobHash, JobId, NodeId
 from dmi_protocol.instant import Instant, after
 from dmi_protocol.messages.blobs import (
     AskBlob,
+    AskDisk,
     BlobChunk,
     BlobHeld,
     BlobKept,
     BlobMessage,
+    DiskUse,
     KeepBlob,
     LogPiece,
     WantChunk,
@@ -44,23 +49,26 @@ _READING_S = 0.2
 
 Value = TypeVar("Value")
 Send = Callable[[NodeId, BlobMessage], None]
+Owned = Callable[[Mapping[BlobHash, int]], Used]
 Pin = Callable[[BlobHash], Awaitable[None]]
 
 
 class Library:
     """This node's blobs and logs, and those of the others through it."""
 
-    def __init__(self, me: NodeId, home: Home, blobs: Blobs, tasks: Tasks, send: Send, pin: Pin) -> None:
+    def __init__(self, me: NodeId, home: Home, blobs: Blobs, tasks: Tasks, send: Send, pin: Pin, used: Owned) -> None:
         self._me = me
         self._home = home
         self._blobs = blobs
         self._tasks = tasks
         self._send = send
         self._pin = pin
+        self._used = used
         self._askers: dict[BlobHash, dict[NodeId, Instant]] = {}
         self._catalogues: dict[BlobHash, asyncio.Task[Catalogue | None]] = {}
         """Of those that are being read for others."""
         self._kept: dict[tuple[NodeId, BlobHash], asyncio.Future[bool]] = {}
+        self._disks: dict[tuple[NodeId, int], asyncio.Future[DiskUse]] = {}
         self._logs: dict[int, asyncio.Future[LogPiece]] = {}
         self._fetching: dict[BlobHash, tuple[Fetching, asyncio.Task[None]]] = {}
         self._requests = 0
@@ -86,6 +94,10 @@ class Library:
                 self._serve(self._give_log(sender, request, job, offsets), "log piece")
             case LogPiece(request):
                 _resolve(self._logs.get(request), message)
+            case AskDisk(request):
+                self._serve(self._say_disk_use(sender, request), "disk use")
+            case DiskUse(request):
+                _resolve(self._disks.get((sender, request)), message)
 
     def _serve(self, work: Coroutine[None, None, None], name: str) -> None:
         if self._asked >= _WAITING:
@@ -153,11 +165,39 @@ class Library:
                 texts = {}
             self._send(to, LogPiece(request, texts))
 
+    async def _say_disk_use(self, to: NodeId, request: int) -> None:
+        async with self._turns:
+            with contextlib.suppress(OSError):
+                self._send(to, await self.disk_here(request))
+
+    async def disk_here(self, request: int = 0) -> DiskUse:
+        """How full this node's disk is, and of what. Raises ``OSError``."""
+        return _disk_use(request, *await asyncio.to_thread(self._measured), self._used, self._blobs.quota)
+
+    def _measured(self) -> "tuple[dict[BlobHash, int], int, shutil._ntuple_diskusage]":
+        return self._blobs.sizes(), self._blobs.arriving(), shutil.disk_usage(self._home.blobs)
+
+    async def disk(self, node: NodeId) -> DiskUse | None:
+        """The same of another node; None when it does not answer in time."""
+        self._requests += 1
+        key = node, self._requests
+        waited: asyncio.Future[DiskUse] = asyncio.get_running_loop().create_future()
+        self._disks[key] = waited
+        try:
+            self._send(node, AskDisk(key[1]))
+            return await asyncio.wait_for(waited, _LOG_WAIT_S)
+        except TimeoutError:
+            return None
+        finally:
+            self._disks.pop(key, None)
+
     async def _keep(self, sender: NodeId, blob: BlobHash) -> None:
         try:
             await self._pin(blob)
+            if not self._blobs.has(blob):
+                await asyncio.to_thread(self._blobs.check_room, 1)
             await self.fetch(blob, [sender])
-        except (NoSourceError, OSError):
+        except (NoSourceError, NoRoomError, OSError):
             self._send(sender, BlobKept(blob, kept=False))
         else:
             self._send(sender, BlobKept(blob, kept=True))
@@ -204,6 +244,23 @@ class Library:
             return {}
         finally:
             self._logs.pop(request, None)
+
+
+def _disk_use(
+    request: int,
+    sizes: Mapping[BlobHash, int],
+    arriving: int,
+    disk: "shutil._ntuple_diskusage",
+    used: Owned,
+    quota: int | None,
+) -> DiskUse:
+    found = used(sizes)
+    models, jobs = (
+        dict(sorted(owned.items(), key=lambda item: -item[1])[: limits.DISK_OWNERS])
+        for owned in (found.models, found.jobs)
+    )
+    sums = sum(found.models.values()), sum(found.jobs.values())
+    return DiskUse(request, disk.total, disk.free, quota, models, jobs, *sums, arriving, found.unclaimed)
 
 
 def _check(message: BlobMessage) -> None:

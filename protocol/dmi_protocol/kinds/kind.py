@@ -75,6 +75,10 @@ class Plans(Protocol[OfKind]):
         """End it, if it is done."""
         ...
 
+    def hopeless(self, job: OfKind, state: ClusterState) -> Reason | None:
+        """Why it can never go on, beside that its own files are lost."""
+        ...
+
     def part(self, job: OfKind, state: ClusterState) -> list[Command]:
         """Of processes that cannot talk to each other, lose one."""
         ...

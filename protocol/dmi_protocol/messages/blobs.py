@@ -70,5 +70,27 @@ class LogPiece(Struct, frozen=True, tag="log-piece"):
     texts: dict[str, tuple[int, bytes]]
 
 
-BlobMessage = AskBlob | BlobHeld | WantChunk | BlobChunk | KeepBlob | BlobKept | WantLog | LogPiece
+class AskDisk(Struct, frozen=True, tag="ask-disk"):
+    """How full is your disk, and of what?"""
+
+    request: int
+
+
+class DiskUse(Struct, frozen=True, tag="disk-use"):
+    """The answer, in bytes: the disk's size and what is free of it, what blobs may take (None: all of it), what lies there by
+    what it belongs to (the largest, and the sum of all), what is on its way here, and what nothing speaks of."""
+
+    request: int
+    total: int
+    free: int
+    quota: int | None
+    models: dict[str, int]
+    jobs: dict[str, int]
+    models_bytes: int
+    jobs_bytes: int
+    arriving: int
+    unclaimed: int
+
+
+BlobMessage = AskBlob | BlobHeld | WantChunk | BlobChunk | KeepBlob | BlobKept | WantLog | LogPiece | AskDisk | DiskUse
 """Answered by the daemon's stores; they never reach a machine."""

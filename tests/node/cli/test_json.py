@@ -38,19 +38,23 @@ def keys_in(text: str) -> set[str]:
 def documented(verb: str) -> set[str]:
     row = next(line for line in DOCUMENT.splitlines() if line.startswith(f"| `{verb}` |"))
     keys = keys_in(row)
-    for part in ("member", "job", "model", "tensor"):
+    for part in ("member", "job", "model", "tensor", "disk"):
         if f"[{part}]" in row:
             shape = re.search(rf"^\* {part}: `(.*?)`", DOCUMENT, re.M | re.S)[1]  # type: ignore[index]
             row, keys = row + shape, keys | keys_in(shape)
     return keys
 
 
+DATA = {"refused", "model_bytes_by_id", "job_bytes_by_id"}
+"""Objects whose keys are data: what was refused by reason, what is stored by owner."""
+
+
 def keys_of(value: Any) -> set[str]:
-    """Every key inside. What was refused is counted by reason, so its keys are data."""
+    """Every key inside."""
     if isinstance(value, list):
         return set().union(*map(keys_of, value))
     if isinstance(value, dict):
-        return set(value).union(*(keys_of(inner) for key, inner in value.items() if key != "refused"))
+        return set(value).union(*(keys_of(inner) for key, inner in value.items() if key not in DATA))
     return set()
 
 
@@ -139,6 +143,13 @@ def test_models(mesh: LocalMesh, done: str, tmp_path: Path) -> None:
     assert keys_of(removed) == documented("models rm")
     from_job = models("add", "j", "--job", done, "--model", f"{tmp_path}/net.py:make")
     assert from_job["hash"] == added["hash"], "a job's weights are those that it exports"
+    disks = json.loads(command("df", "--json", home=mesh.node(0)).stdout)
+    assert keys_of(disks) == documented("df")
+    assert disks[0]["model_bytes_by_id"] == {"j:1": from_job["size_bytes"]}
+    assert disks[0]["models_bytes"] == from_job["size_bytes"]
+    assert done in disks[0]["job_bytes_by_id"]
+    shown = command("df", "--all", home=mesh.node(0)).stdout
+    assert "j:1" in shown
     listed = models()
     assert listed == [from_job]
     assert keys_of(listed) == documented("models")

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from dmi_node.transport import library as module
 from dmi_node.transport.fetching import NoSourceError
 from dmi_node.transport.library import Library
 from dmi_protocol import limits, transfer
+from dmi_protocol.cluster.owners import Used
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import BlobHash, JobId, NodeId
 from dmi_protocol.messages.blobs import (
@@ -42,6 +43,10 @@ def unchanged(message: BlobMessage) -> BlobMessage:
     return message
 
 
+def used(sizes: Mapping[BlobHash, int]) -> Used:
+    return Used(models={"m:1": sizes[BLOB]}) if BLOB in sizes else Used(unclaimed=sum(sizes.values()))
+
+
 class Pair:
     """``here`` and ``there``; what ``there`` says passes through ``change``."""
 
@@ -54,8 +59,8 @@ class Pair:
             self.blobs[node] = Blobs(home.blobs)
         self.said: list[BlobMessage] = []
         self.pinned: list[BlobHash] = []
-        self.here = Library(HERE, self.homes[HERE], self.blobs[HERE], self.tasks, self._from_here, self._pin)
-        self.there = Library(THERE, self.homes[THERE], self.blobs[THERE], self.tasks, self._from_there, self._pin)
+        self.here = Library(HERE, self.homes[HERE], self.blobs[HERE], self.tasks, self._from_here, self._pin, used)
+        self.there = Library(THERE, self.homes[THERE], self.blobs[THERE], self.tasks, self._from_there, self._pin, used)
         self._change = change
 
     async def _pin(self, blob: BlobHash) -> None:
@@ -210,12 +215,29 @@ async def test_another_node_keeps_a_copy(tmp_path: Path) -> None:
         assert not await both.here.keep_at(THERE, BlobHash("0" * 64), SECONDS)
 
 
+async def test_a_node_beyond_its_quota_takes_nothing_in(tmp_path: Path) -> None:
+    async with pair(tmp_path) as both:
+        both.put(HERE)
+        both.put(THERE, b"much")
+        both.blobs[THERE].quota = 4
+        assert not await both.here.keep_at(THERE, BLOB, SECONDS)
+        found = await both.here.disk(THERE)
+        assert found is not None
+        assert (found.quota, found.models, found.models_bytes, found.unclaimed, found.arriving) == (4, {}, 0, 4, 0)
+        here = await both.there.disk(HERE)
+        assert here is not None
+        assert (here.quota, here.models, here.models_bytes) == (None, {"m:1": len(DATA)}, len(DATA))
+        both.blobs[THERE].quota = 5
+        assert await both.here.keep_at(THERE, BLOB, SECONDS)
+
+
 async def test_nobody_waits_for_a_silent_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LOG_WAIT_S", 0.05)
     async with pair(tmp_path, lambda _: None) as both:
         both.put(HERE)
         assert not await both.here.keep_at(THERE, BLOB, 0.05)
         assert await both.here.log(THERE, JobId("digits-1"), {}) == {}
+        assert await both.here.disk(THERE) is None
 
 
 async def test_logs_of_another_node_come_from_where_they_were_left(tmp_path: Path) -> None:

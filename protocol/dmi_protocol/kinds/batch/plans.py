@@ -14,6 +14,7 @@ from dmi_protocol.cluster.command import (
     Recruit,
     ReopenSlices,
 )
+from dmi_protocol.cluster.models import find
 from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.codec import pack
 from dmi_protocol.identity import NodeId, RequestId
@@ -22,7 +23,7 @@ from dmi_protocol.kinds.batch.state import BatchJob
 from dmi_protocol.kinds.job import SUCCEEDED
 from dmi_protocol.messages.roles import RoleKey
 from dmi_protocol.placement.holding import COPIES
-from dmi_protocol.reasons import Inferred
+from dmi_protocol.reasons import Inferred, ModelLost, Reason
 
 
 class BatchPlans:
@@ -44,6 +45,13 @@ class BatchPlans:
             return []
         request = RequestId(f"{job.id}/{job.generation}/finish-{SUCCEEDED}")
         return [Finish(request, job.id, job.generation, SUCCEEDED, Inferred(job.spec.inputs, job.failed()))]
+
+    def hopeless(self, job: BatchJob, state: ClusterState) -> Reason | None:
+        """No replica has loaded the model, and no member can give all of it."""
+        model = find(state.models, job.spec.model.id)
+        holders = model.nodes.values() if model is not None else [()]
+        is_lost = not job.endpoints and not all(set(nodes) & state.members.keys() for nodes in holders)
+        return ModelLost(job.spec.model.id) if is_lost else None
 
     def part(self, job: BatchJob, state: ClusterState) -> list[Command]:
         """Replicas do not talk to each other."""

@@ -23,7 +23,7 @@ from dmi_protocol.kinds.training.assigning import dismissed, first_assignment, i
 from dmi_protocol.kinds.training.placing import checkpoint_holders_of, choose
 from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.messages.roles import RoleKey
-from dmi_protocol.reasons import PairSilent, Succeeded
+from dmi_protocol.reasons import PairSilent, Reason, Succeeded
 
 
 class TrainingPlans:
@@ -59,6 +59,10 @@ class TrainingPlans:
         step = job.checkpoint.step
         request = RequestId(f"{job.id}/{job.generation}/finish-{SUCCEEDED}")
         return [Finish(request, job.id, job.generation, SUCCEEDED, Succeeded(step), step)]
+
+    def hopeless(self, job: TrainingJob, state: ClusterState) -> Reason | None:
+        """It needs nothing else."""
+        return None
 
     def part(self, job: TrainingJob, state: ClusterState) -> list[Command]:
         """Of two that cannot talk one is replaced: whoever has not been of use yet, or else the one on the later node, so that

@@ -1,10 +1,20 @@
 """Who computes which slices."""
 
-from dmi_protocol.cluster.command import BatchSpec, Drain, LeaseSlices, Recruit, ReopenSlices
+from dmi_protocol.cluster.command import (
+    BatchSpec,
+    Drain,
+    Finish,
+    HoldBlob,
+    LeaseSlices,
+    Recopy,
+    Recruit,
+    Remove,
+    ReopenSlices,
+)
 from dmi_protocol.identity import RequestId
-from dmi_protocol.kinds.job import QUEUED, RECOVERING, RUNNING, SUCCEEDED
-from dmi_protocol.reasons import Inferred, NodeLost
-from tests.protocol.kinds.batch.table import A, B, C, Table
+from dmi_protocol.kinds.job import FAILED, QUEUED, RECOVERING, RUNNING, SUCCEEDED
+from dmi_protocol.reasons import Inferred, ModelLost, NodeLost
+from tests.protocol.kinds.batch.table import BUNDLE, A, B, C, Table
 from tests.protocol.models import batch
 
 
@@ -165,3 +175,26 @@ def test_what_was_lost_with_the_last_replica_is_computed_again_by_another() -> N
     table.commit(table.job.placements[0].role.index, 0)
     table.settle()
     assert table.job.state == SUCCEEDED
+
+
+def test_a_job_whose_model_is_lost_ends_and_says_so() -> None:
+    table = Table(batch())
+    table.do(Recopy(RequestId("copy"), table.id, BUNDLE, C))
+    table.do(HoldBlob(RequestId("held"), table.id, BUNDLE, C))
+    for node in (A, B):
+        assert not any(isinstance(command, Finish) for command in table.propose())
+        table.do(Remove(RequestId(f"remove-{node}"), node))
+        table.nodes.discard(node)
+    (end,) = (command for command in table.propose() if isinstance(command, Finish))
+    assert (end.state, end.reason) == (FAILED, ModelLost("m:1"))
+
+
+def test_a_replica_that_has_loaded_a_lost_model_computes_on() -> None:
+    table = Table(batch())
+    table.do(Recopy(RequestId("copy"), table.id, BUNDLE, C))
+    table.do(HoldBlob(RequestId("held"), table.id, BUNDLE, C))
+    table.settle(copy=False)
+    for node in (A, B):
+        table.do(Remove(RequestId(f"remove-{node}"), node))
+        table.nodes.discard(node)
+    assert not any(isinstance(command, Finish) for command in table.propose())
