@@ -259,8 +259,8 @@ def _candidates(names: Sequence[str], weights: Sequence[Tensor]) -> Iterator[tup
 
 
 def _loosened(loaded: Loaded, inputs: tuple[TensorInfo, ...]) -> tuple[TensorInfo, ...]:
-    """Dimensions that may have other sizes, too, are None; one after another is tried, in all inputs at once, while all others are
-    as they were found."""
+    """Dimensions that may have other sizes, too, are None; one after another is tried, in all inputs at once, while all others
+    are as they were found."""
     found = inputs
     for place in range(1, max(len(info.shape) for info in inputs)):
         with suppress(ModelError):
