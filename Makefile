@@ -36,7 +36,7 @@ test-all: check  ## every test: what make test has and what is too deep for it, 
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not mesh and not hosts" tests
 	$(BIN)/python -m pytest -q -m "mesh or hosts" tests
 
-demo: $(READY)   ## three nodes on this machine train a real model; the weights are those of a plain run
+demo: $(READY)   ## three nodes on this machine train a model and use it; the bytes are those of a plain run
 	@$(BIN)/python examples/demo.py
 
 sim: $(READY)    ## make sim SEEDS=1000: that many seeded universes
