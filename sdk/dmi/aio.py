@@ -150,6 +150,10 @@ class Mesh:
         """See ``dmi.mesh.Mesh.infer``."""
         return Inference(await asyncio.to_thread(self._mesh.infer, config, out, nodes=nodes, resume=resume))
 
+    async def dry_run(self, config: str | Path | dict[str, Any]) -> dict[str, Any]:
+        """See ``dmi.mesh.Mesh.dry_run``."""
+        return await asyncio.to_thread(self._mesh.dry_run, config)
+
     async def submit(
         self,
         script: str | Path,

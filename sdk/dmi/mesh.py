@@ -7,7 +7,7 @@ from typing import Any
 
 from dmi import bundle, uploads
 from dmi.connection import Connection, Stream
-from dmi.infer.client import Inference, infer
+from dmi.infer.client import Inference, dry_run, infer
 from dmi.job import Job
 from dmi.models.library import Models
 
@@ -64,11 +64,16 @@ class Mesh:
     ) -> Inference:
         """Compute ``config`` (a JSON or TOML file, or what stands in one) on the mesh; returns once the job is committed.
 
-        ``write()`` of what is returned waits, and writes ``results.jsonl`` and ``manifest.json`` into the folder ``out``, which
-        must not exist; with ``resume`` it may be one that was begun in the same way. ``nodes`` is how many compute, by default
-        all. Raises ``UsageError``, ``RefusedError``, ``NoQuorumError``.
+        ``write()`` of what is returned waits, and writes ``results.jsonl`` (or ``results.parquet``) and ``manifest.json`` into
+        the folder ``out``, which must not exist; with ``resume`` it may be one that was begun in the same way. ``nodes`` is how
+        many compute, by default all. Raises ``UsageError``, ``RefusedError``, ``NoQuorumError``.
         """
         return infer(self._connection, config, out, nodes=nodes, resume=resume)
+
+    def dry_run(self, config: str | Path | dict[str, Any]) -> dict[str, Any]:
+        """What ``infer`` would read, and the rows of the first batch, which is computed: ``{"path", "inputs", "batches",
+        "slices", "rows"}``. Raises what ``infer`` and ``write`` raise."""
+        return dry_run(self._connection, config)
 
     def job(self, name: str) -> Job:
         """A job by its id, a prefix of it, or its name. Raises ``UnknownJobError``."""

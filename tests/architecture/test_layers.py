@@ -19,9 +19,9 @@ LIBRARIES = {
     "dmi_wire": {"msgspec", "zmq"},
     "dmi_tensor": {"msgpack", "msgspec", "numpy", "safetensors", "torch"},
     "dmi_node": {"click", "msgspec", "psutil", "rich", "torch", "uvloop", "zmq"},
-    "dmi": {"PIL", "msgpack", "msgspec", "numpy", "pyarrow", "torch", "uvloop", "zmq"},
+    "dmi": {"PIL", "fsspec", "msgpack", "msgspec", "numpy", "pyarrow", "torch", "uvloop", "zmq"},
 }
-LAZY = {"dmi_tensor", "rich", "torch"}
+LAZY = {"dmi_tensor", "fsspec", "pyarrow", "rich", "torch"}
 """Heavy modules that may be imported inside a function, because most commands do without them."""
 IMPURE = {
     "asyncio",

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from safetensors.torch import save_file
 from torch import nn
 
@@ -137,6 +138,25 @@ def test_a_job_goes_on_after_a_stop_of_the_whole_mesh(make_mesh: MakeMesh, tmp_p
     done = command("infer", config, "--out", out, "--resume", "--json", home=mesh.node(3))
     assert json.loads(done.stdout)["job"] == started.id
     assert (out / "results.jsonl").read_bytes() == expected
+
+
+@pytest.mark.deep
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_a_list_at_an_address_gives_a_table(make_mesh: MakeMesh, tmp_path: Path) -> None:
+    images(tmp_path / "in", 50)
+    model(tmp_path / "m.pt")
+    expected, mesh = [json.loads(line) for line in plain(tmp_path).splitlines()], make_mesh(2)
+    (tmp_path / "list.txt").write_text("".join(f"in/{row['id']}\n" for row in reversed(expected)))
+    given = {"kind": "images", "path": f"file://{tmp_path}/list.txt"}
+    config = configuration(tmp_path, input=given, batch_size=1, output={"kind": "parquet"})
+    tried = json.loads(command("infer", config, "--dry-run", "--json", home=mesh.node(1)).stdout)
+    assert (tried["inputs"], tried["batches"], [row["id"] for row in tried["rows"]]) == (50, 50, ["in/00049.png"])
+    said = command("infer", config, "--out", tmp_path / "out", home=mesh.node(1)).stdout
+    assert said.endswith(f"{tmp_path}/out/results.parquet\n")
+    found = parquet.read_table(tmp_path / "out" / "results.parquet").to_pylist()
+    assert [row["id"] for row in found] == [f"in/{row['id']}" for row in reversed(expected)]
+    assert [row["category"] for row in found] == [row["category"] for row in reversed(expected)]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["manifest.json", "results.parquet"]
 
 
 @pytest.mark.deep

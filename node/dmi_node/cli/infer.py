@@ -1,5 +1,6 @@
 """The verb of batch inference."""
 
+import json
 import sys
 import time
 from typing import Any
@@ -8,8 +9,6 @@ import click
 
 from dmi.errors import UsageError
 from dmi.infer.client import Inference
-from dmi.infer.config import read
-from dmi.infer.plan import plan
 from dmi.job import ENDED
 from dmi.mesh import Mesh
 from dmi_node.cli import output, wording
@@ -25,7 +24,7 @@ _LINE_S = 1.0
 @click.option("--resume", is_flag=True, help="Go on with what this configuration began in --out.")
 @click.option("--detach", is_flag=True, help="Print the job's id and leave; --resume writes the results later.")
 @click.option("--strict", is_flag=True, help="End with 1 when an input failed.")
-@click.option("--dry-run", is_flag=True, help="Say what would be read and computed, and stop.")
+@click.option("--dry-run", is_flag=True, help="Say what would be read, and compute the first batch.")
 @asks_mesh
 def infer(
     mesh: Mesh,
@@ -40,7 +39,7 @@ def infer(
 ) -> None:
     """Compute the inputs that CONFIG names with a model of the mesh: one result for each, in their order."""
     if dry_run:
-        _dry_run(config, as_json=as_json)
+        _dry_run(mesh, config, as_json=as_json)
         return
     if out is None:
         raise UsageError("say where the results go: --out DIR")
@@ -52,7 +51,7 @@ def infer(
     if as_json:
         output.as_json(manifest)
     else:
-        click.echo(wording.inferred(manifest, str(inference.out)))
+        click.echo(wording.inferred(manifest, str(inference.results)))
     if strict and manifest["failed"]:
         sys.exit(output.UNHEALTHY)
 
@@ -78,19 +77,14 @@ def _follow(inference: Inference) -> dict[str, Any]:
         )
 
 
-def _dry_run(config: str, *, as_json: bool) -> None:
-    planned = plan(read(config))
-    found = {
-        "inputs": planned.listing.total,
-        "batches": planned.batches,
-        "slices": planned.slices,
-        "first": [str(name) for name in planned.listing.names[:3]],
-        "path": planned.config.input.path,
-    }
+def _dry_run(mesh: Mesh, config: str, *, as_json: bool) -> None:
+    found = mesh.dry_run(config)
     if as_json:
         output.as_json(found)
         return
     click.echo(
-        f"{found['inputs']} inputs of {found['path']} in {found['batches']} batches of {planned.config.batch_size} and "
-        f"{found['slices']} slices"
+        f"{found['inputs']:,} inputs of {found['path']} in {found['batches']:,} batches and {found['slices']:,} slices; "
+        "the first batch:"
     )
+    for row in found["rows"]:
+        click.echo(json.dumps(row))

@@ -128,12 +128,12 @@ def inferring(job: dict[str, Any], before: int, seconds: float) -> str:
     return f"running: {done:,} of {total:,} inputs, {speed:,.0f} inputs/s{left}"
 
 
-def inferred(manifest: dict[str, Any], out: str) -> str:
+def inferred(manifest: dict[str, Any], results: str) -> str:
     """What came of an inference."""
     failed = manifest["failed"]
     causes = ", ".join(f"{count} {cause}" for cause, count in manifest["errors"].items())
     bad = f"; {failed:,} failed ({causes})" if failed else ""
-    return f"{manifest['inputs']:,} inputs in {manifest['seconds']:,.1f} s{bad}: {out}/results.jsonl"
+    return f"{manifest['inputs']:,} inputs in {manifest['seconds']:,.1f} s{bad}: {results}"
 
 
 def survives(status: dict[str, Any]) -> str:

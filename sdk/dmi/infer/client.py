@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -17,18 +18,20 @@ from msgspec import Struct
 from dmi import uploads
 from dmi.connection import Connection
 from dmi.errors import NoNodeError, RefusedError, UsageError
+from dmi.infer import columns
 from dmi.infer import config as configuration
 from dmi.infer.config import Config
 from dmi.infer.plan import Plan, plan
 from dmi.job import Job
 from dmi.models.library import Models
 from dmi_protocol import limits
+from dmi_protocol.model import TensorInfo
 
 _PATIENCE_S = 20.0
 """For so long a node of this host is looked for."""
 _AGAIN_S = 0.25
 _BEGUN = ".infer.json"
-_RESULTS = "results.jsonl"
+_RESULTS, _RESULTS_PARQUET = "results.jsonl", "results.parquet"
 _MANIFEST = "manifest.json"
 
 
@@ -70,6 +73,8 @@ class Inference(Job):
         self.plan = planned
         self.model = model
         self.out = out
+        self.results = out / (_RESULTS_PARQUET if planned.config.output.kind == "parquet" else _RESULTS)
+        """The file of the results."""
         self._at_unix = at_unix
 
     def judge(self, last: dict[str, Any]) -> dict[str, Any]:
@@ -110,20 +115,17 @@ class Inference(Job):
                 time.sleep(patience.wait_s(error))
 
     def _collect(self) -> dict[str, Any]:
-        path, partial = self.out / _RESULTS, self.out / f".{_RESULTS}"
-        digest, causes, slices = hashlib.sha256(), Counter[str](), list[dict[str, Any]]()
+        partial = self.out / f".{_RESULTS}"
+        causes, slices = Counter[str](), list[dict[str, Any]]()
         with partial.open("wb") as file:
             for item in self._connection.stream("results", dict, job=self.id):
                 if "data" not in item:
                     slices.append(item)
                     continue
                 file.write(item["data"])
-                digest.update(item["data"])
-            file.flush()
-            os.fsync(file.fileno())
         with partial.open("rb") as file:
             causes.update(_causes(file))
-        partial.replace(path)
+        output = self._put(partial)
         seconds = time.time() - self._at_unix
         manifest = {
             "job": self.id,
@@ -134,7 +136,7 @@ class Inference(Job):
             "hashes": {
                 "inputs": hashlib.sha256(msgspec.msgpack.encode(self.plan.listing)).hexdigest(),
                 "configuration": hashlib.sha256(msgspec.json.encode(self.plan.config)).hexdigest(),
-                "output": digest.hexdigest(),
+                "output": output,
             },
             "threads": self.plan.config.threads,
             "seconds": round(seconds, 3),
@@ -146,6 +148,20 @@ class Inference(Job):
         temporary.replace(self.out / _MANIFEST)
         (self.out / _BEGUN).unlink(missing_ok=True)
         return manifest
+
+    def _put(self, partial: Path) -> str:
+        """What was collected, under its final name, in the form that was asked for; gives its SHA-256."""
+        if self.plan.config.output.kind == "parquet":
+            made = self.out / f".{_RESULTS_PARQUET}"
+            outputs = msgspec.convert(self.model["outputs"], tuple[TensorInfo, ...])
+            columns.write(partial, made, columns.schema_of(self.plan.config, outputs))
+            partial.unlink()
+            partial = made
+        with partial.open("r+b") as file:
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        partial.replace(self.results)
+        return digest
 
 
 def _causes(file: Iterator[bytes]) -> Iterator[str]:
@@ -169,15 +185,41 @@ def infer(
 
     ``out`` must not exist, or with ``resume`` be one that the same configuration, inputs and model began.
     """
-    found = (
-        given
-        if isinstance(given, Config)
-        else configuration.of(given)
-        if isinstance(given, dict)
-        else configuration.read(given)
-    )
-    planned, folder = plan(found), Path(out)
+    config = _read(given)
+    return _begin(connection, config, plan(config), Path(out), nodes=nodes, resume=resume)
+
+
+def dry_run(connection: Connection, given: str | Path | dict[str, Any] | Config) -> dict[str, Any]:
+    """What would be read, and the rows of the first batch, which is computed: ``{"path", "inputs", "batches", "slices",
+    "rows"}``."""
+    config = _read(given)
+    planned = plan(config)
+    one = msgspec.structs.replace(config, output=msgspec.structs.replace(config.output, kind="jsonl"))
+    with TemporaryDirectory(prefix="dmi-infer-") as folder:
+        inference = _begin(connection, one, plan(one, of_one_batch=True), Path(folder), nodes=1, resume=False)
+        inference.write()
+        rows = [json.loads(line) for line in inference.results.read_text().splitlines()]
+    return {
+        "path": planned.config.input.path,
+        "inputs": planned.listing.total,
+        "batches": planned.batches,
+        "slices": planned.slices,
+        "rows": rows,
+    }
+
+
+def _read(given: str | Path | dict[str, Any] | Config) -> Config:
+    if isinstance(given, Config):
+        return given
+    return configuration.of(given) if isinstance(given, dict) else configuration.read(given)
+
+
+def _begin(
+    connection: Connection, found: Config, planned: Plan, folder: Path, *, nodes: int | None, resume: bool
+) -> Inference:
+    columns.check(found)
     model = _model(connection, found.model)
+    columns.top_of(found, msgspec.convert(model["outputs"], tuple[TensorInfo, ...]))
     begun = _begun(folder, planned, model["id"], resume=resume)
     if begun is None:
         begun = Begun(planned.hash, model["id"], secrets.token_hex(8), "", time.time())

@@ -25,6 +25,7 @@ from dmi.infer.batches import Batches, InputsChangedError
 from dmi.infer.config import Config
 from dmi.infer.inputs import Listing
 from dmi.infer.line import DESCRIPTOR, GoneError, Line
+from dmi.infer.place import Place, UnreachableError
 from dmi.infer.plan import CONFIG, LISTING
 from dmi.infer.rows import line_of
 from dmi_protocol import limits
@@ -42,7 +43,7 @@ class NoInputError(DmiError):
 def prepared(launch: BatchLaunch) -> Batches:
     """Everything in memory that a slice needs. Raises ``DmiError`` and ``ModelError``."""
     config = msgspec.json.decode(Path(CONFIG).read_bytes(), type=Config)
-    if not Path(config.input.path).exists():
+    if not Place(config.input.path).exists():
         raise NoInputError(f"this host has no {config.input.path}, which is input.path")
     listing = msgspec.msgpack.decode(Path(LISTING).read_bytes(), type=Listing)
     content = launch.model.content
@@ -105,7 +106,7 @@ def _live(line: Line, launch: BatchLaunch) -> None:
         serve(line, batches)
     except GoneError:
         raise
-    except (NoInputError, InputsChangedError) as error:
+    except (NoInputError, InputsChangedError, UnreachableError) as error:
         line.say(error="input", text=str(error))
     except (DmiError, ModelError) as error:
         line.say(error="cannot-start", text=str(error))

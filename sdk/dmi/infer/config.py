@@ -166,7 +166,6 @@ def _check(config: Config) -> None:
         (1 <= config.threads <= 1_024, f"threads must be 1 to 1024, not {config.threads}"),
         (1 <= config.replicas_per_node <= 64, f"replicas_per_node must be 1 to 64, not {config.replicas_per_node}"),
         (config.slice_batches is None or config.slice_batches >= 1, "slice_batches must be 1 or more"),
-        (config.output.kind == "jsonl", "output.kind parquet is not built yet; leave it out"),
         (config.output.top is None or config.output.top >= 0, "output.top must be 0 or more"),
         (all(1 <= size <= 65_536 for size in sizes), "sizes of pictures are 1 to 65536"),
         (config.input.max_pixels >= 1, "input.max_pixels must be 1 or more"),

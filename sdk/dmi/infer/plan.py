@@ -11,6 +11,7 @@ from dmi import bundle
 from dmi.errors import UsageError
 from dmi.infer.config import Config
 from dmi.infer.inputs import Listing
+from dmi.infer.place import absolute
 from dmi.infer.readers import listing_of
 from dmi_protocol import limits
 
@@ -41,11 +42,13 @@ class Plan(Struct, frozen=True):
         return -(-self.listing.total // self.config.batch_size)
 
 
-def plan(config: Config) -> Plan:
-    """Look at the inputs, and pack. Raises ``UsageError``."""
-    absolute = str(Path(config.input.path).resolve())
-    config = replace(config, input=replace(config.input, path=absolute))
+def plan(config: Config, *, of_one_batch: bool = False) -> Plan:
+    """Look at the inputs, and pack; ``of_one_batch`` those of the first one alone. Raises ``UsageError``."""
+    config = replace(config, input=replace(config.input, path=absolute(config.input.path)))
     listing = listing_of(config)
+    if of_one_batch:
+        few = min(listing.total, config.batch_size)
+        listing = listing._replace(total=few, names=listing.names[:few])
     files: dict[str, bytes] = {}
     for key in ("preprocess", "postprocess"):
         own = getattr(config, key)

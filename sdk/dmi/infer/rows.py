@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dmi.errors import UsageError
+from dmi.infer.columns import given_back, top_of
 from dmi.infer.config import Config
 from dmi.infer.inputs import Bad
 from dmi.infer.prepare import function
@@ -21,14 +22,9 @@ class Rows:
 
     def __init__(self, config: Config, outputs: Sequence[TensorInfo]) -> None:
         """Raises ``UsageError`` for an output that the model does not have."""
-        self._outputs = [info for info in outputs if info.is_batched]
+        self._outputs = given_back(outputs)
         self._own = function(config.postprocess) if config.postprocess else None
-        are_scores = len(self._outputs) == 1 and _are_scores(self._outputs[0])
-        self._top = config.output.top if config.output.top is not None else int(are_scores and self._own is None)
-        if self._top and not are_scores:
-            raise UsageError(
-                "output.top needs a model with one output of scores, [N, classes]; leave it out to get all outputs"
-            )
+        self._top = top_of(config, outputs)
         self._labels = _labels(config.output.labels)
         classes = self._outputs[0].shape[1] if self._top else None
         if self._labels and classes is not None and len(self._labels) != classes:
@@ -88,10 +84,6 @@ def _of_own(own: Callable[..., Any], outputs: dict[str, Tensor]) -> dict[str, An
 
 def _length(outputs: Mapping[str, Tensor]) -> int:
     return len(next(iter(outputs.values())))
-
-
-def _are_scores(info: TensorInfo) -> bool:
-    return len(info.shape) == 2 and "float" in info.dtype and (info.shape[1] is None or info.shape[1] > 1)
 
 
 def _labels(path: str | None) -> list[str]:

@@ -54,7 +54,6 @@ def test_another_style_of_keys_is_understood() -> None:
         ({"preprocess": {"std": [1.0, 0.0]}}, "a zero"),
         ({"preprocess": {"resize": 0}}, "sizes of pictures"),
         ({"output": {"top": -1}}, "0 or more"),
-        ({"output": {"kind": "parquet"}}, "not built yet"),
         ({"image": {"size": [3, 3]}, "preprocess": {"resize": 3}}, r"image\.size and preprocess\.resize say the same"),
         ({"model": {"weights": "w", "name": "n"}}, r"no key 'model\.name'"),
         ({"model": ""}, "a name or a file"),

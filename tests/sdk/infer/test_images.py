@@ -1,9 +1,11 @@
 """Which files of a folder are inputs, in which order, and what becomes of pictures of every kind."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,7 +14,8 @@ from dmi.errors import UsageError
 from dmi.infer import config
 from dmi.infer.config import Config
 from dmi.infer.inputs import Bad
-from dmi.infer.readers import listing_of, read
+from dmi.infer.place import UnreachableError
+from dmi.infer.readers import images, listing_of, read
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8)
 
@@ -62,7 +65,7 @@ def test_where_there_is_nothing_to_read_a_line_says_so(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=words):
             listing_of(of(path))
     (tmp_path / "file.png").touch()
-    with pytest.raises(UsageError, match="is no folder"):
+    with pytest.raises(UsageError, match="is one image"):
         listing_of(of(tmp_path / "file.png"))
 
 
@@ -131,3 +134,66 @@ def test_the_middle_is_cropped_and_what_is_smaller_is_told(tmp_path: Path) -> No
     save(tmp_path / "a.png")
     assert np.array_equal(values(tmp_path, center_crop=4)["a.png"], PICTURE[4:8, 6:10])
     assert "smaller than center_crop: 16 x 12" in str(values(tmp_path, center_crop=14)["a.png"])
+
+
+def test_a_list_has_a_path_on_each_line(tmp_path: Path) -> None:
+    for name in ("b.png", "sub/a.png", "elsewhere/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save(tmp_path / name, "RGB")
+    paths = ["b.png", "sub/a.png", "", str(tmp_path / "elsewhere" / "c.png"), f"file://{tmp_path}/b.png", "gone.png"]
+    (tmp_path / "list.txt").write_text("\r\n".join(paths))
+    found = of(tmp_path / "list.txt")
+    listing = listing_of(found)
+    given = list(read(found, listing, 0, listing.total))
+    assert [each.id for each in given] == [path for path in paths if path]
+    assert [str(each.value) for each in given if isinstance(each.value, Bad)] == ["the file is gone"]
+    (tmp_path / "list.txt").write_text("b.png\nsub/a.png\nb.png\n")
+    with pytest.raises(UsageError, match=r"has 'b\.png' twice"):
+        listing_of(found)
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Any]:
+    """A file system that is not this host's."""
+    files = fsspec.filesystem("memory")
+    yield files
+    files.rm("/", recursive=True)
+
+
+def test_a_folder_may_have_an_address(tmp_path: Path, elsewhere: Any) -> None:
+    save(tmp_path / "x.png", "RGB")
+    for name in ("b.PNG", "a/z.png", ".hidden.png", ".no/x.png", "notes.txt"):
+        elsewhere.pipe(f"/in/{name}", (tmp_path / "x.png").read_bytes())
+    found = config.of({"model": "m", "input": {"kind": "images", "path": "memory://in"}})
+    listing = listing_of(found)
+    assert listing.names == ("a/z.png", "b.PNG")
+    assert all(np.array_equal(each.value, PICTURE) for each in read(found, listing, 0, 2))
+    with pytest.raises(UsageError, match="there is no memory://none"):
+        listing_of(config.of({"model": "m", "input": {"kind": "images", "path": "memory://none"}}))
+    with pytest.raises(UsageError, match="nosuch"):
+        listing_of(config.of({"model": "m", "input": {"kind": "images", "path": "nosuch://x"}}))
+
+
+def test_a_network_that_fails_is_not_the_picture_s_fault(
+    tmp_path: Path, elsewhere: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "_AGAIN_S", (0.0, 0.0))
+    save(tmp_path / "x.png", "RGB")
+    elsewhere.pipe("/in/x.png", (tmp_path / "x.png").read_bytes())
+    found = config.of({"model": "m", "input": {"kind": "images", "path": "memory://in"}})
+    listing, left = listing_of(found), 2
+
+    def fails(*_: object, **__: object) -> Any:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise ConnectionResetError("reset by peer")
+        return opened(elsewhere, "/in/x.png")
+
+    opened = type(elsewhere).open
+    monkeypatch.setattr(type(elsewhere), "open", fails)
+    (given,) = read(found, listing, 0, 1)
+    assert np.array_equal(given.value, PICTURE)
+    left = 9
+    with pytest.raises(UnreachableError, match="reset by peer"):
+        list(read(found, listing, 0, 1))

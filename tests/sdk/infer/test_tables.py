@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -121,6 +122,41 @@ def test_an_array_has_an_input_for_each_of_its_first_dimension(tmp_path: Path) -
     ]
     np.save(tmp_path / "one.npy", np.float32(3))
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object))
-    for name, words in (("one.npy", "holds one number"), ("objects.npy", "can be read")):
+    for name, words in (("one.npy", "holds one number"), ("objects.npy", "holds Python objects")):
         with pytest.raises(UsageError, match=words):
             inputs("npy", tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "npy", "parquet"])
+def test_a_table_at_an_address_is_read_as_one_on_this_host(tmp_path: Path, kind: str) -> None:
+    files = fsspec.filesystem("memory")
+    values = np.arange(600, dtype=np.float64).reshape(300, 2)
+    (tmp_path / "x.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in values.tolist()))
+    (tmp_path / "x.csv").write_text("a,b\n" + "".join(f"{a},{b}\n" for a, b in values.tolist()))
+    np.save(tmp_path / "x.npy", values)
+    parquet.write_table(pa.table({"a": values[:, 0], "b": values[:, 1]}), tmp_path / "x.parquet", row_group_size=70)
+    try:
+        files.pipe(f"/t/x.{kind}", (tmp_path / f"x.{kind}").read_bytes())
+        here, there = tmp_path / f"x.{kind}", f"memory://t/x.{kind}"
+        for start, stop in ((0, None), (130, 141)):
+            found = inputs(kind, there, start, stop)  # type: ignore[arg-type]
+            assert [(name, np.array(list(v.values()) if isinstance(v, dict) else v).tolist()) for name, v in found] == [
+                (name, np.array(list(v.values()) if isinstance(v, dict) else v).tolist())
+                for name, v in inputs(kind, here, start, stop)
+            ]
+    finally:
+        files.rm("/", recursive=True)
+
+
+def test_an_array_that_cannot_be_read_in_pieces_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "f.npy", np.asfortranarray(np.zeros((3, 2))))
+    np.save(tmp_path / "cut.npy", np.zeros((300, 2)))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:-8])
+    for name, words in (("f.npy", "Fortran order"), ("cut.npy", "is cut short")):
+        with pytest.raises(UsageError, match=words):
+            inputs("npy", tmp_path / name)
+
+
+def test_only_columns_that_are_wanted_are_read(tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"a": [1, 2], "b": [3, 4], "n": ["x", "y"]}), tmp_path / "x.parquet")
+    assert inputs("parquet", tmp_path / "x.parquet", columns=["b"], id="n") == [("x", {"b": 3}), ("y", {"b": 4})]

@@ -2,7 +2,8 @@
 
 * ``images``: every regular file below the folder whose suffix (in any case) is that of an image format; hidden files and
   folders are left out, links to files are followed and links to folders are not. Ids are paths relative to the folder, in
-  the order of their bytes.
+  the order of their bytes. Or a text file with a path on every line: relative to its own folder, absolute, or an address. Ids
+  are the lines, in their order.
 * ``npy``: the first dimension counts the inputs; ids are 0, 1, 2, ...
 * ``jsonl``: every line that is not blank; ids are line numbers from 1. ``csv``: every record after the header; ids are record
   numbers from 1. Or ids are the values of the column ``input.id``.
@@ -15,12 +16,12 @@ Each module of this package has ``list_inputs`` and ``read`` for one kind, and i
 
 import importlib
 from collections.abc import Container, Iterator
-from pathlib import Path
 from typing import Any
 
 from dmi.errors import UsageError
 from dmi.infer.config import Config
 from dmi.infer.inputs import Given, Listing
+from dmi.infer.place import Place
 
 _MODULES = {"images": "images", "npy": "npy", "jsonl": "jsonl", "csv": "records", "parquet": "parquet"}
 
@@ -31,10 +32,10 @@ def _reader(config: Config) -> Any:
 
 def listing_of(config: Config) -> Listing:
     """Look at all inputs without reading them. Raises ``UsageError`` when there are none."""
-    path = Path(config.input.path)
-    if not path.exists():
+    place = Place(config.input.path)
+    if not place.exists():
         raise UsageError(f"there is no {config.input.path}: input.path is where the inputs are")
-    found: Listing = _reader(config).list_inputs(path, config)
+    found: Listing = _reader(config).list_inputs(place, config)
     if not found.total:
         raise UsageError(f"{config.input.path} has no inputs of kind {config.input.kind}")
     return found
@@ -42,10 +43,10 @@ def listing_of(config: Config) -> Listing:
 
 def read(config: Config, listing: Listing, start: int, stop: int, skip: Container[int] = ()) -> Iterator[Given]:
     """Inputs ``start`` to ``stop``, in order; a bad one in its place. Those to ``skip`` are not decoded."""
-    path, reader = Path(config.input.path), _reader(config)
+    where, reader = Place(config.input.path), _reader(config)
     found: Iterator[Given]
     if config.input.kind == "images":
-        found = reader.read(path, config, listing, start, stop, skip)
+        found = reader.read(where, config, listing, start, stop, skip)
     else:  # nothing that is in a table ends a process
-        found = reader.read(path, config, listing, start, stop)
+        found = reader.read(where, config, listing, start, stop)
     return found

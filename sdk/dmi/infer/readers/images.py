@@ -6,7 +6,10 @@ have no scale that everybody means, and are refused.
 """
 
 import os
+import time
+from collections import Counter
 from collections.abc import Container, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import numpy as np
 from dmi.errors import UsageError
 from dmi.infer.config import Config, Preprocess
 from dmi.infer.inputs import Bad, Given, Listing
+from dmi.infer.place import Place, UnreachableError
 
 try:
     from PIL import Image, UnidentifiedImageError
@@ -23,47 +27,60 @@ except ImportError as missing:
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 Image.MAX_IMAGE_PIXELS = None  # our own bound is looked at before anything is decoded
+FILE_BYTES = 1 << 30
+"""A longer file is an error row: it would not fit into memory."""
+LIST_BYTES = 256 << 20
+_AGAIN_S = (0.2, 1.0, 3.0)
+"""Between tries, where a network is between."""
 _WIDE = {"I;16", "I;16B", "I;16L", "I;16N", "I"}
 
 
-def list_inputs(path: Path, config: Config) -> Listing:
-    """Every file below the folder that is named as an image is."""
-    if not path.is_dir():
-        raise UsageError(f"{path} is no folder: input.path of images is a folder")
-    root = os.fsencode(path)
-    found = [os.fsdecode(os.path.relpath(each, root)) for each in _walk(root)]
-    found.sort(key=os.fsencode)
+def list_inputs(where: Place, config: Config) -> Listing:
+    """Every file below the folder that is named as an image is; or every line of a list."""
+    if not where.is_folder():
+        return _listed(where)
+    found = [name for name in where.names() if Path(name).suffix.lower() in SUFFIXES]
     return Listing(len(found), tuple(found))
 
 
-def _walk(folder: bytes) -> Iterator[bytes]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(b"."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(entry.path)
-            elif Path(os.fsdecode(entry.name)).suffix.lower() in SUFFIXES and not entry.is_dir():
-                yield entry.path
+def _listed(where: Place) -> Listing:
+    if where.suffix.lower() in SUFFIXES:
+        raise UsageError(
+            f"{where} is one image: input.path of images is a folder, or a text file with a path on each line"
+        )
+    if where.size() > LIST_BYTES:
+        raise UsageError(f"{where} has more than {LIST_BYTES:,} bytes: a list has a path on each line")
+    with where.open() as file:
+        lines = [os.fsdecode(line.removesuffix(b"\r")) for line in file.read().split(b"\n")]
+    names = tuple(line for line in lines if line.strip())
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise UsageError(f"{where} has {twice!r} twice: an id has one result")
+    return Listing(len(names), names)
 
 
-def read(path: Path, config: Config, listing: Listing, start: int, stop: int, skip: Container[int]) -> Iterator[Given]:
+def read(
+    where: Place, config: Config, listing: Listing, start: int, stop: int, skip: Container[int]
+) -> Iterator[Given]:
     """See the package."""
+    find = where.within if where.is_folder() else where.beside
     for place, name in enumerate(listing.names[start:stop], start):
         if place in skip:
             yield Given(name, None)
             continue
         try:
-            yield Given(name, open_image(path / name, config))
+            yield Given(name, open_image(find(name), config))
         except Bad as error:
             yield Given(name, error)
 
 
-def open_image(path: Path, config: Config) -> Any:
-    """The picture as an array of height, width, channels (uint8). Raises ``Bad``."""
+def open_image(where: Place, config: Config) -> Any:
+    """The picture as an array of height, width, channels (uint8). Raises ``Bad``, and ``OSError`` or ``UnreachableError`` for a
+    disk or a network that fails: that is not the picture's fault."""
     pre = config.preprocess if isinstance(config.preprocess, Preprocess) else Preprocess()
+    data = _bytes(where)
     try:
-        with Image.open(path) as image:
+        with Image.open(BytesIO(data)) as image:
             if image.width * image.height > config.input.max_pixels:
                 raise Bad(f"too large: {image.width} x {image.height} pixels, more than input.max_pixels")
             image.load()
@@ -72,14 +89,32 @@ def open_image(path: Path, config: Config) -> Any:
         raise
     except UnidentifiedImageError as error:
         raise Bad("no image that can be read") from error
-    except FileNotFoundError as error:
-        raise Bad("the file is gone") from error
-    except PermissionError as error:
-        raise Bad("the file may not be read") from error
     except MemoryError as error:
         raise Bad("too large for this host's memory") from error
     except Exception as error:  # decoders raise whatever they like for damaged files
         raise Bad(f"damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}"[:200]) from error
+
+
+def _bytes(where: Place) -> bytes:
+    for wait_s in (*_AGAIN_S, None):
+        try:
+            with where.open() as file:
+                data = file.read(FILE_BYTES + 1)
+        except FileNotFoundError as error:
+            raise Bad("the file is gone") from error
+        except PermissionError as error:
+            raise Bad("the file may not be read") from error
+        except IsADirectoryError as error:
+            raise Bad("a folder, and no file") from error
+        except (OSError, UnreachableError):
+            if wait_s is None or where.local is not None:
+                raise
+            time.sleep(wait_s)
+        else:
+            if len(data) > FILE_BYTES:
+                raise Bad(f"a file of more than {FILE_BYTES:,} bytes")
+            return data
+    raise AssertionError
 
 
 def _converted(image: Any, *, grayscale: bool) -> Any:

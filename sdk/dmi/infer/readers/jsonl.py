@@ -1,23 +1,18 @@
 """JSON lines, plain or compressed. Reading begins near the place that is asked for."""
 
-import gzip
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any
 
 from dmi.errors import UsageError
 from dmi.infer.config import Config
 from dmi.infer.inputs import Bad, Given, Listing
+from dmi.infer.place import Place
 
 LINE_BYTES = 64 << 20
 """A longer line is an error row."""
 _STRIDE = 256
 """The place of every so many-th line is remembered."""
-
-
-def _opened(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
 def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
@@ -35,12 +30,12 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
             yield place, line.rstrip(b"\r\n")
 
 
-def list_inputs(path: Path, config: Config) -> Listing:
+def list_inputs(path: Place, config: Config) -> Listing:
     """Every line that is not blank; the numbers of lines stand beside places, because ids are line numbers."""
     starts: list[int] = []
     count = number = 0
     try:
-        with _opened(path) as file:
+        with path.unpacked() as file:
             for place, line in _lines(file):
                 number += 1
                 if line is not None and not line.strip(b" \t\r\xef\xbb\xbf"):
@@ -53,12 +48,12 @@ def list_inputs(path: Path, config: Config) -> Listing:
     return Listing(count, starts=tuple(starts), stride=_STRIDE)
 
 
-def read(path: Path, config: Config, listing: Listing, start: int, stop: int) -> Iterator[Given]:
+def read(path: Place, config: Config, listing: Listing, start: int, stop: int) -> Iterator[Given]:
     """See the package."""
     block = start // listing.stride
     place, number = listing.starts[2 * block : 2 * block + 2]
     at, number = block * listing.stride, number - 1
-    with _opened(path) as file:
+    with path.unpacked() as file:
         file.seek(place)
         for _, line in _lines(file):
             number += 1

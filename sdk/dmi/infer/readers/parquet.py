@@ -8,70 +8,86 @@ from typing import Any
 from dmi.errors import UsageError
 from dmi.infer.config import Config
 from dmi.infer.inputs import Given, Listing
+from dmi.infer.place import Place
 
 try:
     from pyarrow import parquet
 except ImportError as missing:
     raise UsageError("Parquet is read with pyarrow, which is not installed here: pip install 'dmi[infer]'") from missing
 
+_ROWS = 4_096
+"""Rows that are in memory at a time."""
 
-def list_inputs(path: Path, config: Config) -> Listing:
+
+def list_inputs(where: Place, config: Config) -> Listing:
     """The files and their rows. A damaged one is refused by name: nobody knows how many inputs it has."""
     files: list[tuple[str, int]] = []
-    for each in _parquet_files(path):
-        if each.stat().st_size == 0:
+    schema: list[str] = []
+    for name in _parquet_files(where):
+        each = _file(where, name)
+        if each.size() == 0:
             continue
         try:
-            rows = parquet.read_metadata(each).num_rows
+            with each.open() as opened, parquet.ParquetFile(opened) as file:
+                rows, names = file.metadata.num_rows, file.schema_arrow.names
         except Exception as error:  # pyarrow's own, and the disk's
             raise UsageError(f"{each} is damaged or no Parquet file: {str(error).splitlines()[0][:200]}") from error
         if rows:
-            files.append((str(each), rows))
+            files.append((name, rows))
+            schema = schema or [*names, *_partitions(name)]
     found = Listing(sum(rows for _, rows in files), files=tuple(files))
-    if files:
-        names = [*parquet.read_schema(files[0][0]).names, *_partitions(path, Path(files[0][0]))]
-        for name in (*([config.input.id] if config.input.id else []), *config.input.columns):
-            if name not in names:
-                raise UsageError(f"{files[0][0]} has no column {name!r}; it has {', '.join(names)}")
+    for column in (*([config.input.id] if config.input.id else []), *config.input.columns):
+        if files and column not in schema:
+            raise UsageError(f"{_file(where, files[0][0])} has no column {column!r}; it has {', '.join(schema)}")
     return found
 
 
-def _parquet_files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    found = [each for each in path.rglob("*.parquet") if each.is_file()]
-    return sorted(
-        each for each in found if not any(part.startswith((".", "_")) for part in each.relative_to(path).parts)
-    )
+def _file(where: Place, name: str) -> Place:
+    return where.within(name) if name else where
 
 
-def _partitions(root: Path, file: Path) -> dict[str, str]:
+def _parquet_files(where: Place) -> list[str]:
+    """Their paths from the folder on; nothing, for a file that stands alone."""
+    if not where.is_folder():
+        return [""]
+    names = [name for name in where.names() if name.endswith(".parquet")]
+    return [name for name in names if not any(part.startswith("_") for part in Path(name).parts)]
+
+
+def _partitions(name: str) -> dict[str, str]:
     """``date=2024-01-01`` in the path of a file is a column of it."""
-    parts = file.relative_to(root).parts[:-1] if root.is_dir() else ()
-    return dict(part.split("=", 1) for part in parts if "=" in part)
+    return dict(part.split("=", 1) for part in Path(name).parts[:-1] if "=" in part)
 
 
-def read(path: Path, config: Config, listing: Listing, start: int, stop: int) -> Iterator[Given]:
-    """See the package. Of each file only the row groups that are needed are read, one at a time."""
+def read(where: Place, config: Config, listing: Listing, start: int, stop: int) -> Iterator[Given]:
+    """See the package. Of each file only the row groups and the columns that are needed are read, some rows at a time."""
     ends: list[int] = []
     for _, rows in listing.files:
         ends.append(rows + (ends[-1] if ends else 0))
     place = bisect.bisect_right(ends, start)
     while place < len(ends) and (first := ends[place] - listing.files[place][1]) < stop:
-        name = Path(listing.files[place][0])
-        with parquet.ParquetFile(name) as file:
-            yield from _rows(file, _partitions(path, name), config, first, start, stop)
+        name = listing.files[place][0]
+        with _file(where, name).open() as opened, parquet.ParquetFile(opened) as file:
+            yield from _rows(file, _partitions(name), config, first, start, stop)
         place += 1
 
 
 def _rows(file: Any, partitions: dict[str, str], config: Config, first: int, start: int, stop: int) -> Iterator[Given]:
+    wanted = {*config.input.columns, *([config.input.id] if config.input.id else [])}
+    columns = [name for name in file.schema_arrow.names if name in wanted] if config.input.columns else None
     number = first
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
         if number + rows > start and number < stop:
-            low, high = max(0, start - number), min(rows, stop - number)
-            for offset, row in enumerate(file.read_row_group(group).slice(low, high - low).to_pylist()):
-                yield _of_row({**row, **partitions}, number + low + offset, config)
+            at = number
+            for batch in file.iter_batches(_ROWS, row_groups=[group], columns=columns):
+                low, high = max(0, start - at), min(len(batch), stop - at)
+                if low < high:
+                    for offset, row in enumerate(batch.slice(low, high - low).to_pylist()):
+                        yield _of_row({**row, **partitions}, at + low + offset, config)
+                at += len(batch)
+                if at >= stop:
+                    return
         number += rows
 
 

@@ -1,21 +1,23 @@
 """Records of a CSV file, plain or compressed: separated by commas, semicolons or tabs."""
 
 import csv
-import gzip
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import IO, Any
 
 from dmi.errors import UsageError
 from dmi.infer.config import Config
 from dmi.infer.inputs import Bad, Given, Listing
+from dmi.infer.place import Place
 
 
-def list_inputs(path: Path, config: Config) -> Listing:
+def list_inputs(path: Place, config: Config) -> Listing:
     """Every record; a quoted field may have ends of lines in it, so all of it is read once."""
     try:
+        dialect = _dialect(path)
         with _text(path) as file:
-            rows = csv.reader(file, dialect=_dialect(path))
+            rows = csv.reader(file, dialect=dialect)
             header = next(rows, None)
             if header is None:
                 raise UsageError(f"{path} is empty")
@@ -30,13 +32,13 @@ def list_inputs(path: Path, config: Config) -> Listing:
         raise UsageError(f"{path} cannot be read: {error}") from error
 
 
-def _text(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+@contextmanager
+def _text(where: Place) -> Iterator[IO[str]]:
+    with where.unpacked() as file, TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        yield text
 
 
-def _dialect(path: Path) -> type[csv.Dialect]:
+def _dialect(path: Place) -> type[csv.Dialect]:
     """Commas, semicolons or tabs: whichever the header has most of."""
     with _text(path) as file:
         header = file.readline()
@@ -47,10 +49,11 @@ def _dialect(path: Path) -> type[csv.Dialect]:
     return Found
 
 
-def read(path: Path, config: Config, listing: Listing, start: int, stop: int) -> Iterator[Given]:
+def read(path: Place, config: Config, listing: Listing, start: int, stop: int) -> Iterator[Given]:
     """See the package. Records before ``start`` are passed over."""
+    dialect = _dialect(path)
     with _text(path) as file:
-        rows = csv.reader(file, dialect=_dialect(path))
+        rows = csv.reader(file, dialect=dialect)
         header, number = next(rows), 0
         for row in rows:
             if not row:
