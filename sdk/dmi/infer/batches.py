@@ -1,6 +1,6 @@
 """Computing batches: a slice is a whole number of them, and each is a pure function of its inputs and the configuration."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -9,9 +9,8 @@ from torch import Tensor
 
 from dmi.errors import DmiError
 from dmi.infer.config import Config
-from dmi.infer.inputs import Bad, Given, Listing
+from dmi.infer.inputs import Bad, Given
 from dmi.infer.prepare import Prepared, Preparer
-from dmi.infer.readers import read
 from dmi.infer.rows import Rows
 from dmi_protocol.model import ModelContent, TensorInfo
 from dmi_tensor.models import Loaded, example
@@ -21,16 +20,18 @@ class InputsChangedError(DmiError):
     """Some are not there any more."""
 
 
+Source = Callable[[int, int, Container[int]], Iterator[Given]]
+"""Gives inputs from a start to a stop, in order; some of them need not be decoded."""
 NOBODY: Mapping[int, str] = {}
 
 
 class Batches:
     """``loaded`` computes what ``content`` describes."""
 
-    def __init__(self, config: Config, listing: Listing, content: ModelContent, loaded: Loaded) -> None:
+    def __init__(self, config: Config, source: Source, content: ModelContent, loaded: Loaded) -> None:
         """Raises ``UsageError`` for what does not fit together."""
         self._config = config
-        self._listing = listing
+        self._source = source
         self._inputs = content.inputs
         self._loaded = loaded
         self._prepare = Preparer(config, content.inputs)
@@ -42,7 +43,7 @@ class Batches:
         ``masked`` are bad ones, for this cause."""
         batch: list[Given] = []
         place = start - 1
-        for place, given in enumerate(read(self._config, self._listing, start, stop, masked), start):
+        for place, given in enumerate(self._source(start, stop, masked), start):
             batch.append(Given(given.id, Bad(masked[place])) if place in masked else given)
             if len(batch) == self._config.batch_size:
                 yield self._batch(batch)

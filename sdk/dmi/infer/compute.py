@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ import msgspec
 import torch
 
 from dmi.errors import DmiError
-from dmi.infer.batches import Batches, InputsChangedError
+from dmi.infer.batches import Batches, InputsChangedError, Source
 from dmi.infer.config import Config
 from dmi.infer.inputs import Listing
 from dmi.infer.line import DESCRIPTOR, GoneError, Line
+from dmi.infer.loaders import Loaders, loaders_of
 from dmi.infer.place import Place, UnreachableError
 from dmi.infer.plan import CONFIG, LISTING
+from dmi.infer.readers import read
 from dmi.infer.rows import line_of
 from dmi_protocol import limits
 from dmi_protocol.messages.roles import BatchLaunch
@@ -48,10 +51,17 @@ def prepared(launch: BatchLaunch) -> Batches:
     listing = msgspec.msgpack.decode(Path(LISTING).read_bytes(), type=Listing)
     content = launch.model.content
     files = {file.name: Path(path) for file, path in zip(content.files, launch.files, strict=True)}
-    batches = Batches(config, listing, content, load(content.format, files, content.factory, config.device))
+    batches = Batches(
+        config, _source(config, listing), content, load(content.format, files, content.factory, config.device)
+    )
     with suppress(Exception):  # zeros may have a size that nobody would give: what is wrong shows at the first batch
         batches.warm_up()
     return batches
+
+
+def _source(config: Config, listing: Listing) -> Source:
+    count = loaders_of(config)
+    return Loaders(config.batch_size, count).read if count else partial(read, config, listing)
 
 
 def serve(line: Line, batches: Batches) -> None:

@@ -62,6 +62,8 @@ class Config(Struct, frozen=True):
     threads: int = 1
     """Of torch, in each replica: another number may change last digits."""
     replicas_per_node: int = 1
+    loaders: int | None = None
+    """Processes that read ahead, for each replica; 0 reads where it is computed. By default the processors that are left."""
     slice_batches: int | None = None
     """Batches of one slice; chosen by default. It changes no byte of the output."""
 
@@ -165,6 +167,7 @@ def _check(config: Config) -> None:
         (1 <= config.batch_size <= 65_536, f"batch_size must be 1 to 65536, not {config.batch_size}"),
         (1 <= config.threads <= 1_024, f"threads must be 1 to 1024, not {config.threads}"),
         (1 <= config.replicas_per_node <= 64, f"replicas_per_node must be 1 to 64, not {config.replicas_per_node}"),
+        (config.loaders is None or 0 <= config.loaders <= 64, f"loaders must be 0 to 64, not {config.loaders}"),
         (config.slice_batches is None or config.slice_batches >= 1, "slice_batches must be 1 or more"),
         (config.output.top is None or config.output.top >= 0, "output.top must be 0 or more"),
         (all(1 <= size <= 65_536 for size in sizes), "sizes of pictures are 1 to 65536"),

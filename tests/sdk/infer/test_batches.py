@@ -1,6 +1,7 @@
 """A batch is a pure function of its inputs: a bad one keeps its place, and its neighbours their bits."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from dmi.errors import UsageError
 from dmi.infer import config
 from dmi.infer.batches import Batches, InputsChangedError
-from dmi.infer.readers import listing_of
+from dmi.infer.readers import listing_of, read
 from dmi_protocol.model import ModelContent, TensorInfo
 from dmi_tensor.models import Loaded
 
@@ -37,7 +38,10 @@ def batches(
     )
     listing = listing_of(found)
     made = Batches(
-        found, listing, ModelContent("exported", (), inputs, outputs), Loaded(module, [i.name for i in inputs])
+        found,
+        partial(read, found, listing),
+        ModelContent("exported", (), inputs, outputs),
+        Loaded(module, [i.name for i in inputs]),
     )
     return [row for rows in made.compute(0, listing.total) for row in rows]
 
@@ -191,7 +195,9 @@ def test_fractions_are_not_cut_for_a_model_of_integers(tmp_path: Path) -> None:
 def test_an_array_of_doubles_is_what_the_model_takes(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.array([[1.0, 2, 3, 4]]))
     found = config.of({"model": "m", "input": {"kind": "npy", "path": str(tmp_path / "x.npy")}})
-    made = Batches(found, listing_of(found), ModelContent("exported", (), (X,), (Y,)), Loaded(LINEAR, ["x"]))
+    made = Batches(
+        found, partial(read, found, listing_of(found)), ModelContent("exported", (), (X,), (Y,)), Loaded(LINEAR, ["x"])
+    )
     [rows] = made.compute(0, 1)
     assert rows[0]["score"] == scores([1.0, 2, 3, 4]).max().item()
 
@@ -246,7 +252,9 @@ def test_inputs_that_are_gone_since_they_were_listed_are_missed(tmp_path: Path) 
     found = config.of({"model": "m", "input": {"kind": "jsonl", "path": str(tmp_path / "x.jsonl")}, "batch_size": 3})
     listing = listing_of(found)
     (tmp_path / "x.jsonl").write_text("\n".join(LINES[:2]))
-    made = Batches(found, listing, ModelContent("exported", (), (X,), (Y,)), Loaded(LINEAR, ["x"]))
+    made = Batches(
+        found, partial(read, found, listing), ModelContent("exported", (), (X,), (Y,)), Loaded(LINEAR, ["x"])
+    )
     with pytest.raises(InputsChangedError, match="has other inputs than when it was listed"):
         list(made.compute(0, 4))
 

@@ -1,0 +1,119 @@
+"""Loader processes: they read and decode the next batches while one is computed."""
+
+import os
+import pickle
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Container, Generator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dmi.infer.config import Config
+from dmi.infer.inputs import Given
+from dmi.infer.line import DESCRIPTOR, Line
+from dmi.infer.load import LENGTH
+
+_LOOK_S = 1.0
+_MOST = 4
+
+
+def loaders_of(config: Config) -> int:
+    """How many a replica has on this host: the processors that computing leaves, at most four; and one for a table, which is read
+    in order."""
+    if config.loaders is not None:
+        wanted = config.loaders
+    else:
+        spare = (len(os.sched_getaffinity(0)) - config.threads * config.replicas_per_node) // config.replicas_per_node
+        wanted = max(0, min(_MOST, spare))
+    return wanted if config.input.kind == "images" else min(1, wanted)
+
+
+class Loaders:
+    """``count`` of them, started when they are first needed; they find the configuration and the listing in the directory that
+    they are started in. This process shares their fate: an input that ends one of them, or stops it, does the same to us, and is
+    found as any other that ends who computes it."""
+
+    def __init__(self, batch_size: int, count: int) -> None:
+        self._batch_size = batch_size
+        self._count = count
+        self._loaders: list[tuple[subprocess.Popen[bytes], socket.socket]] = []
+
+    def read(self, start: int, stop: int, skip: Container[int] = ()) -> Generator[Given, None, None]:
+        """As ``readers.read``: inputs ``start`` to ``stop``, in order. Raises what reading raises."""
+        size = self._batch_size
+        batches = [[first, min(first + size, stop)] for first in range(start, stop, size)]
+        if not self._loaders:
+            self._loaders = [self._start() for _ in range(self._count)]
+        skipped = [place for place in range(start, stop) if place in skip]
+        for place, (_, channel) in enumerate(self._loaders):
+            Line(channel).say(batches=batches[place :: self._count], skip=skipped)
+        is_over = False
+        try:
+            for number in range(len(batches)):
+                found = self._take(*self._loaders[number % self._count])
+                if isinstance(found, Exception):
+                    raise found
+                yield from found
+            is_over = True
+        finally:
+            if not is_over:  # what they have read ahead is not what is wanted next
+                self.close()
+
+    def _start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dmi.infer.load"],
+                env={**os.environ, DESCRIPTOR: str(theirs.fileno())},
+                pass_fds=[theirs.fileno()],
+            )
+        return process, ours
+
+    def _take(self, process: "subprocess.Popen[bytes]", channel: socket.socket) -> Any:
+        (length,) = LENGTH.unpack(self._exactly(process, channel, LENGTH.size))
+        return pickle.loads(self._exactly(process, channel, length))  # noqa: S301 (our own child's)
+
+    def _exactly(self, process: "subprocess.Popen[bytes]", channel: socket.socket, size: int) -> bytearray:
+        data = bytearray(size)
+        view = memoryview(data)
+        poll = select.poll()
+        poll.register(channel, select.POLLIN)
+        while view:
+            while not poll.poll(_LOOK_S * 1000):
+                if _is_stopped(process.pid):
+                    process.kill()
+                    os.kill(os.getpid(), signal.SIGSTOP)
+            try:
+                count = channel.recv_into(view)
+            except OSError:
+                count = 0
+            if not count:
+                _end_as(process.wait())
+            view = view[count:]
+        return data
+
+    def close(self) -> None:
+        """No process is left."""
+        for process, channel in self._loaders:
+            channel.close()
+            process.kill()
+            process.wait()
+        self._loaders = []
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
+
+
+def _end_as(code: int) -> NoReturn:
+    """The way that a child has ended."""
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL) if -code not in {signal.SIGKILL, signal.SIGSTOP} else None
+        os.kill(os.getpid(), -code)
+    os._exit(abs(code) or 1)
