@@ -7,6 +7,7 @@ from dmi_protocol.kinds.batch.queue import SliceQueue
 from dmi_protocol.messages.roles import BatchLaunch, Lease, RoleKey, Roster, Slices, SliceWritten
 from tests.simulation.node import Node
 from tests.simulation.sockets import Said, Sockets, tell_daemon
+from tests.simulation.trouble import demand
 
 _QUICK_MS = 300
 _SLOW_MS = 1_500
@@ -32,7 +33,9 @@ class ScriptedReplica:
         self._is_busy = False
 
     def slices(self, message: Slices) -> None:
-        """Compute these from now on."""
+        """Compute these from now on. Inputs that travel are here before anybody says so."""
+        missing = [pack for pack in message.packs if pack not in self.node.blobs]
+        demand("inputs", not missing, f"{self.key.name} on {self.node.name} is told slices whose inputs are not there")
         self._queue.told(message)
         self._go_on()
 

@@ -3,6 +3,8 @@
 import hashlib
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from dmi_protocol.cluster.command import (
     AddModel,
     BatchSpec,
@@ -31,6 +33,8 @@ from tests.simulation.world import BUNDLE, World, me
 _MOST_NODES = 7
 _BATCHES = 0.3
 """Of all jobs."""
+_TRAVEL = 0.4
+"""Of those, the ones whose inputs travel."""
 
 
 class Workload:
@@ -87,7 +91,7 @@ class Workload:
         wants_batch = self._world.random.random() < _BATCHES
         versions = [v for known in self._world.agreement.state.models.values() for v in known.values()]
         spec = self.batch(self._world.random.choice(versions)) if wants_batch and versions else self._training()
-        holders = self._holders(node)
+        holders = self._holders(node, *(spec.packs if isinstance(spec, BatchSpec) else ()))
         command = Submit(self._request("submit"), spec, BUNDLE, holders)
         self._world.ask(node, command, then=self._submitted)
         return command.request
@@ -95,7 +99,7 @@ class Workload:
     def batch(self, model: ModelVersion) -> BatchSpec:
         """Few inputs, in a few or many slices, on all nodes or on some."""
         random = self._world.random
-        return BatchSpec(
+        spec = BatchSpec(
             "batch",
             ModelRef(model.id, model.content),
             inputs=random.choice([1, 7, 16, 24]),
@@ -103,6 +107,13 @@ class Workload:
             replicas=random.choice([None, None, 1, 2]),
             per_node=random.choice([1, 1, 2]),
         )
+        return replace(spec, packs=self._packs(spec.slices)) if random.random() < _TRAVEL else spec
+
+    def _packs(self, slices: int) -> tuple[BlobHash, ...]:
+        """Inputs that travel; two slices may have the same ones."""
+        salt, random = self._world.random.randrange(1 << 30), self._world.random
+        names = [f"inputs-{salt}-{random.randrange(2 * slices)}" for _ in range(slices)]
+        return tuple(BlobHash(hashlib.sha256(name.encode()).hexdigest()) for name in names)
 
     def _training(self) -> TrainingSpec:
         """A few small steps; sometimes with more workers than leaves."""
@@ -117,12 +128,12 @@ class Workload:
             leaves=random.choice([1, 2, 4, 8]),
         )
 
-    def _holders(self, node: Node) -> tuple[NodeId, ...]:
+    def _holders(self, node: Node, *packs: BlobHash) -> tuple[NodeId, ...]:
         """The files are on the node that was asked, and on another one that is up."""
         others = [other for other in self._world.up() if other is not node]
         chosen = [node, *self._world.random.sample(others, min(1, len(others)))]
         for holder in chosen:
-            holder.blobs[BUNDLE] = {}
+            holder.blobs |= {blob: {} for blob in (BUNDLE, *packs)}
         return tuple(holder.me.node for holder in chosen)
 
     # Models

@@ -19,7 +19,7 @@ from dmi_node.tasks import Tasks
 from dmi_protocol.effects import StartRole, StopRole, TellRole
 from dmi_protocol.events import RoleHappened
 from dmi_protocol.identity import JobId
-from dmi_protocol.messages.roles import Exited, Failed, PartWritten, RoleEvent, RoleKey, Written
+from dmi_protocol.messages.roles import Exited, Failed, PartWritten, RoleEvent, RoleKey, Slices, Written
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
@@ -80,8 +80,11 @@ class Supervisor:
 
     def tell(self, effect: TellRole) -> None:
         """Hand it over."""
+        message = effect.message
+        if isinstance(message, Slices) and message.packs:
+            message = replace(message, files=tuple(str(self._blobs.path(pack)) for pack in message.packs))
         if effect.role in self._processes:
-            self._processes[effect.role].tell(effect.message)
+            self._processes[effect.role].tell(message)
 
     def stop(self, effect: StopRole) -> None:
         """End one."""

@@ -28,7 +28,8 @@ class TrainingSpec(JobSpec, frozen=True, tag="training"):
 
 class BatchSpec(JobSpec, frozen=True, tag="batch"):
     """``inputs`` inputs in slices of ``slice_inputs``, the last of which may be shorter. ``replicas`` is how many nodes
-    compute, None for all; ``per_node`` how many processes on each."""
+    compute, None for all; ``per_node`` how many processes on each. ``packs`` has a blob with its inputs for each slice, where the
+    inputs travel; it is empty where every replica reads them itself."""
 
     model: ModelRef
     inputs: int
@@ -36,6 +37,7 @@ class BatchSpec(JobSpec, frozen=True, tag="batch"):
     replicas: int | None = None
     per_node: int = 1
     threads: int = 1
+    packs: tuple[BlobHash, ...] = ()
 
     @property
     def slices(self) -> int:

@@ -47,6 +47,8 @@ class _Local(Struct):
     """What must be on this host's disk before it can start."""
     is_recruit: bool
     """Others train already, and can go on without it."""
+    inputs: dict[BlobHash, bool] = field(default_factory=dict)
+    """What it must have for what it is to be told, and whether that is here."""
     started_at: Instant | None = None
     """When its process was started; None while something is awaited."""
     told: int = 0
@@ -62,6 +64,10 @@ class _Local(Struct):
     public_key: PublicKey | None = None
     """Of its data socket, once it is bound."""
     progress: Progressed | None = None
+
+    def missing(self) -> list[BlobHash]:
+        """What it waits for before it can be told more."""
+        return [blob for blob, is_here in self.inputs.items() if not is_here]
 
 
 class Hosting:
@@ -119,7 +125,12 @@ class Hosting:
     def tick(self, now: Instant, state: ClusterState) -> tuple[list[Effect], list[Command]]:
         """What is due."""
         self._is_new = True
-        awaited = {blob for local in self._local.values() if not local.is_stopping for blob in local.awaited}
+        awaited = {
+            blob
+            for local in self._local.values()
+            if not local.is_stopping
+            for blob in (*local.awaited, *local.missing())
+        }
         effects = self._keeping.again(now, state, awaited)
         if self._keeping.unpin(now):
             effects += self.drop_kept(state)
@@ -146,11 +157,12 @@ class Hosting:
             needs, is_recruit = kind.needs(job, role), role.generation != job.start_generation
             self._local[role] = _Local(kind, needs, {job.bundle, *needs}, is_recruit=is_recruit)
             return [self._keeping.fetch(state, blob) for blob in (job.bundle, *needs)]
-        told = None if local.started_at is None else local.kind.told(job, role, local.told)
-        if told is None:
+        if local.started_at is None:
             return []
-        local.told, message = told
-        return [TellRole(role, message)]
+        wanted = local.kind.inputs(job, role)
+        missing = [blob for blob in wanted if blob not in local.inputs]
+        local.inputs = {blob: local.inputs.get(blob, False) for blob in wanted}
+        return [*[self._keeping.fetch(state, blob) for blob in missing], *_tell(role, local, job)]
 
     def leases(self, contact: Instant | None) -> list[Effect]:
         """Every server here may show new versions for a while after its node was in ``contact`` with a quorum."""
@@ -178,7 +190,8 @@ class Hosting:
 
     def drop_kept(self, state: ClusterState) -> list[Effect]:
         """What was kept here for jobs and that nothing speaks of any more."""
-        needed = {blob for local in self._local.values() if not local.is_gone for blob in local.needs}
+        living = [local for local in self._local.values() if not local.is_gone]
+        needed = {blob for local in living for blob in (*local.needs, *local.inputs)}
         kept = [found for owner in state.holdings() for found in owner.kept()]
         here = {blob for blob, nodes in kept if self._host.node in nodes}
         for local in self._local.values():
@@ -193,9 +206,14 @@ class Hosting:
         for role, local in self._local.items():
             local.awaited.discard(blob)
             job = state.jobs.get(role.job)
-            if not local.awaited and local.started_at is None and not local.is_stopping and job is not None:
+            if job is None or local.is_stopping:
+                continue
+            if not local.awaited and local.started_at is None:
                 local.started_at = now
                 effects.append(StartRole(role, local.kind.launch(job, role, self._host, local.needs)))
+            elif local.inputs.get(blob) is False:
+                local.inputs[blob] = True
+                effects += _tell(role, local, job)
         return effects, self._keeping.arrived(blob)
 
     def pin(self, now: Instant, blob: BlobHash) -> None:
@@ -249,6 +267,15 @@ class Hosting:
             for role, local in self._local.items()
             if local.started_at is not None and not local.is_gone
         ]
+
+
+def _tell(role: RoleKey, local: _Local, job: AnyJob) -> list[Effect]:
+    """What there is to tell, once all that it needs for it is here."""
+    told = local.kind.told(job, role, local.told) if not local.missing() else None
+    if told is None:
+        return []
+    local.told, message = told
+    return [TellRole(role, message)]
 
 
 def _unready_at(local: _Local) -> Instant | None:

@@ -32,7 +32,8 @@ def new_job(job: JobId, command: Submit, index: int, state: ClusterState) -> Any
         model = find(state.models, command.spec.model.id)
         if model is None or model.content != command.spec.model.content:
             return UnknownModel(command.spec.model.id)
-        return BatchJob(job, command.spec, command.bundle, command.holders, index)
+        packs = dict.fromkeys(command.spec.packs, command.holders)
+        return BatchJob(job, command.spec, command.bundle, command.holders, index, packs=packs)
     return TrainingJob(job, command.spec, command.bundle, command.holders, index)
 
 

@@ -104,6 +104,10 @@ class Processes(Protocol[OfKind]):
         """What must be on this host's disk before it can start, beside the job's files."""
         ...
 
+    def inputs(self, job: OfKind, role: RoleKey) -> tuple[BlobHash, ...]:
+        """What must be on this host's disk before it is told what there is to tell now."""
+        ...
+
     def launch(self, job: OfKind, role: RoleKey, host: Host, needs: tuple[BlobHash, ...]) -> Launch:
         """The first message to it."""
         ...

@@ -142,11 +142,14 @@ class Roster(Struct, frozen=True, tag="roster"):
 
 class Slices(Struct, frozen=True, tag="slices"):
     """To a replica: compute these, in this order; what it has begun and is not among them is given up. ``decided`` grows with
-    each such message, ``reopened`` when results were lost: only then a slice is computed again that was computed here."""
+    each such message, ``reopened`` when results were lost: only then a slice is computed again that was computed here. Where the
+    inputs travel ``packs`` has those of each slice, and the shell says where they lie: ``files``."""
 
     decided: int
     slices: tuple[int, ...]
     reopened: int = 0
+    packs: tuple[BlobHash, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 class Lease(Struct, frozen=True, tag="lease"):

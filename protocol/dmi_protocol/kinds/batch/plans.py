@@ -23,7 +23,7 @@ from dmi_protocol.kinds.batch.state import BatchJob
 from dmi_protocol.kinds.job import SUCCEEDED
 from dmi_protocol.messages.roles import RoleKey
 from dmi_protocol.placement.holding import COPIES
-from dmi_protocol.reasons import Inferred, ModelLost, Reason
+from dmi_protocol.reasons import FilesLost, Inferred, ModelLost, Reason
 
 
 class BatchPlans:
@@ -47,7 +47,9 @@ class BatchPlans:
         return [Finish(request, job.id, job.generation, SUCCEEDED, Inferred(job.spec.inputs, job.failed()))]
 
     def hopeless(self, job: BatchJob, state: ClusterState) -> Reason | None:
-        """No replica has loaded the model, and no member can give all of it."""
+        """No replica has loaded the model, and no member can give all of it; or nobody has the inputs of a slice."""
+        if any(not set(job.packs[pack]) & state.members.keys() for pack in job.packs_of(job.open_slices())):
+            return FilesLost()
         model = find(state.models, job.spec.model.id)
         holders = model.nodes.values() if model is not None else [()]
         is_lost = not job.endpoints and not all(set(nodes) & state.members.keys() for nodes in holders)

@@ -16,6 +16,10 @@ class BatchProcesses:
         """The files of the model."""
         return tuple(file.blob for file in job.spec.model.content.files)
 
+    def inputs(self, job: BatchJob, role: RoleKey) -> tuple[BlobHash, ...]:
+        """Those of its slices, where they travel."""
+        return job.packs_of(job.leases.get(role.index, ()))
+
     def launch(self, job: BatchJob, role: RoleKey, host: Host, needs: tuple[BlobHash, ...]) -> Launch:
         """Paths are the shell's to fill in."""
         return BatchLaunch(
@@ -38,7 +42,8 @@ class BatchProcesses:
         """Its leases, whenever some were decided on."""
         if since >= job.decided or role.index not in job.leases:
             return None
-        return job.decided, Slices(job.decided, job.leases[role.index], job.reopened)
+        slices = job.leases[role.index]
+        return job.decided, Slices(job.decided, slices, job.reopened, job.packs_of(slices))
 
     def keeps(self, job: BatchJob, node: NodeId) -> Iterator[tuple[BlobHash, Command]]:
         """Nothing but the further copies that any job may have made."""

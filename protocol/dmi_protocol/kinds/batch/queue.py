@@ -25,6 +25,10 @@ class SliceQueue:
         """Is it still to be computed here?"""
         return slice_ in self._told.slices and slice_ not in self._written
 
+    def file(self, slice_: int) -> str | None:
+        """Where the inputs of a slice that was told lie, if they travel."""
+        return self._told.files[self._told.slices.index(slice_)] if self._told.files else None
+
     def told(self, message: Slices) -> None:
         """New leases: they replace the old ones."""
         if message.reopened > self._told.reopened:

@@ -1,6 +1,6 @@
 """A batch inference in the replicated state."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -14,8 +14,10 @@ from dmi_protocol.messages.roles import RoleKey
 
 def is_fit(spec: BatchSpec) -> bool:
     """Are its numbers those of a job?"""
-    at_least_one = min(spec.inputs, spec.slice_inputs, spec.per_node, spec.threads, spec.replicas or 1) > 0
-    return at_least_one and spec.slices <= limits.SLICES and spec.per_node <= limits.REPLICAS_PER_NODE
+    if min(spec.inputs, spec.slice_inputs, spec.per_node, spec.threads, spec.replicas or 1) <= 0:
+        return False
+    are_few = spec.slices <= limits.SLICES and spec.per_node <= limits.REPLICAS_PER_NODE
+    return are_few and len(spec.packs) in {0, spec.slices}
 
 
 class SliceResult(Struct, frozen=True):
@@ -48,6 +50,12 @@ class BatchJob(Job, tag="batch"):
     """The replicas that have committed something."""
     has_run: bool = False
     """Was a replica ever bound?"""
+    packs: dict[BlobHash, tuple[NodeId, ...]] = field(default_factory=dict)
+    """Inputs that travel, by the blob of a slice: who is said to have them."""
+
+    def packs_of(self, slices: Iterable[int]) -> tuple[BlobHash, ...]:
+        """The inputs of these slices; nothing where they do not travel."""
+        return tuple(self.spec.packs[slice_] for slice_ in slices) if self.spec.packs else ()
 
     def open_slices(self) -> list[int]:
         """Those that have no result yet."""
@@ -66,19 +74,23 @@ class BatchJob(Job, tag="batch"):
         return sum(result.failed for result in self.results.values())
 
     def kept(self) -> Iterator[tuple[BlobHash, tuple[NodeId, ...]]]:
-        """Every result that is spoken of, and who is said to have it."""
+        """Inputs and results that are spoken of, and who is said to have them."""
+        if self.state not in ENDED:
+            yield from self.packs.items()
         if self.state not in ENDED or self.state == SUCCEEDED:
             for result in self.results.values():
                 yield result.blob, result.nodes
 
     def hold(self, blob: BlobHash, node: NodeId) -> None:
-        """``node`` has a further copy of the files, or of a result."""
+        """``node`` has a further copy of the files, of inputs, or of a result."""
         super().hold(blob, node)
+        if blob in self.packs:
+            self.packs[blob] = tuple(dict.fromkeys((*self.packs[blob], node)))
         for slice_, result in self.results.items():
             if result.blob == blob:
                 self.results[slice_] = result.also_on(node)
 
     def blobs(self) -> dict[BlobHash, tuple[NodeId, ...]]:
-        """What must not be lost, and who has it: the files while the job goes on, and the results."""
+        """What must not be lost, and who has it: the files and inputs while the job goes on, and the results."""
         files = {} if self.state in ENDED else {self.bundle: self.holders}
         return files | dict(self.kept())

@@ -29,6 +29,10 @@ class TrainingProcesses:
         """The parts of the checkpoint that a primary begins from."""
         return tuple(part.blob for part in _parts_for(role, job))
 
+    def inputs(self, job: TrainingJob, role: RoleKey) -> tuple[BlobHash, ...]:
+        """Nothing: what is trained on is the script's to find."""
+        return ()
+
     def launch(self, job: TrainingJob, role: RoleKey, host: Host, needs: tuple[BlobHash, ...]) -> Launch:
         """Paths are the shell's to fill in."""
         spec = job.spec

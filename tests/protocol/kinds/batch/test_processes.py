@@ -1,12 +1,17 @@
 """Replicas on a node: what they are told, and what follows from what they say."""
 
-from dmi_protocol.cluster.command import CommitSlice
+import msgspec
+
+from dmi_protocol.cluster.command import CommitSlice, Drain, Finish, HoldBlob, Recopy, Remove, Submit
 from dmi_protocol.effects import FetchBlob, StartRole, TellRole
-from dmi_protocol.identity import BlobHash, PublicKey
+from dmi_protocol.identity import BlobHash, PublicKey, RequestId
 from dmi_protocol.instant import Instant
 from dmi_protocol.jobs.hosting import Hosting
+from dmi_protocol.kinds.job import FAILED
 from dmi_protocol.kinds.kind import Host
+from dmi_protocol.limits import FETCH_AGAIN_MS
 from dmi_protocol.messages.roles import BatchLaunch, Bound, Slices, SliceWritten
+from dmi_protocol.reasons import FilesLost, Malformed
 from tests.protocol.kinds.batch.table import BUNDLE, A, B, C, Table, blob
 from tests.protocol.models import WEIGHTS, batch
 
@@ -84,3 +89,65 @@ def test_a_holder_elsewhere_is_asked_for_a_copy() -> None:
     job.copies[blob(2)] = A
     effects, _ = Hosting(Host(A, "a", "h", (1, 2)), lambda _: None).reconcile(table.state)
     assert FetchBlob(BlobHash(blob(2)), (C,)) in effects
+
+
+PACKS = tuple(BlobHash(f"{slice_:x}" * 64) for slice_ in range(10))
+
+
+def fetched(found: Hosting, table: Table) -> list[BlobHash]:
+    effects, _ = found.reconcile(table.state)
+    assert not [effect for effect in effects if isinstance(effect, TellRole)], "its inputs are not here"
+    return [effect.blob for effect in effects if isinstance(effect, FetchBlob)]
+
+
+def test_a_slice_is_told_once_its_inputs_are_here() -> None:
+    table = Table(msgspec.structs.replace(SPEC, packs=PACKS))
+    table.do(table.propose()[0])
+    found = hosting(table)
+    table.settle(copy=False)
+    first, second = table.job.leases[2]
+    assert fetched(found, table) == [PACKS[first], PACKS[second]]
+    assert found.arrived(Instant(1), table.state, PACKS[second]) == ([], [])
+    (tell,), _ = found.arrived(Instant(2), table.state, PACKS[first])
+    assert isinstance(tell, TellRole)
+    assert isinstance(tell.message, Slices)
+    assert (tell.message.slices, tell.message.packs) == ((first, second), (PACKS[first], PACKS[second]))
+
+    table.commit(2, first)
+    table.settle(copy=False)
+    (_, third) = table.job.leases[2]
+    assert fetched(found, table) == [PACKS[third]], "the other one is here"
+    found.missing(Instant(3), PACKS[third])
+    again, _ = found.tick(Instant(3 + FETCH_AGAIN_MS), table.state)
+    assert again == [FetchBlob(PACKS[third], (A, B))]
+    (tell,), _ = found.arrived(Instant(9_999), table.state, PACKS[third])
+    assert isinstance(tell, TellRole)
+    assert isinstance(tell.message, Slices)
+    assert tell.message.slices == (second, third)
+    assert found.drop_kept(table.state) == [], "inputs stay while the job goes on"
+
+
+def test_inputs_are_copied_when_a_holder_leaves_and_a_job_without_them_ends() -> None:
+    table = Table(msgspec.structs.replace(SPEC, packs=PACKS))
+    table.settle()
+    table.do(Drain(RequestId("drain"), A, on=True))
+    copies = {command.blob for command in table.propose() if isinstance(command, Recopy) and command.owner == table.id}
+    assert copies >= set(PACKS)
+    table.settle()
+    assert all(C in nodes for nodes in table.job.packs.values())
+
+    lost = Table(msgspec.structs.replace(SPEC, packs=PACKS))
+    lost.settle(copy=False)
+    lost.do(Recopy(RequestId("copy"), lost.id, BUNDLE, C))
+    lost.do(HoldBlob(RequestId("held"), lost.id, BUNDLE, C))
+    for node in (A, B):
+        lost.do(Remove(RequestId(f"remove-{node}"), node))
+        lost.nodes.discard(node)
+    (end,) = (command for command in lost.propose() if isinstance(command, Finish))
+    assert (end.state, end.reason) == (FAILED, FilesLost())
+
+
+def test_inputs_travel_for_every_slice_or_for_none() -> None:
+    table = Table(SPEC)
+    few = msgspec.structs.replace(SPEC, packs=PACKS[:3])
+    assert table.do(Submit(RequestId("few"), few, BUNDLE, (A,))).refusal == Malformed("job", "b")
