@@ -57,7 +57,8 @@ class Mesh:
             "threads": threads,
         }
         request = {"request": secrets.token_hex(8), "spec": spec, "bundle": made.hash, "size": len(made.data)}
-        return Job(self._connection, uploads.submit(self._connection, request, made.data))
+        files = {made.hash: lambda: [made.data]}
+        return Job(self._connection, uploads.submit(self._connection, request, files, len(made.data)))
 
     def infer(
         self, config: str | Path | dict[str, Any], out: str | Path, *, nodes: int | None = None, resume: bool = False

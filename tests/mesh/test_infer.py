@@ -159,6 +159,24 @@ def test_a_list_at_an_address_gives_a_table(make_mesh: MakeMesh, tmp_path: Path)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["manifest.json", "results.parquet"]
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_inputs_that_only_one_host_has_travel(make_mesh: MakeMesh, tmp_path: Path) -> None:
+    images(tmp_path / "in", 200)
+    model(tmp_path / "m.pt")
+    expected, mesh = plain(tmp_path), make_mesh(3)
+    given = {"kind": "images", "path": str(tmp_path / "in"), "travels": True}
+    config = configuration(tmp_path, input=given)
+    job = command("infer", config, "--out", tmp_path / "out", "--detach", home=mesh.node(0)).stdout.strip()
+    (tmp_path / "in").rename(tmp_path / "gone")  # nobody can read them where they were
+    assert dmi.connect(mesh.node(1)).job(job).wait()["state"] == "succeeded"
+    (tmp_path / "gone").rename(tmp_path / "in")
+    manifest = json.loads(
+        command("infer", config, "--out", tmp_path / "out", "--resume", "--json", home=mesh.node(0)).stdout
+    )
+    assert (tmp_path / "out" / "results.jsonl").read_bytes() == expected
+    assert len({slice_["node"] for slice_ in manifest["slices"]}) == 3, "all of them computed"
+
+
 @pytest.mark.deep
 def test_rows_of_a_table_have_the_bytes_of_one_node_on_several(make_mesh: MakeMesh, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(1).standard_normal((20_000, 4)).astype(np.float32))

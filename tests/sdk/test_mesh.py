@@ -75,8 +75,8 @@ def test_each_submit_is_a_request_of_its_own(tmp_path: Path, script: Path) -> No
 def test_a_node_that_refuses_in_the_middle_of_an_upload_is_heard(tmp_path: Path, script: Path) -> None:
     """It hangs up while the client still sends: the reason matters, not the broken pipe."""
 
-    def full(client: Client, _: dict[str, Any]) -> None:
-        client.send({"need": ["b" * 64]})
+    def full(client: Client, args: dict[str, Any]) -> None:
+        client.send({"need": [args["bundle"]]})
         client.receive()
         client.send({"error": {"kind": "refused", "line": "the disk is full"}})
 

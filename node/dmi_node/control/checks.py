@@ -88,6 +88,17 @@ def _check_numbers(found: TrainingSpec, nodes: int) -> None:
             raise RefusalError("refused", sentence(reasons.TooFewNodes(role, wanted, nodes)))
 
 
+def packs(value: object, spec: Spec) -> dict[BlobHash, int]:
+    """The sizes of the inputs that travel, which ``spec`` names."""
+    sizes: dict[BlobHash, int] = convert(value, dict[BlobHash, int])
+    if set(sizes) != set(spec.packs if isinstance(spec, BatchSpec) else ()):
+        raise RefusalError("usage", "inputs that travel have a hash and a size each")
+    for blob, size in sizes.items():
+        if not is_hash(blob) or not 0 < size <= limits.MODEL_BYTES:
+            raise RefusalError("usage", f"the inputs of a slice have a hash, and 1 to {limits.MODEL_BYTES} bytes")
+    return sizes
+
+
 def content(value: object) -> ModelContent:
     """What a version of a model is made of."""
     found: ModelContent = convert(value, ModelContent)

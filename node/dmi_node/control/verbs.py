@@ -217,7 +217,8 @@ class Verbs:
         state = self._state()
         spec = checks.spec(args["spec"], sum(not member.witness for member in state.members.values()), state.models)
         blob, size = checks.bundle(args["bundle"], args["size"])
-        holders = await self._uploads.take(client, {blob: size}, "the job's files")
+        files = {blob: size, **checks.packs(args.get("pack_sizes", {}), spec)}
+        holders = await self._uploads.take(client, files, "the job's files")
         return {"id": await self._ask(Submit(request, spec, blob, holders))}
 
     async def cancel(self, client: Client, args: dict[str, Any]) -> object:

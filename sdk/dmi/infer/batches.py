@@ -10,6 +10,7 @@ from torch import Tensor
 from dmi.errors import DmiError
 from dmi.infer.config import Config
 from dmi.infer.inputs import Bad, Given
+from dmi.infer.pack import Pack
 from dmi.infer.prepare import Prepared, Preparer
 from dmi.infer.rows import Rows
 from dmi_protocol.model import ModelContent, TensorInfo
@@ -20,8 +21,8 @@ class InputsChangedError(DmiError):
     """Some are not there any more."""
 
 
-Source = Callable[[int, int, Container[int]], Iterator[Given]]
-"""Gives inputs from a start to a stop, in order; some of them need not be decoded."""
+Source = Callable[[int, int, Container[int], Pack | None], Iterator[Given]]
+"""Gives inputs from a start to a stop, in order; some of them need not be decoded; where they travel from a pack."""
 NOBODY: Mapping[int, str] = {}
 
 
@@ -38,12 +39,14 @@ class Batches:
         self._rows = Rows(config, content.outputs)
         self._fixed = next((info.shape[0] for info in content.inputs if info.is_batched), None)
 
-    def compute(self, start: int, stop: int, masked: Mapping[int, str] = NOBODY) -> Iterator[list[dict[str, Any]]]:
+    def compute(
+        self, start: int, stop: int, masked: Mapping[int, str] = NOBODY, pack: Pack | None = None
+    ) -> Iterator[list[dict[str, Any]]]:
         """The rows of inputs ``start`` to ``stop``, batch by batch. ``start`` is a multiple of the batch size. Inputs that are
         ``masked`` are bad ones, for this cause."""
         batch: list[Given] = []
         place = start - 1
-        for place, given in enumerate(self._source(start, stop, masked), start):
+        for place, given in enumerate(self._source(start, stop, masked, pack), start):
             batch.append(Given(given.id, Bad(masked[place])) if place in masked else given)
             if len(batch) == self._config.batch_size:
                 yield self._batch(batch)

@@ -8,9 +8,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -24,6 +25,7 @@ from dmi.infer.config import Config
 from dmi.infer.plan import Plan, plan
 from dmi.job import Job
 from dmi.models.library import Models
+from dmi.uploads import Contents
 from dmi_protocol import limits
 from dmi_protocol.model import TensorInfo
 
@@ -208,6 +210,23 @@ def dry_run(connection: Connection, given: str | Path | dict[str, Any] | Config)
     }
 
 
+class _Packed(NamedTuple):
+    blob: str
+    size: int
+
+
+def _packs(planned: Plan) -> list[_Packed]:
+    """The inputs of each slice. They are packed again when they are sent: nothing is written to this host's disk."""
+    found = []
+    for slice_ in range(planned.slices):
+        digest, size = hashlib.sha256(), 0
+        for piece in planned.pack(slice_):
+            digest.update(piece)
+            size += len(piece)
+        found.append(_Packed(digest.hexdigest(), size))
+    return found
+
+
 def _read(given: str | Path | dict[str, Any] | Config) -> Config:
     if isinstance(given, Config):
         return given
@@ -225,6 +244,9 @@ def _begin(
         begun = Begun(planned.hash, model["id"], secrets.token_hex(8), "", time.time())
         folder.mkdir(parents=True, exist_ok=True)
         _remember(folder, begun)
+    packs = _packs(planned) if found.input.travels else []
+    files: dict[str, Contents] = {pack.blob: partial(planned.pack, slice_) for slice_, pack in enumerate(packs)}
+    files[planned.hash] = lambda: [planned.data]
     spec = {
         "kind": "batch",
         "name": f"infer-{model['name']}"[: limits.NAME_CHARACTERS],
@@ -234,10 +256,12 @@ def _begin(
         "replicas": nodes,
         "per_node": found.replicas_per_node,
         "threads": found.threads,
+        "packs": [pack.blob for pack in packs],
     }
     args = {"request": begun.request, "spec": spec, "bundle": planned.hash, "size": len(planned.data)}
+    args["pack_sizes"] = {pack.blob: pack.size for pack in packs}
     try:
-        job = uploads.submit(connection, args, planned.data)
+        job = uploads.submit(connection, args, files, len(planned.data) + sum(pack.size for pack in packs))
     except (
         RefusedError,
         UsageError,

@@ -1,7 +1,7 @@
 """``python -m dmi.infer.compute``: a child of a replica, which has the model in memory and computes batches. An
 input that ends this process ends nothing else: the replica starts another one, and finds out which input it was.
 
-It is told ``{"begin": [first, last], "masked": {input: cause}, "path", "offset"}`` and then ``{"next": true}`` for each
+It is told ``{"begin": [first, last], "masked": {input: cause}, "path", "offset", "pack"}`` and then ``{"next": true}`` for each
 batch; it writes rows into the file at ``path``, and answers ``{"offset", "failed"}``, or ``{"error": kind, "text"}`` and ends.
 """
 
@@ -27,6 +27,7 @@ from dmi.infer.config import Config
 from dmi.infer.inputs import Listing
 from dmi.infer.line import DESCRIPTOR, GoneError, Line
 from dmi.infer.loaders import Loaders, loaders_of
+from dmi.infer.pack import Pack
 from dmi.infer.place import Place, UnreachableError
 from dmi.infer.plan import CONFIG, LISTING
 from dmi.infer.readers import read
@@ -46,7 +47,7 @@ class NoInputError(DmiError):
 def prepared(launch: BatchLaunch) -> Batches:
     """Everything in memory that a slice needs. Raises ``DmiError`` and ``ModelError``."""
     config = msgspec.json.decode(Path(CONFIG).read_bytes(), type=Config)
-    if not Place(config.input.path).exists():
+    if not config.input.travels and not Place(config.input.path).exists():
         raise NoInputError(f"this host has no {config.input.path}, which is input.path")
     listing = msgspec.msgpack.decode(Path(LISTING).read_bytes(), type=Listing)
     content = launch.model.content
@@ -73,7 +74,8 @@ def serve(line: Line, batches: Batches) -> None:
         if "begin" in wanted:
             first, last = wanted["begin"]
             path, offset = Path(wanted["path"]), wanted["offset"]
-            found = batches.compute(first, last, dict(wanted["masked"]))
+            pack = Pack(*wanted["pack"]) if wanted["pack"] is not None else None
+            found = batches.compute(first, last, dict(wanted["masked"]), pack)
             continue
         rows = next(found)
         with path.open("r+b" if path.exists() else "xb") as file:

@@ -25,6 +25,8 @@ class Input(Struct, frozen=True):
     columns: tuple[str, ...] = ()
     max_pixels: int = 64_000_000
     """Larger pictures are error rows: they would not fit into memory."""
+    travels: bool = False
+    """Only the submitter's host has the inputs: those of each slice travel to whoever computes it."""
 
 
 class Preprocess(Struct, frozen=True):

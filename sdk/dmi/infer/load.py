@@ -1,7 +1,7 @@
 """``python -m dmi.infer.load``: a child of the process that computes; it reads and decodes inputs, ahead of the computing.
 
-It is told ``{"batches": [[start, stop], ...], "skip": [input, ...]}``, and answers each batch with a pickled list of inputs
-behind its length, as fast as they are taken. What is pickled goes from our process to its parent, and nowhere else.
+It is told ``{"batches": [[start, stop], ...], "skip": [input, ...], "pack"}``, and answers each batch with a pickled list of
+inputs behind its length, as fast as they are taken. What is pickled goes from our process to its parent, and nowhere else.
 """
 
 import ctypes
@@ -21,6 +21,7 @@ from dmi.errors import DmiError
 from dmi.infer.config import Config
 from dmi.infer.inputs import Given, Listing
 from dmi.infer.line import DESCRIPTOR, GoneError, Line
+from dmi.infer.pack import Pack
 from dmi.infer.plan import CONFIG, LISTING
 from dmi.infer.readers import read
 
@@ -43,8 +44,9 @@ def main() -> None:
 def _serve(channel: socket.socket, config: Config, listing: Listing, wanted: dict[str, Any]) -> None:
     """Batches that follow each other are read in one go: a table is not opened again for each."""
     skip = frozenset(wanted["skip"])
+    pack = Pack(*wanted["pack"]) if wanted["pack"] is not None else None
     for run in _runs(wanted["batches"]):
-        inputs = read(config, listing, run[0][0], run[-1][1], skip)
+        inputs = read(config, listing, run[0][0], run[-1][1], skip, pack)
         for start, stop in run:
             found: list[Given] | Exception = []
             try:

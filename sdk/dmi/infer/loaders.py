@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 
 from dmi.infer.config import Config
 from dmi.infer.inputs import Given
-from dmi.infer.line import DESCRIPTOR, Line
+from dmi.infer.line import DESCRIPTOR, GoneError, Line
 from dmi.infer.load import LENGTH
+from dmi.infer.pack import Pack
 
 _LOOK_S = 1.0
 _MOST = 4
@@ -41,15 +42,20 @@ class Loaders:
         self._count = count
         self._loaders: list[tuple[subprocess.Popen[bytes], socket.socket]] = []
 
-    def read(self, start: int, stop: int, skip: Container[int] = ()) -> Generator[Given, None, None]:
+    def read(
+        self, start: int, stop: int, skip: Container[int] = (), pack: Pack | None = None
+    ) -> Generator[Given, None, None]:
         """As ``readers.read``: inputs ``start`` to ``stop``, in order. Raises what reading raises."""
         size = self._batch_size
         batches = [[first, min(first + size, stop)] for first in range(start, stop, size)]
         if not self._loaders:
             self._loaders = [self._start() for _ in range(self._count)]
         skipped = [place for place in range(start, stop) if place in skip]
-        for place, (_, channel) in enumerate(self._loaders):
-            Line(channel).say(batches=batches[place :: self._count], skip=skipped)
+        for place, (process, channel) in enumerate(self._loaders):
+            try:
+                Line(channel).say(batches=batches[place :: self._count], skip=skipped, pack=pack)
+            except GoneError:
+                _end_as(process.wait())
         is_over = False
         try:
             for number in range(len(batches)):

@@ -1,6 +1,7 @@
 """What is sent to the mesh: the configuration, the list of all inputs, the user's own files; and how it is cut into slices."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,7 @@ from dmi.errors import UsageError
 from dmi.infer.config import Config
 from dmi.infer.inputs import Listing
 from dmi.infer.place import absolute
-from dmi.infer.readers import listing_of
+from dmi.infer.readers import listing_of, packed
 from dmi_protocol import limits
 
 CONFIG = "config.json"
@@ -35,6 +36,11 @@ class Plan(Struct, frozen=True):
     def slices(self) -> int:
         """How many there are."""
         return -(-self.listing.total // self.slice_inputs)
+
+    def pack(self, slice_: int) -> Iterator[bytes]:
+        """The inputs of a slice, as they travel."""
+        first = slice_ * self.slice_inputs
+        return packed(self.config, self.listing, first, min(first + self.slice_inputs, self.listing.total))
 
     @property
     def batches(self) -> int:

@@ -18,6 +18,7 @@ import msgspec
 
 from dmi.infer.config import Config
 from dmi.infer.line import DESCRIPTOR, GoneError, Line
+from dmi.infer.pack import Pack
 from dmi.infer.plan import CONFIG
 from dmi_protocol import limits
 from dmi_protocol.identity import BlobHash
@@ -67,13 +68,15 @@ class Computer:
         self._say(launch=msgspec.to_builtins(self._launch))
         self._hear()
 
-    def begin(self, first: int, last: int, masked: dict[int, str], path: Path, offset: int) -> None:
+    def begin(
+        self, first: int, last: int, masked: dict[int, str], path: Path, offset: int, pack: Pack | None = None
+    ) -> None:
         """From now on batches of the inputs ``first`` to ``last``; those that are ``masked`` are error rows, with this cause. A
         process that has died since the last batch is to blame for nothing: another one is started."""
         if self._process is not None and self._process.poll() is not None:
             self.close()
         self.start()
-        self._say(begin=[first, last], masked=list(masked.items()), path=str(path), offset=offset)
+        self._say(begin=[first, last], masked=list(masked.items()), path=str(path), offset=offset, pack=pack)
 
     def next(self) -> tuple[int, int]:
         """One batch is in the file: where it ends, and how many of its rows are errors."""
@@ -149,6 +152,8 @@ class Replica:
         self._batch_size = batch_size
         self._directory = Path(launch.directory)
         self._queue = SliceQueue()
+        self._pack: Pack | None = None
+        """Where the inputs of the slice that is being computed are, if they travel."""
 
     def run(self) -> NoReturn:
         """Until the daemon ends us."""
@@ -168,13 +173,15 @@ class Replica:
         path = self._directory / f"slice-{slice_}"
         path.unlink(missing_ok=True)
         offset, failed, masked = 0, 0, dict[int, str]()
-        self._computer.begin(first, last, masked, path, offset)
+        inputs = self._queue.file(slice_)
+        self._pack = Pack(inputs, first) if inputs is not None else None
+        self._computer.begin(first, last, masked, path, offset, self._pack)
         while first < last:
             try:
                 offset, bad = self._computer.next()
             except DiedError as error:
                 masked |= self._culprits(first, min(first + self._batch_size, last), str(error))
-                self._computer.begin(first, last, masked, path, offset)
+                self._computer.begin(first, last, masked, path, offset, self._pack)
                 continue
             first, failed = first + self._batch_size, failed + bad
             self._hear(wait=False)
@@ -211,7 +218,7 @@ class Replica:
         """Why a batch with these inputs, and zeros for all others, ends its process; None when it does not."""
         masked = {place: "" for place in batch if place not in places}
         try:
-            self._computer.begin(batch.start, batch.stop, masked, self._directory / "trial", 0)
+            self._computer.begin(batch.start, batch.stop, masked, self._directory / "trial", 0, self._pack)
             self._computer.next()
         except DiedError as error:
             return str(error)

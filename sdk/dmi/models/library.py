@@ -14,9 +14,6 @@ from dmi.errors import UsageError
 from dmi.job import Job
 from dmi.models.source import Source, source_of
 
-_COPIED_BYTES_PER_S = 2 << 20
-_PATIENCE_S = 120.0
-
 
 class Models:
     """Every method raises ``NoNodeError`` when the node has gone, and ``RefusedError`` for what the mesh refuses.
@@ -74,9 +71,8 @@ class Models:
             talk.send({"verb": "model-add", "args": request})
             for blob in talk.receive()["need"]:
                 with paths[blob].open("rb") as file:
-                    uploads.send(talk, file)
-            patience = _PATIENCE_S + source.content.size_bytes / _COPIED_BYTES_PER_S
-            found: dict[str, Any] = talk.receive(patience)["ok"]
+                    uploads.send(talk, uploads.pieces(file))
+            found: dict[str, Any] = talk.receive(uploads.patience_s(source.content.size_bytes))["ok"]
             return found
 
     def versions(self) -> list[dict[str, Any]]:

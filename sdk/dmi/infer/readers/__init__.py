@@ -21,6 +21,7 @@ from typing import Any
 from dmi.errors import UsageError
 from dmi.infer.config import Config
 from dmi.infer.inputs import Given, Listing
+from dmi.infer.pack import Pack, unpacked, written
 from dmi.infer.place import Place
 
 _MODULES = {"images": "images", "npy": "npy", "jsonl": "jsonl", "csv": "records", "parquet": "parquet"}
@@ -41,12 +42,26 @@ def listing_of(config: Config) -> Listing:
     return found
 
 
-def read(config: Config, listing: Listing, start: int, stop: int, skip: Container[int] = ()) -> Iterator[Given]:
-    """Inputs ``start`` to ``stop``, in order; a bad one in its place. Those to ``skip`` are not decoded."""
-    where, reader = Place(config.input.path), _reader(config)
+def read(
+    config: Config, listing: Listing, start: int, stop: int, skip: Container[int] = (), pack: Pack | None = None
+) -> Iterator[Given]:
+    """Inputs ``start`` to ``stop``, in order, from where they are or from a ``pack``; a bad one in its place. Those to ``skip``
+    are not decoded."""
+    reader = _reader(config)
     found: Iterator[Given]
-    if config.input.kind == "images":
-        found = reader.read(where, config, listing, start, stop, skip)
+    if pack is not None:
+        found = unpacked(pack, start, stop, skip)
+        if config.input.kind == "images":
+            found = (Given(name, None if data is None else reader.decoded(data, config)) for name, data in found)
+    elif config.input.kind == "images":
+        found = reader.read(Place(config.input.path), config, listing, start, stop, skip)
     else:  # nothing that is in a table ends a process
-        found = reader.read(where, config, listing, start, stop)
+        found = reader.read(Place(config.input.path), config, listing, start, stop)
     return found
+
+
+def packed(config: Config, listing: Listing, start: int, stop: int) -> Iterator[bytes]:
+    """A pack of the inputs ``start`` to ``stop``."""
+    reader, where = _reader(config), Place(config.input.path)
+    raw = reader.raw if config.input.kind == "images" else reader.read
+    return written(raw(where, config, listing, start, stop))

@@ -63,22 +63,34 @@ def read(
     where: Place, config: Config, listing: Listing, start: int, stop: int, skip: Container[int]
 ) -> Iterator[Given]:
     """See the package."""
+    for name, data in raw(where, config, listing, start, stop, skip):
+        yield Given(name, None if data is None else decoded(data, config))
+
+
+def raw(
+    where: Place, config: Config, listing: Listing, start: int, stop: int, skip: Container[int] = ()
+) -> Iterator[Given]:
+    """The bytes of each file; or why there are none."""
     find = where.within if where.is_folder() else where.beside
     for place, name in enumerate(listing.names[start:stop], start):
-        if place in skip:
-            yield Given(name, None)
-            continue
         try:
-            yield Given(name, open_image(find(name), config))
+            yield Given(name, None if place in skip else _bytes(find(name)))
         except Bad as error:
             yield Given(name, error)
 
 
-def open_image(where: Place, config: Config) -> Any:
-    """The picture as an array of height, width, channels (uint8). Raises ``Bad``, and ``OSError`` or ``UnreachableError`` for a
-    disk or a network that fails: that is not the picture's fault."""
+def decoded(data: bytes | Bad, config: Config) -> Any:
+    """The picture as an array of height, width, channels (uint8), or a ``Bad``."""
+    if isinstance(data, Bad):
+        return data
+    try:
+        return _decoded(data, config)
+    except Bad as error:
+        return error
+
+
+def _decoded(data: bytes, config: Config) -> Any:
     pre = config.preprocess if isinstance(config.preprocess, Preprocess) else Preprocess()
-    data = _bytes(where)
     try:
         with Image.open(BytesIO(data)) as image:
             if image.width * image.height > config.input.max_pixels:
@@ -96,6 +108,8 @@ def open_image(where: Place, config: Config) -> Any:
 
 
 def _bytes(where: Place) -> bytes:
+    """Raises ``Bad``; and ``OSError`` or ``UnreachableError`` for a disk or a network that fails: that is not the picture's
+    fault."""
     for wait_s in (*_AGAIN_S, None):
         try:
             with where.open() as file:

@@ -1,0 +1,42 @@
+"""Inputs that travel: those of a slice in one file, as they are read on the submitter's host. Of a picture its file is in it, of
+a table each row. Who computes a slice unpacks it: what is pickled comes with the job, as its code does."""
+
+import pickle
+import struct
+from collections.abc import Container, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from dmi.infer.inputs import Given
+
+_LENGTH = struct.Struct("<Q")
+
+
+class Pack(NamedTuple):
+    """A file at ``path`` with the inputs from ``first`` on."""
+
+    path: str
+    first: int
+
+
+def written(inputs: Iterator[Given]) -> Iterator[bytes]:
+    """The file's bytes, an input at a time. The same inputs give the same bytes."""
+    for given in inputs:
+        data = pickle.dumps(tuple(given), protocol=5)
+        yield _LENGTH.pack(len(data))
+        yield data
+
+
+def unpacked(pack: Pack, start: int, stop: int, skip: Container[int] = ()) -> Iterator[Given]:
+    """Inputs ``start`` to ``stop``; those to ``skip`` have no value."""
+    with Path(pack.path).open("rb") as file:
+        for place in range(pack.first, stop):
+            head = file.read(_LENGTH.size)
+            if len(head) < _LENGTH.size:
+                return
+            (length,) = _LENGTH.unpack(head)
+            if place < start:
+                file.seek(length, 1)
+                continue
+            given = Given(*pickle.loads(file.read(length)))  # noqa: S301 (see the module)
+            yield Given(given.id, None) if place in skip else given
