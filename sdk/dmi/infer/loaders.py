@@ -62,8 +62,8 @@ class Loaders:
                 found = self._take(*self._loaders[number % self._count])
                 if isinstance(found, Exception):
                     raise found
+                is_over = number == len(batches) - 1
                 yield from found
-            is_over = True
         finally:
             if not is_over:  # what they have read ahead is not what is wanted next
                 self.close()

@@ -53,6 +53,11 @@ def test_they_read_what_is_read_here(tmp_path: Path, monkeypatch: pytest.MonkeyP
     try:
         for start, stop, skip in ((0, 30, ()), (8, 20, (9, 12)), (28, 30, ())):
             assert plain(loaders.read(start, stop, skip)) == plain(read(found, listing, start, stop, skip))
+        processes = [process for process, _ in loaders._loaders]
+        last = loaders.read(0, 8)
+        assert [next(last).id for _ in range(8)][-1] == "007.png"
+        last.close()  # nobody asks for more than there is
+        assert [process for process, _ in loaders._loaders] == processes
         ahead = loaders.read(0, 30)
         next(ahead)
         ahead.close()  # the rest is not wanted
