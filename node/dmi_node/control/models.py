@@ -100,6 +100,7 @@ class ModelVerbs:
             "format": content.format,
             "factory": content.factory or None,
             "size_bytes": content.size_bytes,
+            "files": {file.name: file.blob for file in content.files},
             "inputs": msgspec.to_builtins(content.inputs),
             "outputs": msgspec.to_builtins(content.outputs),
             "nodes": sorted(members[node].name for node in nodes if node in members),

@@ -52,17 +52,23 @@ _KEPT = {"PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "V
 Happened = Callable[[RoleEvent], Awaitable[None]]
 
 
+def kept(source: Mapping[str, str]) -> dict[str, str]:
+    """What of an environment role processes see."""
+    return {name: value for name, value in source.items() if name in _KEPT or name.startswith("PYTHON")}
+
+
 def environment(descriptor: int, source: Mapping[str, str]) -> dict[str, str]:
     """A role process's environment: nothing of DMI's own but the channel's number."""
-    kept = {name: value for name, value in source.items() if name in _KEPT or name.startswith("PYTHON")}
-    return kept | {DESCRIPTOR: str(descriptor), "PYTHONUNBUFFERED": "1"}
+    return kept(source) | {DESCRIPTOR: str(descriptor), "PYTHONUNBUFFERED": "1"}
 
 
 class RoleProcess:
     """Start it with ``run``, which returns when the process is gone. Everything it says goes to ``happened``, one thing
     at a time: a process that says more than can be taken in waits."""
 
-    def __init__(self, launch: Launch, happened: Happened) -> None:
+    def __init__(self, launch: Launch, happened: Happened, more: Mapping[str, str] | None = None) -> None:
+        """``more`` is in its environment, too."""
+        self._more = more or {}
         self._launch = launch
         self._happened = happened
         self._directory = Path(launch.directory)
@@ -126,7 +132,7 @@ class RoleProcess:
                 "-m",
                 _MODULES[self._launch.key.role],
                 cwd=self._directory / "work",
-                env=environment(theirs.fileno(), os.environ),
+                env={**environment(theirs.fileno(), os.environ), **self._more},
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=write_end,

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -14,12 +15,13 @@ from msgspec.structs import replace
 from dmi_node.home import Home
 from dmi_node.storage.blobs import Blobs, WrongHashError
 from dmi_node.storage.bundles import BadBundleError, keep_written, unpack
-from dmi_node.supervision.process import RoleProcess
+from dmi_node.supervision.fork_server import ForkServer
+from dmi_node.supervision.process import RoleProcess, kept
 from dmi_node.tasks import Tasks
 from dmi_protocol.effects import StartRole, StopRole, TellRole
 from dmi_protocol.events import RoleHappened
 from dmi_protocol.identity import JobId
-from dmi_protocol.messages.roles import Exited, Failed, PartWritten, RoleEvent, RoleKey, Slices, Written
+from dmi_protocol.messages.roles import BatchLaunch, Exited, Failed, PartWritten, RoleEvent, RoleKey, Slices, Written
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
@@ -34,13 +36,15 @@ class Supervisor:
         self._happened = happened
         self._processes: dict[RoleKey, RoleProcess] = {}
         self._lives: set[asyncio.Task[None]] = set()
+        self._fork_server = ForkServer(home, tasks)
 
     def start(self, effect: StartRole) -> None:
         """Unpack, spawn, listen."""
         directory, bundle = self._home.role(effect.role), self._blobs.path(effect.launch.bundle_hash)
         files = tuple(str(self._blobs.path(blob)) for blob in effect.launch.needs)
         launch = replace(effect.launch, directory=str(directory), bundle=str(bundle), files=files)
-        process = RoleProcess(launch, partial(self._pass_on, effect.role))
+        more = self._fork_server.ready(kept(os.environ)) if isinstance(launch, BatchLaunch) else {}
+        process = RoleProcess(launch, partial(self._pass_on, effect.role), more)
         self._processes[effect.role] = process
         life = self._tasks.start(self._live(effect.role, process, bundle), f"{effect.role.job} {effect.role.role}")
         self._lives.add(life)
@@ -103,6 +107,7 @@ class Supervisor:
             await asyncio.wait(self._lives, timeout=within_s)
         for process in list(self._processes.values()):
             process.kill()
+        await self._fork_server.close()
 
 
 def _what(event: Written) -> str:

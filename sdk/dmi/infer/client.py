@@ -278,9 +278,16 @@ def _model(connection: Connection, name: str) -> dict[str, Any]:
     models = Models(connection)
     path = Path(name)
     if path.suffix and path.is_file():
-        return models.add(path.stem, path)
+        return _known(models, path) or models.add(path.stem, path)
     found: dict[str, Any] = models.show(name)
     return found
+
+
+def _known(models: Models, path: Path) -> dict[str, Any] | None:
+    """The version that this very file is, if the mesh has it: it need not be tried again."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return next((v for v in models.versions() if v["name"] == path.stem and v["files"] == {"model": digest}), None)
 
 
 def _begun(folder: Path, planned: Plan, model: str, *, resume: bool) -> Begun | None:

@@ -91,16 +91,25 @@ def serve(line: Line, batches: Batches) -> None:
 def main() -> None:
     """The process."""
     ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    line = Line(socket.socket(fileno=int(os.environ.pop(DESCRIPTOR))))
+    live(Line(socket.socket(fileno=int(os.environ.pop(DESCRIPTOR)))))
+
+
+def live(line: Line) -> None:
+    """Hear what is to be computed, and compute, until the replica has gone."""
     try:
         launch = msgspec.convert(line.hear()["launch"], BatchLaunch)
         torch.set_num_threads(launch.threads)
-        torch.use_deterministic_algorithms(mode=True, warn_only=True)
+        be_deterministic()
         keep_freed_memory()
         threading.Thread(target=_beat, args=(line,), name="beat", daemon=True).start()
         _live(line, launch)
     except GoneError:
         return
+
+
+def be_deterministic() -> None:
+    """Algorithms that give the same bits each time; a warning where there is none."""
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
 
 
 def _beat(line: Line) -> None:

@@ -8,8 +8,6 @@ import hashlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,9 +15,10 @@ from typing import Any, NoReturn
 import msgspec
 
 from dmi.infer.config import Config
-from dmi.infer.line import DESCRIPTOR, GoneError, Line
+from dmi.infer.line import GoneError, Line
 from dmi.infer.pack import Pack
 from dmi.infer.plan import CONFIG
+from dmi.infer.started import StartedProcess
 from dmi_protocol import limits
 from dmi_protocol.identity import BlobHash
 from dmi_protocol.kinds.batch.queue import SliceQueue
@@ -50,7 +49,7 @@ class Computer:
 
     def __init__(self, launch: BatchLaunch) -> None:
         self._launch = launch
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: StartedProcess | None = None
         self._line: Line | None = None
 
     def start(self) -> None:
@@ -59,11 +58,7 @@ class Computer:
             return
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "dmi.infer.compute"],
-                env={**os.environ, DESCRIPTOR: str(theirs.fileno())},
-                pass_fds=[theirs.fileno()],
-            )
+            self._process = StartedProcess(theirs)
         self._line = Line(ours)
         self._say(launch=msgspec.to_builtins(self._launch))
         self._hear()
@@ -89,7 +84,6 @@ class Computer:
         if self._process is not None and self._line is not None:
             self._line.close()
             self._process.kill()
-            self._process.wait()
             self._process = None
 
     def _say(self, **value: Any) -> None:
@@ -133,7 +127,7 @@ class Computer:
         raise DiedError(f"it ended the process that computed it, by {signal.Signals(-code).name}{what}")
 
 
-def _computed_ticks(pid: int) -> int:
+def _computed_ticks(pid: int | None) -> int:
     """The processor time that a process has used: fields 14 and 15 of its line in ``/proc``, in clock ticks."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -18,8 +18,9 @@ from dmi.models.source import Source, source_of
 class Models:
     """Every method raises ``NoNodeError`` when the node has gone, and ``RefusedError`` for what the mesh refuses.
 
-    A version is a dict: ``{"id", "name", "version", "hash", "format", "factory", "size_bytes", "inputs", "outputs", "nodes",
-    "added_unix"}``; an input or output is ``{"name", "dtype", "shape", "is_batched"}`` with None where any size may be given.
+    A version is a dict: ``{"id", "name", "version", "hash", "format", "factory", "size_bytes", "files", "inputs", "outputs",
+    "nodes", "added_unix"}``; an input or output is ``{"name", "dtype", "shape", "is_batched"}`` with None where any size may be
+    given.
     """
 
     def __init__(self, connection: Connection) -> None:

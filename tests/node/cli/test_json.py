@@ -45,7 +45,7 @@ def documented(verb: str) -> set[str]:
     return keys
 
 
-DATA = {"refused", "model_bytes_by_id", "job_bytes_by_id"}
+DATA = {"refused", "files", "model_bytes_by_id", "job_bytes_by_id"}
 """Objects whose keys are data: what was refused by reason, what is stored by owner."""
 
 

@@ -1,6 +1,12 @@
 """An input that ends the process which computes it becomes an error row; the replica lives."""
 
 import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +44,26 @@ class Net(torch.nn.Module):
             os._exit(3)
         return self.linear(x)
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[bytes]]:
+    """As a node has one."""
+    path = tmp_path_factory.mktemp("fork") / "fork.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, pytest.MonkeyPatch.context() as patch:
+        listener.bind(str(path))
+        listener.listen()
+        patch.setenv("DMI_FORK_SERVER", str(path))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dmi.infer.fork_server"],
+            env={**os.environ, "DMI_FORK_SERVER_FD": str(listener.fileno())},
+            pass_fds=[listener.fileno()],
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
 
 class Ended(BaseException):
@@ -133,7 +159,6 @@ def test_an_input_that_ends_the_process_is_found_and_the_others_computed(
     assert "error" in found[3]
 
 
-@pytest.mark.deep
 def test_inputs_that_end_the_process_are_found_and_the_others_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,7 +173,6 @@ def test_inputs_that_end_the_process_are_found_and_the_others_computed(
     assert [(written.slice, written.failed) for written in daemon.said] == [(1, 2), (0, 0)]
 
 
-@pytest.mark.deep
 def test_a_model_that_ends_its_process_whatever_it_is_given_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +181,6 @@ def test_a_model_that_ends_its_process_whatever_it_is_given_says_so(
             found_out.run()
 
 
-@pytest.mark.deep
 def test_an_input_that_stops_the_process_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "ROLE_STALLED_MS", 1_500)
     daemon = Daemon(0)
@@ -168,7 +191,6 @@ def test_an_input_that_stops_the_process_is_found(tmp_path: Path, monkeypatch: p
     ]  # fmt: skip
 
 
-@pytest.mark.deep
 def test_a_process_that_dies_between_slices_is_to_blame_for_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +201,31 @@ def test_a_process_that_dies_between_slices_is_to_blame_for_nothing(
         process = computer._process
         assert process is not None
         process.kill()
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
         with pytest.raises(Ended):
             found_out.run()
     assert [row for row in rows(daemon) if "error" in row] == []
+
+
+def test_without_a_fork_server_a_process_is_started_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DMI_FORK_SERVER", str(tmp_path / "nobody.sock"))
+    daemon = Daemon(0)
+    with replica(tmp_path, monkeypatch, daemon, poison="(3,)") as found_out, pytest.raises(Ended):
+        found_out.run()
+    assert [row["id"] for row in rows(daemon) if "error" in row] == [3]
+
+
+def test_whoever_is_not_wanted_any_more_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with replica(tmp_path, monkeypatch, Daemon(0), poison="()") as found_out:
+        found_out._computer.start()
+        process = found_out._computer._process
+        assert process is not None
+        assert process.pid is not None
+        assert process.poll() is None
+        assert process._connection is not None
+        end = os.pidfd_open(process.pid)
+        process._connection.shutdown(socket.SHUT_RDWR)  # as when the replica has been killed
+        poll = select.poll()
+        poll.register(end, select.POLLIN)
+        assert poll.poll(20_000), "it lives on"
+        os.close(end)
