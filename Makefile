@@ -51,9 +51,11 @@ resilience: $(READY) ## make resilience REPEATS=10: kills, cuts and pauses durin
 soak: $(READY)   ## make soak MINUTES=30: trainings, and every few seconds something is killed
 	$(BIN)/python -m tests.resilience.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
-bench: $(READY)  ## a step that is only its exchange, beside gloo in the same run; AlexNet, beside the same script alone
+bench: $(READY)  ## beside others in the same run: the exchange and gloo, AlexNet and the script alone, inference and a loop; models that travel
 	$(BIN)/python -m bench.exchange
 	$(BIN)/python -m bench.alexnet
+	$(BIN)/python -m bench.inference $(if $(RAY),--ray $(RAY))
+	$(BIN)/python -m bench.models
 
 format: $(READY) ## let ruff put the code into shape
 	$(BIN)/ruff format .
