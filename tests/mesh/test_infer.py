@@ -87,6 +87,7 @@ def test_the_bytes_are_those_of_a_plain_loop_though_the_coordinator_is_killed(
     manifest = json.loads(said)
     assert manifest == json.loads((out / "manifest.json").read_text())
     assert (manifest["inputs"], manifest["failed"]) == (1_600, 0)
+    assert manifest["machine"]["torch threads"] == "1"
     assert sum(slice_["inputs"] for slice_ in manifest["slices"]) == 1_600
     assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "results.jsonl"]
 

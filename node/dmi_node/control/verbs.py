@@ -345,6 +345,7 @@ class Verbs:
             raise RefusalError("refused", f"{job.id} is no batch inference: `dmi-node export` writes what was trained")
         if job.state != SUCCEEDED:
             raise RefusalError("refused", f"{job.id} is {job.state} and has no results yet")
+        yield {"machine": dict(job.machine)}
         for slice_, result in sorted(job.results.items()):
             await self._node.pin(result.blob)
             try:

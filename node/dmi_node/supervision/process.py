@@ -43,6 +43,7 @@ from dmi_wire.child import DESCRIPTOR
 
 _logger = logging.getLogger("dmi.roles")
 _PIECE = 1 << 16
+_MACHINE_CHARACTERS = 1_024
 _READ_OUT_S = 5.0
 """How long the last words of a process that is gone are waited for."""
 _MODULES = {"worker": "dmi.run.worker", "server": "dmi_node.roles.server", "replica": "dmi.infer.replica"}
@@ -214,8 +215,9 @@ class RoleProcess:
     ) -> RoleEvent:
         """What job code says goes to every node, so it is bounded here. Raises ``RemoteProtocolError``."""
         match message:
-            case Bound(address, public_key, pid):
+            case Bound(address, public_key, pid, machine):
                 is_ours = self._process is not None and pid == self._process.pid
+                is_ours = is_ours and sum(len(part) for pair in machine for part in pair) <= _MACHINE_CHARACTERS
                 if not is_ours or not is_address(address) or not is_public_key(public_key):
                     raise RemoteProtocolError("it is bound to what is no address, or as another process")
             case Failed(kind, text, starting) if (

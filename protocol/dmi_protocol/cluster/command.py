@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
-from dmi_protocol.messages.roles import Assignment, Role, RoleKey
+from dmi_protocol.messages.roles import Assignment, Machine, Role, RoleKey
 from dmi_protocol.model import ModelContent, ModelRef
 from dmi_protocol.reasons import Loss, Reason
 
@@ -257,13 +257,15 @@ class HoldBlob(Struct, frozen=True, tag="hold-blob"):
 
 
 class BindRole(Struct, frozen=True, tag="bind"):
-    """A role process is bound and waits for the others."""
+    """A role process is bound and waits for the others. ``machine`` is what of its host may change the bits of a result, where
+    that is compared in the state."""
 
     request: RequestId
     role: RoleKey
     address: str
     public_key: PublicKey
     pid: int
+    machine: Machine = ()
 
 
 class CompleteRole(Struct, frozen=True, tag="complete"):

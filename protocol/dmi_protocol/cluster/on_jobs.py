@@ -162,9 +162,12 @@ def _bind(state: ClusterState, command: BindRole) -> Outcome:
     member = state.members.get(dict(job.roles())[role])
     if member is None or not is_address(command.address) or not is_public_key(command.public_key):
         return _STALE
+    unlike = kind_of(job).commands.unlike(job, command, member.name)
+    if unlike is not None:
+        return _lose(state, LoseRole(command.request, role, unlike))
     endpoint = Endpoint(role, member.node, member.name, command.address, command.public_key)
     job.endpoints = (*job.endpoints, EndpointRecord(endpoint, command.pid))
-    kind_of(job).commands.bound(job)
+    kind_of(job).commands.bound(job, command)
     return _DONE
 
 
@@ -194,12 +197,12 @@ def _lose(state: ClusterState, command: LoseRole) -> Outcome:
 def _is_crash(reason: Loss) -> bool:
     """Does it speak of the code, which would do the same again? Not of the network, nor of a disk."""
     return isinstance(reason, RoleDied | RoleUnready) or (
-        isinstance(reason, RoleFailed) and reason.kind not in {"peer-silent", "peer-broken", "disk"}
+        isinstance(reason, RoleFailed) and reason.kind not in {"peer-silent", "peer-broken", "disk", "machine"}
     )
 
 
 def _is_of_host(reason: Loss) -> bool:
-    return isinstance(reason, RoleFailed) and reason.kind == "disk"
+    return isinstance(reason, RoleFailed) and reason.kind in {"disk", "machine"}
 
 
 def _finish(state: ClusterState, command: Finish) -> Outcome:

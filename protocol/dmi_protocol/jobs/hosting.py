@@ -233,9 +233,9 @@ class Hosting:
         if local is None:
             return []
         match event:
-            case Bound(address, public_key, pid):
+            case Bound(address, public_key, pid, machine):
                 local.public_key = public_key
-                return [BindRole(request_of(role, "bind"), role, address, public_key, pid)]
+                return [BindRole(request_of(role, "bind"), role, address, public_key, pid, machine)]
             case Progressed():
                 local.progress = event
             case Failed() | Exited():

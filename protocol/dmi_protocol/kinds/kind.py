@@ -5,7 +5,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
 
-from dmi_protocol.cluster.command import Command, Finish, KindCommand, LoseRole, Place
+from dmi_protocol.cluster.command import BindRole, Command, Finish, KindCommand, LoseRole, Place
 from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.identity import BlobHash, NodeId, RequestId
 from dmi_protocol.kinds.job import Job
@@ -30,7 +30,11 @@ class Commands(Protocol[OfKind]):
         """May processes be added to those that there are?"""
         ...
 
-    def bound(self, job: OfKind) -> None:
+    def unlike(self, job: OfKind, command: BindRole, node: str) -> Loss | None:
+        """Why a process that is ready on the host of this name cannot take part: its results would differ."""
+        ...
+
+    def bound(self, job: OfKind, command: BindRole) -> None:
         """A process is bound."""
         ...
 

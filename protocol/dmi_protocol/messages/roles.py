@@ -163,12 +163,17 @@ class Stop(Struct, frozen=True, tag="stop"):
     """End at once; a TERM follows."""
 
 
+Machine = tuple[tuple[str, str], ...]
+"""What of a host may change the bits of a result: names and values."""
+
+
 class Bound(Struct, frozen=True, tag="bound"):
-    """The child listens: tell the others."""
+    """The child listens: tell the others. ``machine`` is for kinds that compare hosts in the replicated state."""
 
     address: str
     public_key: PublicKey
     pid: int
+    machine: Machine = ()
 
 
 class Moving(Struct, frozen=True, tag="moving"):

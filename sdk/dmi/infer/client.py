@@ -118,13 +118,16 @@ class Inference(Job):
 
     def _collect(self) -> dict[str, Any]:
         partial = self.out / f".{_RESULTS}"
+        machine: dict[str, str] = {}
         causes, slices = Counter[str](), list[dict[str, Any]]()
         with partial.open("wb") as file:
             for item in self._connection.stream("results", dict, job=self.id):
-                if "data" not in item:
+                if "machine" in item:
+                    machine = item["machine"]
+                elif "data" not in item:
                     slices.append(item)
-                    continue
-                file.write(item["data"])
+                else:
+                    file.write(item["data"])
         with partial.open("rb") as file:
             causes.update(_causes(file))
         output = self._put(partial)
@@ -140,6 +143,7 @@ class Inference(Job):
                 "configuration": hashlib.sha256(msgspec.json.encode(self.plan.config)).hexdigest(),
                 "output": output,
             },
+            "machine": machine,
             "threads": self.plan.config.threads,
             "seconds": round(seconds, 3),
             "inputs_per_second": round(self.plan.listing.total / max(seconds, 1e-3), 1),

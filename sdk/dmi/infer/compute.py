@@ -34,6 +34,7 @@ from dmi.infer.readers import read
 from dmi.infer.rows import line_of
 from dmi_protocol import limits
 from dmi_protocol.messages.roles import BatchLaunch
+from dmi_tensor.fingerprint import machine
 from dmi_tensor.models import ModelError, load
 from dmi_wire.memory import keep_freed_memory
 
@@ -123,7 +124,7 @@ def _beat(line: Line) -> None:
 def _live(line: Line, launch: BatchLaunch) -> None:
     try:
         batches = prepared(launch)
-        line.say(ready=True)
+        line.say(ready=True, machine=machine())
         serve(line, batches)
     except GoneError:
         raise

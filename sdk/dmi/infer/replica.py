@@ -22,7 +22,7 @@ from dmi.infer.started import StartedProcess
 from dmi_protocol import limits
 from dmi_protocol.identity import BlobHash
 from dmi_protocol.kinds.batch.queue import SliceQueue
-from dmi_protocol.messages.roles import BatchLaunch, Bound, SliceWritten
+from dmi_protocol.messages.roles import BatchLaunch, Bound, Machine, SliceWritten
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
 
@@ -51,6 +51,8 @@ class Computer:
         self._launch = launch
         self._process: StartedProcess | None = None
         self._line: Line | None = None
+        self.machine: Machine = ()
+        """What of this host may change the bits of a result."""
 
     def start(self) -> None:
         """The model is in memory when it returns."""
@@ -61,7 +63,7 @@ class Computer:
             self._process = StartedProcess(theirs)
         self._line = Line(ours)
         self._say(launch=msgspec.to_builtins(self._launch))
-        self._hear()
+        self.machine = tuple((str(name), str(value)) for name, value in self._hear()["machine"])
 
     def begin(
         self, first: int, last: int, masked: dict[int, str], path: Path, offset: int, pack: Pack | None = None
@@ -233,7 +235,7 @@ def main() -> None:
         child.fail(error.kind, str(error), starting=True)
     except DiedError as error:
         child.fail(_DIED, f"the model cannot be loaded: {error}", starting=True)
-    child.tell(Bound(f"{launch.host}:{_NO_PORT}", keys.public, os.getpid()))
+    child.tell(Bound(f"{launch.host}:{_NO_PORT}", keys.public, os.getpid(), computer.machine))
     _live(child, Replica(child, launch, computer, batch_size))
 
 

@@ -16,6 +16,9 @@ from dmi.infer.inputs import Bad
 from dmi.infer.prepare import function
 from dmi_protocol.model import TensorInfo
 
+_SHORT = {torch.float16, torch.bfloat16}
+"""Have no form in JSON of their own; each of their values is one of float32."""
+
 
 class Rows:
     """Rows of a batch. Scores are softmax probabilities, in float32, over the whole batch at once."""
@@ -62,7 +65,7 @@ class Rows:
     def _one(self, outputs: dict[str, Tensor]) -> dict[str, Any]:
         if self._own is not None:
             return _of_own(self._own, outputs)
-        plain = {name: (t.float() if t.is_floating_point() else t).tolist() for name, t in outputs.items()}
+        plain = {name: (t.float() if t.dtype in _SHORT else t).tolist() for name, t in outputs.items()}
         odd = [name for name, t in outputs.items() if t.is_floating_point() and not torch.isfinite(t.float()).all()]
         if odd:
             return {"error": f"the model's {odd[0]!r} is not finite, which JSON cannot say"}

@@ -268,3 +268,20 @@ def test_labels_are_as_many_as_classes_and_ids_are_the_inputs(tmp_path: Path, mo
     [row] = batches(tmp_path, LINES[:1], postprocess="own.py:finish")
     assert row["id"] == 1
     assert "it gives an 'id'" in row["error"]
+
+
+@pytest.mark.parametrize("size", [1, 7, 8])
+def test_the_bits_are_those_of_a_loop_with_the_same_batches(tmp_path: Path, size: int) -> None:
+    """One sample alone and in a batch may differ in the last digits: so the batches are those of the inputs' order, whatever is
+    wrong with some."""
+    wide = nn.Linear(90, 40).double()
+    info = TensorInfo("x", "float64", (None, 90)), TensorInfo("output_0", "float64", (None, 40))
+    values = torch.randn((20, 90), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    lines = [str(row) for row in values.tolist()]
+    lines[3] = "[1]"
+    more = {"batch_size": size, "output": {"top": 0}}
+    found = batches(tmp_path, lines, wide, (info[0],), (info[1],), **more)
+    values[3] = 0
+    with torch.inference_mode():
+        loop = [row for first in range(0, 20, size) for row in wide(values[first : first + size]).tolist()]
+    assert [row["outputs"]["output_0"] for row in found if "error" not in row] == loop[:3] + loop[4:]

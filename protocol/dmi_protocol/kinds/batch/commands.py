@@ -3,6 +3,7 @@
 from dmi_protocol import limits
 from dmi_protocol.cluster.command import (
     BatchStart,
+    BindRole,
     CommitSlice,
     Finish,
     KindCommand,
@@ -14,7 +15,7 @@ from dmi_protocol.cluster.command import (
 from dmi_protocol.kinds.batch.state import BatchJob, SliceResult
 from dmi_protocol.kinds.job import ENDED, QUEUED, RECOVERING, RUNNING, STARTING
 from dmi_protocol.messages.roles import RoleKey
-from dmi_protocol.reasons import Loss
+from dmi_protocol.reasons import Loss, RoleFailed
 
 
 class BatchCommands:
@@ -31,8 +32,18 @@ class BatchCommands:
         """One replica needs no other."""
         return True
 
-    def bound(self, job: BatchJob) -> None:
+    def unlike(self, job: BatchJob, command: BindRole, node: str) -> Loss | None:
+        """The first replica says what all are like."""
+        before = dict(job.machine)
+        for name, value in command.machine if job.machine else ():
+            if before.get(name) != value:
+                line = f"its {name} is {value}, and that of the first replica {before.get(name)}: results would differ"
+                return RoleFailed(command.role.name, node, "machine", line)
+        return None
+
+    def bound(self, job: BatchJob, command: BindRole) -> None:
         """A replica begins at once. With the last one that is wanted a loss is made good."""
+        job.machine = job.machine or command.machine
         job.state, job.has_run = RUNNING, True
         if len(job.endpoints) == len(job.placements):
             job.reason = None
@@ -56,6 +67,8 @@ class BatchCommands:
         """Its slices are open again, for whoever is left."""
         job.useful = tuple(other for other in job.useful if other != role)
         job.leases.pop(role.index, None)
+        if not job.endpoints and not job.results:
+            job.machine = ()
         if not job.placements:
             job.generation, job.leases, job.useful = max(job.generation, job.born), {}, ()
             job.state, job.reason = (RECOVERING, reason) if job.has_run else (QUEUED, None)

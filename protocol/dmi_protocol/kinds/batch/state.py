@@ -9,7 +9,7 @@ from dmi_protocol import limits
 from dmi_protocol.cluster.command import BatchSpec
 from dmi_protocol.identity import BlobHash, NodeId
 from dmi_protocol.kinds.job import ENDED, SUCCEEDED, Job
-from dmi_protocol.messages.roles import RoleKey
+from dmi_protocol.messages.roles import Machine, RoleKey
 
 
 def is_fit(spec: BatchSpec) -> bool:
@@ -50,6 +50,8 @@ class BatchJob(Job, tag="batch"):
     """The replicas that have committed something."""
     has_run: bool = False
     """Was a replica ever bound?"""
+    machine: Machine = ()
+    """What the hosts of all replicas are like."""
     packs: dict[BlobHash, tuple[NodeId, ...]] = field(default_factory=dict)
     """Inputs that travel, by the blob of a slice: who is said to have them."""
 

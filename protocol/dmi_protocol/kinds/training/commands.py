@@ -3,6 +3,7 @@ of another generation than the one in force, does nothing."""
 
 from dmi_protocol import limits
 from dmi_protocol.cluster.command import (
+    BindRole,
     CompleteRole,
     Finish,
     KeepPart,
@@ -48,7 +49,11 @@ class TrainingCommands:
         """There is something to come into."""
         return job.runs
 
-    def bound(self, job: TrainingJob) -> None:
+    def unlike(self, job: TrainingJob, command: BindRole, node: str) -> Loss | None:
+        """Workers tell their servers, who compare."""
+        return None
+
+    def bound(self, job: TrainingJob, command: BindRole) -> None:
         """A process is bound. They begin together."""
         if not job.runs and len(job.endpoints) == len(job.placements):
             job.state, job.reason = RUNNING, None

@@ -3,8 +3,8 @@
 import pytest
 
 from dmi_protocol import limits
-from dmi_protocol.cluster.command import BatchSpec, LeaseSlices, ReadyRole, ReopenSlices, Submit
-from dmi_protocol.identity import RequestId
+from dmi_protocol.cluster.command import BatchSpec, BindRole, LeaseSlices, ReadyRole, Recruit, ReopenSlices, Submit
+from dmi_protocol.identity import PublicKey, RequestId
 from dmi_protocol.kinds.job import FAILED
 from dmi_protocol.messages.roles import RoleKey
 from dmi_protocol.reasons import CrashedOften, Malformed, RoleFailed, Stale, UnknownModel
@@ -126,3 +126,45 @@ def test_the_model_must_be_known_and_be_what_was_meant() -> None:
     assert nobody.refusal == UnknownModel("m:2")
     other = table.do(Submit(RequestId("other"), batch(blob=blob(7)), BUNDLE, (A,)))
     assert other.refusal == UnknownModel("m:1")
+
+
+def ready(table: Table, index: int, *machine: tuple[str, str]) -> None:
+    role = table.role(index)
+    table.do(BindRole(RequestId(f"bind/{role.generation}/{index}"), role, "h:2", PublicKey("k" * 40), 7, machine))
+
+
+def test_a_host_that_computes_other_bits_takes_no_part() -> None:
+    table = Table(SPEC)
+    table.do(table.propose()[0])
+    ready(table, 1, ("CPU capability", "AVX512"), ("torch threads", "1"))
+    ready(table, 0, ("CPU capability", "AVX512"), ("torch threads", "1"))
+    node = dict(table.job.roles())[table.role(2)]
+    ready(table, 2, ("CPU capability", "AVX2"), ("torch threads", "1"))
+    assert [record.endpoint.key.index for record in table.job.endpoints] == [1, 0]
+    assert table.job.reason == RoleFailed(
+        "replica-2",
+        node[0],
+        "machine",
+        "its CPU capability is AVX2, and that of the first replica AVX512: results would differ",
+    )
+    for _ in range(limits.MISSES - 1):  # it may have been mended meanwhile; then the job does without it
+        for command in table.propose():
+            table.do(command)
+        last = max(role.index for role, _ in table.job.roles())
+        ready(table, last, ("CPU capability", "AVX2"), ("torch threads", "1"))
+    assert table.job.misses == {node: limits.MISSES}
+    assert not any(isinstance(command, Recruit) for command in table.propose())
+    assert table.job.crashes == 0
+
+
+def test_who_comes_first_decides_again_while_nothing_was_computed() -> None:
+    table = Table(batch(replicas=1))
+    table.do(table.propose()[0])
+    ready(table, 0, ("CPU capability", "AVX512"))
+    table.lose(0)
+    table.do(table.propose()[0])
+    ready(table, 0, ("CPU capability", "AVX2"))
+    assert table.job.machine == (("CPU capability", "AVX2"),)
+    table.commit(0, 0)
+    table.lose(0)
+    assert table.job.machine == (("CPU capability", "AVX2"),)
