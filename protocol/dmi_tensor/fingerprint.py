@@ -23,7 +23,7 @@ class UnsteadyDataError(Exception):
 def machine() -> list[tuple[str, str]]:
     """The torch build, the processor's capability and the number of threads."""
     return [
-        ("torch build", torch.__version__),
+        ("torch build", str(torch.__version__)),
         ("CPU capability", torch.backends.cpu.get_cpu_capability()),
         ("torch threads", str(torch.get_num_threads())),
     ]

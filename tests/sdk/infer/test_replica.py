@@ -159,6 +159,7 @@ def test_an_input_that_ends_the_process_is_found_and_the_others_computed(
     assert "error" in found[3]
 
 
+@pytest.mark.deep
 def test_inputs_that_end_the_process_are_found_and_the_others_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +174,7 @@ def test_inputs_that_end_the_process_are_found_and_the_others_computed(
     assert [(written.slice, written.failed) for written in daemon.said] == [(1, 2), (0, 0)]
 
 
+@pytest.mark.deep
 def test_a_model_that_ends_its_process_whatever_it_is_given_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +183,7 @@ def test_a_model_that_ends_its_process_whatever_it_is_given_says_so(
             found_out.run()
 
 
+@pytest.mark.deep
 def test_an_input_that_stops_the_process_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "ROLE_STALLED_MS", 1_500)
     daemon = Daemon(0)
@@ -207,6 +210,7 @@ def test_a_process_that_dies_between_slices_is_to_blame_for_nothing(
     assert [row for row in rows(daemon) if "error" in row] == []
 
 
+@pytest.mark.deep
 def test_without_a_fork_server_a_process_is_started_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DMI_FORK_SERVER", str(tmp_path / "nobody.sock"))
     daemon = Daemon(0)
