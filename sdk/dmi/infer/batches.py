@@ -59,7 +59,7 @@ class Batches:
             yield self._batch(batch)
 
     def _batch(self, batch: Sequence[Given]) -> list[dict[str, Any]]:
-        prepared = self._alike([self._prepare(given) for given in batch])
+        prepared = self._alike(self._prepare.batch(batch))
         ids = [given.id for given in batch]
         outputs = self._outputs(prepared)
         if all(isinstance(each, Bad) for each in prepared):

@@ -56,6 +56,8 @@ class Config(Struct, frozen=True):
     model: str
     input: Input
     preprocess: Preprocess | str = Preprocess()
+    preprocess_batches: bool = False
+    """The user's ``preprocess`` gets the good inputs of a batch as a list, and gives as many."""
     postprocess: str | None = None
     """``module:function``: gets the outputs of one input, gives the row's fields."""
     batch_size: int = 32
@@ -171,6 +173,10 @@ def _check(config: Config) -> None:
         (1 <= config.replicas_per_node <= 64, f"replicas_per_node must be 1 to 64, not {config.replicas_per_node}"),
         (config.loaders is None or 0 <= config.loaders <= 64, f"loaders must be 0 to 64, not {config.loaders}"),
         (config.slice_batches is None or config.slice_batches >= 1, "slice_batches must be 1 or more"),
+        (
+            not config.preprocess_batches or isinstance(config.preprocess, str),
+            "preprocess_batches is for a preprocess that is module:function",
+        ),
         (config.output.top is None or config.output.top >= 0, "output.top must be 0 or more"),
         (all(1 <= size <= 65_536 for size in sizes), "sizes of pictures are 1 to 65536"),
         (config.input.max_pixels >= 1, "input.max_pixels must be 1 or more"),

@@ -59,12 +59,31 @@ class Preparer:
         is_image = config.input.kind == "images"
         self._scale = self._pre.scale if self._pre.scale is not None else 1 / 255 if is_image else None
 
-    def __call__(self, given: Given) -> Prepared:
-        """Never raises: what cannot be used is a ``Bad``."""
+    def batch(self, batch: Sequence[Given]) -> list[Prepared]:
+        """Of each input of a batch. Never raises: what cannot be used is a ``Bad``."""
+        if not self._config.preprocess_batches:
+            return [self._one(given, self._made) for given in batch]
+        values = [given.value for given in batch if not isinstance(given.value, Bad)]
+        try:
+            made = iter(self._several(values))
+        except Exception:  # noqa: BLE001 (some input's fault: each is asked for alone)
+            return [
+                self._one(given, lambda value: _by_name(self._several([value])[0], self._inputs)) for given in batch
+            ]
+        return [self._one(given, lambda _: _by_name(next(made), self._inputs)) for given in batch]
+
+    def _several(self, values: list[Any]) -> list[Any]:
+        assert self._own is not None
+        made = list(self._own(values)) if values else []
+        if len(made) != len(values):
+            raise Bad(f"preprocess gave {len(made)} for {len(values)} inputs")
+        return made
+
+    def _one(self, given: Given, make: Callable[[Any], dict[str, Tensor]]) -> Prepared:
         if isinstance(given.value, Bad):
             return given.value
         try:
-            return self._fitting(self._made(given.value))
+            return self._fitting(make(given.value))
         except Bad as error:
             return error
         except Exception as error:  # noqa: BLE001 (the user's function, and whatever numbers do)

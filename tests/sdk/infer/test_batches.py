@@ -285,3 +285,25 @@ def test_the_bits_are_those_of_a_loop_with_the_same_batches(tmp_path: Path, size
     with torch.inference_mode():
         loop = [row for first in range(0, 20, size) for row in wide(values[first : first + size]).tolist()]
     assert [row["outputs"]["output_0"] for row in found if "error" not in row] == loop[:3] + loop[4:]
+
+
+def test_a_function_of_the_user_may_get_whole_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "whole.py").write_text(
+        "import torch\n"
+        "def centred(values):\n"
+        "    rows = torch.tensor(values, dtype=torch.float32)\n"
+        "    return rows - rows.mean(0)\n"
+        "def few(values):\n"
+        "    return values[1:]\n"
+    )
+    own: dict[str, Any] = {"preprocess": "whole.py:centred", "preprocess_batches": True, "output": {"top": 0}}
+    found = batches(tmp_path, ["[1, 2, 3, 4]", "not JSON", "[3, 4, 5, 6]", "[9, 9, 9, 9]"], **own)
+    with torch.inference_mode():
+        expected = LINEAR(torch.tensor([[-1.0] * 4, [0.0] * 4, [1.0] * 4])).tolist()
+        alone = LINEAR(torch.zeros(1, 4)).tolist()
+    assert [row.get("outputs", {}).get("output_0") for row in found] == [expected[0], None, expected[2], alone[0]]
+    ragged = batches(tmp_path, ["[1, 2, 3, 4]", "[1, 2]", "[3, 4, 5, 6]"], **own)
+    assert ["error" in row for row in ragged] == [False, True, False], "the others are made, each alone"
+    few = batches(tmp_path, ["[1, 2, 3, 4]"], **{**own, "preprocess": "whole.py:few"})
+    assert few[0]["error"] == "preprocess gave 0 for 1 inputs"
