@@ -223,6 +223,13 @@ class JobEnded(Struct, frozen=True, tag="job-ended"):
     state: str
 
 
+class JobGoesOn(Struct, frozen=True, tag="job-goes-on"):
+    """It is not over."""
+
+    job: JobId
+    state: str
+
+
 class InvitationUsed(Struct, frozen=True, tag="invitation-used"):
     """The invitation is unknown: used already, withdrawn, or of another mesh."""
 
@@ -335,6 +342,7 @@ Reason = (
     | NotYet
     | UnknownJob
     | JobEnded
+    | JobGoesOn
     | InvitationUsed
     | InvitationExpired
     | NameTaken

@@ -14,6 +14,7 @@ from dmi_protocol.reasons import (
     InvitationUsed,
     IsYourself,
     JobEnded,
+    JobGoesOn,
     LimitReached,
     Malformed,
     ModelInUse,
@@ -168,10 +169,8 @@ def _refused(reason: Reason) -> str:
             return f"{what} is not built yet; leave it out"
         case UnknownJob() | UnknownMember() | UnknownModel():
             return _unknown(reason)
-        case ModelInUse(model, job):
-            return f"{model} is used by {job}: cancel it, or wait for its end"
-        case JobEnded(job, state):
-            return f"{job} has already {state}"
+        case ModelInUse() | JobEnded() | JobGoesOn():
+            return _at_another_time(reason)
         case InvitationUsed():
             return "the invitation is not known here: it was used already; ask for a new one with `dmi-node invite`"
         case InvitationExpired():
@@ -186,6 +185,16 @@ def _refused(reason: Reason) -> str:
             return f"{value[:80]!r} is no {what}"
         case _:
             return "the placement has changed meanwhile"
+
+
+def _at_another_time(reason: ModelInUse | JobEnded | JobGoesOn) -> str:
+    match reason:
+        case ModelInUse(model, job):
+            return f"{model} is used by {job}: cancel it, or wait for its end"
+        case JobEnded(job, state):
+            return f"{job} has already {state}"
+        case JobGoesOn(job, state):
+            return f"{job} is {state}: cancel it, or wait for its end"
 
 
 def _unknown(reason: UnknownJob | UnknownMember | UnknownModel) -> str:

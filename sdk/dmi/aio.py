@@ -62,6 +62,10 @@ class Job:
         """See ``dmi.job.Job.why``."""
         return await asyncio.to_thread(self._job.why)
 
+    async def remove(self) -> None:
+        """See ``dmi.job.Job.remove``."""
+        await asyncio.to_thread(self._job.remove)
+
     async def cancel(self) -> None:
         """See ``dmi.job.Job.cancel``."""
         await asyncio.to_thread(self._job.cancel)

@@ -54,6 +54,10 @@ class Job:
         found: dict[str, Any] = self._connection.ask("why", job=self.id)
         return found
 
+    def remove(self) -> None:
+        """Forget it, with its checkpoints and results. Raises ``RefusedError`` while it goes on."""
+        self._connection.ask("job-rm", job=self.id, request=secrets.token_hex(8))
+
     def cancel(self) -> None:
         """End it. Raises ``RefusedError`` when it has ended already."""
         self._connection.ask("cancel", job=self.id, request=secrets.token_hex(8))

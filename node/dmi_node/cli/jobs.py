@@ -176,6 +176,19 @@ def cancel(mesh: Mesh, job: str, as_json: bool) -> None:
         click.echo(f"{found.id} is cancelled")
 
 
+@click.command(epilog="Example: dmi-node rm digits")
+@click.argument("job")
+@asks_mesh
+def rm(mesh: Mesh, job: str, as_json: bool) -> None:
+    """Forget JOB, which has ended: its checkpoints and results are freed on every node."""
+    found = mesh.job(job)
+    found.remove()
+    if as_json:
+        output.as_json({"removed": found.id})
+    else:
+        click.echo(f"{found.id} is removed")
+
+
 @click.command(epilog="Example: dmi-node export digits digits.safetensors")
 @click.argument("job")
 @click.argument("path", type=click.Path(dir_okay=False, path_type=Path))

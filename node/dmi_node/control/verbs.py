@@ -18,7 +18,7 @@ from dmi_node.storage.blobs import Blobs
 from dmi_node.transport.fetching import NoSourceError
 from dmi_node.transport.library import Library
 from dmi_protocol import limits, reasons
-from dmi_protocol.cluster.command import Cancel, Command, Drain, Invite, Remove, Submit
+from dmi_protocol.cluster.command import Cancel, Command, Drain, Invite, Remove, RemoveJob, Submit
 from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.effects import Answer
 from dmi_protocol.identity import BlobHash, JobId, NodeId, RequestId
@@ -101,6 +101,7 @@ class Verbs:
             "why": self.why,
             "submit": self.submit,
             "cancel": self.cancel,
+            "job-rm": self.remove_job,
             "logs": self.logs,
             "events": self.events,
             "watch": self.watch,
@@ -224,6 +225,11 @@ class Verbs:
     async def cancel(self, client: Client, args: dict[str, Any]) -> object:
         request, job = checks.request(args["request"]), self._job(args["job"])
         await self._ask(Cancel(request, job.id))
+        return {"id": job.id}
+
+    async def remove_job(self, client: Client, args: dict[str, Any]) -> object:
+        request, job = checks.request(args["request"]), self._job(args["job"])
+        await self._ask(RemoveJob(request, job.id))
         return {"id": job.id}
 
     async def invite(self, client: Client, args: dict[str, Any]) -> object:

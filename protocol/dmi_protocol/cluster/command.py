@@ -117,6 +117,13 @@ class Cancel(Struct, frozen=True, tag="cancel"):
     job: JobId
 
 
+class RemoveJob(Struct, frozen=True, tag="remove-job"):
+    """Forget a job that has ended: its checkpoints and results are freed."""
+
+    request: RequestId
+    job: JobId
+
+
 class Placement(Struct, frozen=True):
     """A role process that is wanted, and the node that it is to run on."""
 
@@ -336,7 +343,7 @@ TrainingCommand = Reassign | ReadyRole | SyncReplica | ReportPair | CompleteRole
 BatchCommand = LeaseSlices | CommitSlice | ReopenSlices
 KindCommand = TrainingCommand | BatchCommand
 """Those of one kind of job alone."""
-JobCommand = Submit | Cancel | Place | Recruit | BindRole | LoseRole | Finish | KindCommand
+JobCommand = Submit | Cancel | RemoveJob | Place | Recruit | BindRole | LoseRole | Finish | KindCommand
 ModelCommand = AddModel | RemoveModel
 BlobCommand = Recopy | HoldBlob
 Command = MemberCommand | JobCommand | ModelCommand | BlobCommand

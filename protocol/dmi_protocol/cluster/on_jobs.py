@@ -15,6 +15,7 @@ from dmi_protocol.cluster.command import (
     Placement,
     ReadyRole,
     Recruit,
+    RemoveJob,
     ReportPair,
     Submit,
 )
@@ -35,6 +36,7 @@ from dmi_protocol.reasons import (
     Cancelled,
     CrashedOften,
     JobEnded,
+    JobGoesOn,
     LimitReached,
     Loss,
     NameTaken,
@@ -58,6 +60,8 @@ def do_for_job(state: ClusterState, index: int, command: JobCommand) -> Outcome:
             return _submit(state, index, command)
         case Cancel():
             return _cancel(state, command)
+        case RemoveJob():
+            return _remove(state, command)
         case Place():
             return _place(state, command)
         case Recruit():
@@ -105,6 +109,16 @@ def _cancel(state: ClusterState, command: Cancel) -> Outcome:
     if job.state in ENDED:
         return Outcome(refusal=JobEnded(job.id, job.state))
     job.state, job.reason = CANCELLED, Cancelled()
+    return _DONE
+
+
+def _remove(state: ClusterState, command: RemoveJob) -> Outcome:
+    job = state.jobs.get(command.job)
+    if job is None:
+        return Outcome(refusal=UnknownJob(command.job))
+    if job.state not in ENDED:
+        return Outcome(refusal=JobGoesOn(job.id, job.state))
+    del state.jobs[job.id]
     return _DONE
 
 

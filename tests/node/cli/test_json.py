@@ -127,6 +127,10 @@ def test_cancel_and_submit(mesh: LocalMesh, running: str) -> None:
         assert value == {"id": identity, "state": "cancelled"}
         assert keys_of(value) == documented("cancel")
         assert job(mesh, identity)["state"] == "cancelled"
+        [value] = said(mesh, "rm", identity)
+        assert value == {"removed": identity}
+        assert keys_of(value) == documented("rm")
+        assert command("why", identity, home=mesh.node(0), check=False).returncode == 1
 
 
 def test_models(mesh: LocalMesh, done: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tests.sdk.fake_node import FakeNode, value
 
 VERBS = [
     "run", "up", "down", "status", "members", "roles", "jobs", "submit", "logs", "why", "cancel", "export",
-    "models", "df", "infer",
+    "rm", "models", "df", "infer",
     "invite", "join", "leave", "drain", "expel", "version",
 ]  # fmt: skip
 

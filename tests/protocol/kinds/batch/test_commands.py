@@ -3,11 +3,21 @@
 import pytest
 
 from dmi_protocol import limits
-from dmi_protocol.cluster.command import BatchSpec, BindRole, LeaseSlices, ReadyRole, Recruit, ReopenSlices, Submit
+from dmi_protocol.cluster.command import (
+    BatchSpec,
+    BindRole,
+    Cancel,
+    LeaseSlices,
+    ReadyRole,
+    Recruit,
+    RemoveJob,
+    ReopenSlices,
+    Submit,
+)
 from dmi_protocol.identity import PublicKey, RequestId
 from dmi_protocol.kinds.job import FAILED
 from dmi_protocol.messages.roles import RoleKey
-from dmi_protocol.reasons import CrashedOften, Malformed, RoleFailed, Stale, UnknownModel
+from dmi_protocol.reasons import CrashedOften, JobGoesOn, Malformed, RoleFailed, Stale, UnknownJob, UnknownModel
 from tests.protocol.kinds.batch.table import BUNDLE, A, B, Table, blob
 from tests.protocol.models import batch
 
@@ -168,3 +178,12 @@ def test_who_comes_first_decides_again_while_nothing_was_computed() -> None:
     table.commit(0, 0)
     table.lose(0)
     assert table.job.machine == (("CPU capability", "AVX2"),)
+
+
+def test_a_job_that_has_ended_can_be_removed_and_its_results_are_freed() -> None:
+    table = begun()
+    assert table.do(RemoveJob(RequestId("early"), table.id)).refusal == JobGoesOn(table.id, "running")
+    table.do(Cancel(RequestId("cancel"), table.id))
+    assert table.do(RemoveJob(RequestId("rm"), table.id)).refusal is None
+    assert table.state.jobs == {}
+    assert table.do(RemoveJob(RequestId("again"), table.id)).refusal == UnknownJob(table.id)
