@@ -4,6 +4,7 @@ ended. The socket is the node's, so who connects meanwhile waits, and is not tur
 import asyncio
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -17,6 +18,7 @@ VARIABLE = "DMI_FORK_SERVER"
 """Where a replica finds the socket."""
 _SOCKET = "DMI_FORK_SERVER_FD"
 _BACKLOG = 64
+_TRIES = 3
 _logger = logging.getLogger("dmi.roles")
 
 
@@ -45,27 +47,35 @@ class ForkServer:
         return {VARIABLE: str(self._path)}
 
     async def _live(self, listener: socket.socket, environment: Mapping[str, str]) -> None:
-        number = listener.fileno()
-        try:
-            with self._log.open("ab") as log:
-                self._process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-m",
-                    "dmi.infer.fork_server",
-                    cwd=self._path.parent,
-                    env={**environment, _SOCKET: str(number)},
-                    pass_fds=(number,),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-        except OSError as error:
-            _logger.warning("no fork server: %s", error)
-            return
-        code = await self._process.wait()
-        if code:
-            _logger.warning("the fork server ended with %s; see %s", code, self._log)
+        """As long as somebody waits for it. Where it cannot even start those who wait are turned away, and start their own."""
+        for _ in range(_TRIES):
+            try:
+                code = await self._run(listener.fileno(), environment)
+            except OSError as error:
+                _logger.warning("no fork server: %s", error)
+                break
+            if code:
+                _logger.warning("the fork server ended with %s; see %s", code, self._log)
+            if not _is_waited_for(listener):
+                return
+        while _is_waited_for(listener):
+            listener.accept()[0].close()
+
+    async def _run(self, number: int, environment: Mapping[str, str]) -> int:
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "dmi.infer.fork_server",
+                cwd=self._path.parent,
+                env={**environment, _SOCKET: str(number)},
+                pass_fds=(number,),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return await self._process.wait()
 
     async def close(self) -> None:
         """No process is left, and none of those that it forked."""
@@ -75,6 +85,12 @@ class ForkServer:
         if self._listener is not None:
             self._listener.close()
             self._path.unlink(missing_ok=True)
+
+
+def _is_waited_for(listener: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _bind(path: Path) -> socket.socket:
