@@ -83,6 +83,5 @@ async def test_one_that_was_killed_is_started_again_for_those_who_wait(server: F
 async def test_where_it_cannot_start_those_who_wait_are_turned_away(server: ForkServer, tmp_path: Path) -> None:
     found = server.ready({"PYTHONHOME": str(tmp_path / "nothing")})
     connection, line = asked(found, tmp_path)
-    with connection, line:
-        with contextlib.suppress(ConnectionResetError):  # it may be told so before what we said was read
-            assert await asyncio.to_thread(connection.recv, 4) == b""
+    with connection, line, contextlib.suppress(ConnectionResetError):  # it may be told so before what we said was read
+        assert await asyncio.to_thread(connection.recv, 4) == b""
