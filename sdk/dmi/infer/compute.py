@@ -49,7 +49,7 @@ def prepared(launch: BatchLaunch) -> Batches:
     """Everything in memory that a slice needs. Raises ``DmiError`` and ``ModelError``."""
     config = msgspec.json.decode(Path(CONFIG).read_bytes(), type=Config)
     if not config.input.travels and not Place(config.input.path).exists():
-        raise NoInputError(f"this host has no {config.input.path}, which is input.path")
+        raise NoInputError(f"this host has no {config.input.path}; where only one host has it set input.travels")
     listing = msgspec.msgpack.decode(Path(LISTING).read_bytes(), type=Listing)
     content = launch.model.content
     files = {file.name: Path(path) for file, path in zip(content.files, launch.files, strict=True)}
