@@ -82,7 +82,7 @@ def rm(mesh: Mesh, name: str, as_json: bool) -> None:
 def df(mesh: Mesh, everything: bool, as_json: bool) -> None:
     """What lies on the nodes' disks: models, files of jobs (with checkpoints and results), and what is free.
 
-    What is unclaimed belongs to nothing that the mesh knows: it goes half an hour after the node's start.
+    What is unclaimed belongs to nothing that the mesh knows any more, and goes within half an hour.
     """
     found = mesh.disks()
     if as_json:
