@@ -54,6 +54,8 @@ class JobView(Struct, frozen=True):
     steps: int | None
     samples_per_second: float | None
     loss: float | None
+    failed_inputs: int | None
+    """Of a batch inference: how many of those that are done are error rows."""
     reason: str | None
     sentence: str
     detail: str | None
@@ -85,6 +87,7 @@ def job_view(job: AnyJob, state: ClusterState, alive: Set[NodeId], progress: Pro
         steps=counts.steps,
         samples_per_second=counts.samples_per_second,
         loss=counts.loss,
+        failed_inputs=counts.failed_inputs,
         reason=sentence(reason) if job.reason is not None else None,
         sentence=sentence(reason),
         detail=detail(reason),

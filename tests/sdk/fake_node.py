@@ -22,6 +22,7 @@ JOB = {
     "steps": 12,
     "samples_per_second": None,
     "loss": 0.25,
+    "failed_inputs": None,
     "reason": None,
 }
 

@@ -119,13 +119,14 @@ def size(count: int) -> str:
 
 
 def inferring(job: dict[str, Any], before: int, seconds: float) -> str:
-    """``running: 640 of 1,797 inputs, 210 inputs/s, 6 s left``; ``before`` were done ``seconds`` ago."""
+    """``running: 640 of 1,797 inputs, 2 failed, 210 inputs/s, 6 s left``; ``before`` were done ``seconds`` ago."""
     if job["state"] != "running":
         return f"{job['state']}: {job['reason']}" if job["reason"] else str(job["state"])
     done, total = job["step"] or 0, job["steps"] or 0
     speed = (done - before) / max(seconds, 1e-3)
     left = f", {(total - done) / speed:,.0f} s left" if done > before else ""
-    return f"running: {done:,} of {total:,} inputs, {speed:,.0f} inputs/s{left}"
+    failed = f", {job['failed_inputs']:,} failed" if job["failed_inputs"] else ""
+    return f"running: {done:,} of {total:,} inputs{failed}, {speed:,.0f} inputs/s{left}"
 
 
 def inferred(manifest: dict[str, Any], results: str) -> str:

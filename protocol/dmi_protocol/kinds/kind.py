@@ -145,6 +145,7 @@ class Counts(Struct, frozen=True):
     steps: int | None = None
     samples_per_second: float | None = None
     loss: float | None = None
+    failed_inputs: int | None = None
 
 
 class Views(Protocol[OfKind]):

@@ -92,3 +92,17 @@ def test_a_witness_says_so_where_others_have_roles() -> None:
 
 def test_text_from_elsewhere_moves_no_cursor() -> None:
     assert wording.one_line("a\x1b[31mb\nc\rd\x07 ä") == "a [31mb c d  ä"
+
+
+@pytest.mark.parametrize(
+    ("job", "line"),
+    [
+        ({}, "running: 640 of 1,797 inputs, 200 inputs/s, 6 s left"),
+        ({"failed_inputs": 2}, "running: 640 of 1,797 inputs, 2 failed, 200 inputs/s, 6 s left"),
+        ({"step": 40}, "running: 40 of 1,797 inputs, 0 inputs/s"),
+        ({"state": "recovering", "reason": "n1 is lost"}, "recovering: n1 is lost"),
+    ],
+)
+def test_how_far_an_inference_is(job: dict[str, Any], line: str) -> None:
+    running = JOB | {"state": "running", "step": 640, "steps": 1_797, "failed_inputs": 0} | job
+    assert wording.inferring(running, 40, 3.0) == line

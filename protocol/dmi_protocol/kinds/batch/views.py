@@ -14,7 +14,7 @@ class BatchViews:
 
     def counts(self, job: BatchJob, progress: Progressed | None) -> Counts:
         """Inputs: how many have a result, of how many. Who asks twice knows the speed."""
-        return Counts(step=job.done(), steps=job.spec.inputs)
+        return Counts(step=job.done(), steps=job.spec.inputs, failed_inputs=job.failed())
 
     def wanted_nodes(self, job: BatchJob) -> int:
         """One is enough."""
