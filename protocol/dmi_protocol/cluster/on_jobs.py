@@ -211,12 +211,13 @@ def _lose(state: ClusterState, command: LoseRole) -> Outcome:
 def _is_crash(reason: Loss) -> bool:
     """Does it speak of the code, which would do the same again? Not of the network, nor of a disk."""
     return isinstance(reason, RoleDied | RoleUnready) or (
-        isinstance(reason, RoleFailed) and reason.kind not in {"peer-silent", "peer-broken", "disk", "machine"}
+        isinstance(reason, RoleFailed)
+        and reason.kind not in {"peer-silent", "peer-broken", "disk", "machine", "memory"}
     )
 
 
 def _is_of_host(reason: Loss) -> bool:
-    return isinstance(reason, RoleFailed) and reason.kind in {"disk", "machine"}
+    return isinstance(reason, RoleFailed) and reason.kind in {"disk", "machine", "memory"}
 
 
 def _finish(state: ClusterState, command: Finish) -> Outcome:

@@ -33,7 +33,7 @@ from dmi_protocol.messages.roles import (
 from dmi_protocol.reasons import Loss, NodeLost, Reason, RoleDied, RoleFailed, RoleUnready
 
 GRACE_MS = 3_000
-RECOVERABLE = frozenset({"peer-silent", "peer-broken", "declined", "server", "disk", "input", "compute-died"})
+RECOVERABLE = frozenset({"peer-silent", "peer-broken", "declined", "server", "disk", "input", "memory", "compute-died"})
 """Kinds of failures that lie in a process or between two of them: others may do the same work."""
 
 

@@ -6,6 +6,7 @@ imports torch, and so outlives whatever the model, a decoder or an input does to
 
 import hashlib
 import os
+import re
 import signal
 import socket
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
 
 _NO_PORT = 0
+_PROCESS_BYTES = 300 << 20
+"""What a replica needs beside its model, about."""
 _DIED = "compute-died"
 """Others may do better: they may have more memory."""
 
@@ -221,12 +224,24 @@ class Replica:
         return None
 
 
+def lacking_memory(launch: BatchLaunch, meminfo: str) -> str:
+    """Why one replica more does not fit into this host's memory; nothing where it does."""
+    found = re.search(r"^MemAvailable: +(\d+) kB$", meminfo, re.MULTILINE)
+    need = launch.model.content.size_bytes + _PROCESS_BYTES
+    if found is None or int(found[1]) * 1024 >= need:
+        return ""
+    return f"it needs about {need >> 20:,} MiB, and this host has {int(found[1]) >> 10:,} MiB left"
+
+
 def main() -> None:
     """The process."""
     child = Child.inherit()
     launch = child.launch(BatchLaunch)
     child.start()
     keys = KeyPair.make()
+    lacking = lacking_memory(launch, Path("/proc/meminfo").read_text())
+    if lacking:
+        child.fail("memory", lacking, starting=True)
     computer = Computer(launch)
     batch_size = msgspec.json.decode(Path(CONFIG).read_bytes(), type=Config).batch_size
     try:

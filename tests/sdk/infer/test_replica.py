@@ -19,7 +19,7 @@ import pytest
 from dmi.infer import config
 from dmi.infer.plan import CONFIG, LISTING
 from dmi.infer.readers import listing_of
-from dmi.infer.replica import Computer, FailedError, Replica
+from dmi.infer.replica import Computer, FailedError, Replica, lacking_memory
 from dmi_protocol import limits
 from dmi_protocol.identity import BlobHash, JobId, NodeId
 from dmi_protocol.messages.roles import BatchLaunch, RoleKey, Slices, SliceWritten
@@ -233,3 +233,12 @@ def test_whoever_is_not_wanted_any_more_is_ended(tmp_path: Path, monkeypatch: py
         poll.register(end, select.POLLIN)
         assert poll.poll(20_000), "it lives on"
         os.close(end)
+
+
+def test_one_replica_more_must_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with replica(tmp_path, monkeypatch, Daemon(0), poison="()") as found_out:
+        launch = found_out._launch
+    assert lacking_memory(launch, "MemTotal: 9 kB\nMemAvailable:   500000 kB\n") == ""
+    assert lacking_memory(launch, "nothing that is known") == ""
+    lacking = lacking_memory(launch, "MemTotal: 9 kB\nMemAvailable:   200000 kB\n")
+    assert lacking == "it needs about 300 MiB, and this host has 195 MiB left"

@@ -187,3 +187,15 @@ def test_a_job_that_has_ended_can_be_removed_and_its_results_are_freed() -> None
     assert table.do(RemoveJob(RequestId("rm"), table.id)).refusal is None
     assert table.state.jobs == {}
     assert table.do(RemoveJob(RequestId("again"), table.id)).refusal == UnknownJob(table.id)
+
+
+def test_a_host_with_too_little_memory_is_done_without_and_that_is_no_crash() -> None:
+    table = begun()
+    node = dict(table.job.roles())[table.role(2)]
+    for _ in range(limits.MISSES):
+        last = max(role.index for role, at in table.job.roles() if at == node)
+        table.lose(last, RoleFailed(f"replica-{last}", node[0], "memory", "it needs more"))
+        for command in table.propose():
+            table.do(command)
+    assert (table.job.misses, table.job.crashes) == ({node: limits.MISSES}, 0)
+    assert node not in dict(table.job.roles()).values()
