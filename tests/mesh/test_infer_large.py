@@ -152,7 +152,8 @@ def table(tmp_path: Path, rows: int) -> dict[str, Any]:
     """A configuration with a model of four columns, and a table of so many rows."""
     random = np.random.default_rng(rows)
     columns = {name: random.standard_normal(rows, dtype=np.float32) for name in "abcd"}
-    parquet.write_table(pa.table({"key": np.arange(rows) * 3, **columns}), tmp_path / f"{rows}.parquet")
+    made = pa.table({"key": np.arange(rows) * 3, **columns})
+    parquet.write_table(made, tmp_path / f"{rows}.parquet", row_group_size=10_000)  # what a reader has in memory
     given = {"kind": "parquet", "path": str(tmp_path / f"{rows}.parquet"), "id": "key", "columns": list("abcd")}
     return {"model": "m", "input": given, "batch_size": 512, "output": {"top": 1}}
 

@@ -17,6 +17,8 @@ except ImportError as missing:
 
 _ROWS = 4_096
 """Rows that are in memory at a time."""
+_PIECEWISE: dict[str, Any] = {"pre_buffer": False, "buffer_size": 1 << 20}
+"""Not a whole row group at once."""
 
 
 def list_inputs(where: Place, config: Config) -> Listing:
@@ -67,7 +69,7 @@ def read(where: Place, config: Config, listing: Listing, start: int, stop: int) 
     place = bisect.bisect_right(ends, start)
     while place < len(ends) and (first := ends[place] - listing.files[place][1]) < stop:
         name = listing.files[place][0]
-        with _file(where, name).open() as opened, parquet.ParquetFile(opened) as file:
+        with _file(where, name).open() as opened, parquet.ParquetFile(opened, **_PIECEWISE) as file:
             yield from _rows(file, _partitions(name), config, first, start, stop)
         place += 1
 
