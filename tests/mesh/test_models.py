@@ -25,6 +25,7 @@ def exported(path: Path, outputs: int) -> Path:
     return path
 
 
+@pytest.mark.deep
 def test_versions_are_kept_on_two_nodes_and_copied_again_when_one_leaves(make_mesh: MakeMesh, tmp_path: Path) -> None:
     mesh = make_mesh(3)
     first, second = exported(tmp_path / "a.pt2", 3), exported(tmp_path / "b.pt2", 5)

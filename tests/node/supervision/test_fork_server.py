@@ -70,6 +70,7 @@ async def test_it_forks_and_what_it_forked_ends_with_it(server: ForkServer, tmp_
         assert await asyncio.to_thread(is_gone, pid)
 
 
+@pytest.mark.deep
 async def test_one_that_was_killed_is_started_again_for_those_who_wait(server: ForkServer, tmp_path: Path) -> None:
     found = server.ready(kept(os.environ))
     while server._process is None:
@@ -80,6 +81,7 @@ async def test_one_that_was_killed_is_started_again_for_those_who_wait(server: F
         assert len(await asyncio.to_thread(connection.recv, 4)) == 4
 
 
+@pytest.mark.deep
 async def test_where_it_cannot_start_those_who_wait_are_turned_away(server: ForkServer, tmp_path: Path) -> None:
     found = server.ready({"PYTHONHOME": str(tmp_path / "nothing")})
     connection, line = asked(found, tmp_path)

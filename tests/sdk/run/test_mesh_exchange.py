@@ -56,6 +56,7 @@ def check_ledgers(roles: RoleProcesses, workers: int) -> None:
         assert leaves_of(roles, worker) == expected
 
 
+@pytest.mark.deep
 def test_without_a_step_the_weights_are_those_of_the_beginning(tmp_path: Path) -> None:
     script = tmp_path / "untrained.py"
     script.write_text(SCRIPT.read_text().replace("epochs(2)", "epochs(0)").replace('print(run.mean("loss"))', ""))
