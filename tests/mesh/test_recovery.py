@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.mesh, pytest.mark.timeout(300)]
 
 MakeMesh = Callable[[int], LocalMesh]
 STEADY = Path(__file__).parent / "scripts" / "steady.py"
-EPOCHS = "60"
-STEPS = 60 * 8
+EPOCHS = "42"
+STEPS = 42 * 8
 LEAVES = 8
 
 

@@ -74,7 +74,14 @@ def test_without_a_step_the_weights_are_those_of_the_beginning(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("workers", "servers", "clip"),
-    [(1, 1, "none"), (2, 2, "none"), (3, 1, "0.1"), (3, 3, "0.1"), (5, 3, "none"), (9, 1, "none")],
+    [
+        (1, 1, "none"),
+        (2, 2, "none"),
+        (3, 1, "0.1"),
+        (3, 3, "0.1"),
+        (5, 3, "none"),
+        pytest.param(9, 1, "none", marks=pytest.mark.deep),
+    ],
 )
 def test_a_mesh_gives_the_bits_of_a_plain_run(
     workers: int, servers: int, clip: str, plain: dict[str, str], tmp_path: Path
