@@ -1,13 +1,13 @@
 """The control socket: length-prefixed msgpack, one request for each connection, answered or refused in one line."""
 
 import asyncio
-import os
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from dmi_node.tasks import Tasks
+from dmi_node.unix_socket import bound
 from dmi_protocol.codec import pack, unpack
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_wire.channel import framed, read_framed
@@ -59,8 +59,9 @@ class ControlServer:
         self._server: asyncio.Server | None = None
 
     async def listen(self, path: Path) -> None:
-        """Bind the socket, for the owner and its group. Paths may be longer than the 108 bytes that sockets allow."""
-        self._server = await asyncio.start_unix_server(self._accept, sock=_bind(path))
+        """Bind the socket, for the owner and its group."""
+        door = bound(path, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0o660)
+        self._server = await asyncio.start_unix_server(self._accept, sock=door)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._clients >= _CLIENTS:
@@ -128,15 +129,3 @@ class ControlServer:
         """No more clients."""
         if self._server is not None:
             self._server.close()
-
-
-def _bind(path: Path) -> socket.socket:
-    path.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        door.bind(f"/proc/self/fd/{directory}/{path.name}")
-    finally:
-        os.close(directory)
-    path.chmod(0o660)
-    return door

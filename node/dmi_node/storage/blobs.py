@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from dmi_protocol.identity import BlobHash
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _UPLOADS, _INCOMING = ".upload-*", ".*.incoming"
-_CATALOGUES = 256
+_CATALOGUES_BYTES = 4 << 20
+"""Digests that are in memory: those of 32 GB."""
+_ENTRY_BYTES = 256
 ABANDONED_S = 24 * 60 * 60
 """A blob that was on its way here, and of which nothing has come for so long, is not waited for any more."""
 
@@ -42,6 +45,7 @@ class Blobs:
         self.quota = quota
         self._catalogues: dict[BlobHash, tuple[tuple[int, int, int], Catalogue | None]] = {}
         """What was read, and of which file: a catalogue is good for as long as its file stays as it was."""
+        self._remembering = threading.Lock()
 
     def path(self, blob: BlobHash) -> Path:
         """Where the blob lies, or would lie. Raises ``WrongHashError`` for a name that is no hash: it may be a stranger's
@@ -117,10 +121,14 @@ class Blobs:
         return Catalogue(size, b"".join(digests)) if whole.hexdigest() == blob else None
 
     def _remember(self, blob: BlobHash, seen: tuple[int, int, int], catalogue: Catalogue | None) -> None:
-        self._catalogues.pop(blob, None)
-        while len(self._catalogues) >= _CATALOGUES:
-            del self._catalogues[next(iter(self._catalogues))]
-        self._catalogues[blob] = seen, catalogue
+        with self._remembering:
+            self._catalogues.pop(blob, None)
+            self._catalogues[blob] = seen, catalogue
+            while len(self._catalogues) > 1 and self._remembered() > _CATALOGUES_BYTES:
+                del self._catalogues[next(iter(self._catalogues))]
+
+    def _remembered(self) -> int:
+        return sum(_ENTRY_BYTES + len(found.digests if found else b"") for _, found in self._catalogues.values())
 
     def chunk(self, blob: BlobHash, index: int) -> bytes:
         """Chunk ``index``; nothing when it is not here. Raises ``OSError``."""

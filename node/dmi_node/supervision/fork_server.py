@@ -2,23 +2,26 @@
 ended. The socket is the node's, so who connects meanwhile waits, and is not turned away."""
 
 import asyncio
+import contextlib
 import logging
-import os
 import select
 import signal
 import socket
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from dmi_node.home import Home
 from dmi_node.tasks import Tasks
+from dmi_node.unix_socket import bound
 
 VARIABLE = "DMI_FORK_SERVER"
 """Where a replica finds the socket."""
 _SOCKET = "DMI_FORK_SERVER_FD"
 _BACKLOG = 64
 _TRIES = 3
+_CONNECT_S = 30.0
+"""A replica that was started so short a time ago may not have connected yet."""
+_END_S = 5.0
 _logger = logging.getLogger("dmi.roles")
 
 
@@ -32,22 +35,26 @@ class ForkServer:
         self._listener: socket.socket | None = None
         self._life: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
+        self._wanted_at = 0.0
 
     def ready(self, environment: Mapping[str, str]) -> dict[str, str]:
         """It is there, or will be in a moment; gives what a replica must have in its environment. Nothing, where the socket
         cannot be made: a replica then starts its own process."""
         try:
             if self._listener is None:
-                self._listener = _bind(self._path)
+                self._listener = bound(self._path, socket.SOCK_SEQPACKET, 0o600)
+                self._listener.listen(_BACKLOG)
         except OSError as error:
             _logger.warning("no fork server: %s", error)
             return {}
+        self._wanted_at = asyncio.get_running_loop().time()
         if self._life is None or self._life.done():
             self._life = self._tasks.start(self._live(self._listener, environment), "fork server")
         return {VARIABLE: str(self._path)}
 
     async def _live(self, listener: socket.socket, environment: Mapping[str, str]) -> None:
-        """As long as somebody waits for it. Where it cannot even start those who wait are turned away, and start their own."""
+        """As long as somebody waits for it, or may be about to. Where it cannot even start those who wait, and whoever comes
+        later, are turned away, and start their own."""
         for _ in range(_TRIES):
             try:
                 code = await self._run(listener.fileno(), environment)
@@ -56,10 +63,17 @@ class ForkServer:
                 break
             if code:
                 _logger.warning("the fork server ended with %s; see %s", code, self._log)
-            if not _is_waited_for(listener):
+            since = asyncio.get_running_loop().time() - self._wanted_at
+            if since > _CONNECT_S and not _is_waited_for(listener):
                 return
-        while _is_waited_for(listener):
-            listener.accept()[0].close()
+        self._shut()
+
+    def _shut(self) -> None:
+        """Nobody can connect, or waits, any more."""
+        if self._listener is not None:
+            self._path.unlink(missing_ok=True)
+            self._listener.close()
+            self._listener = None
 
     async def _run(self, number: int, environment: Mapping[str, str]) -> int:
         with self._log.open("ab") as log:
@@ -79,31 +93,16 @@ class ForkServer:
 
     async def close(self) -> None:
         """No process is left, and none of those that it forked."""
+        if self._life is not None:
+            self._life.cancel()  # or it would be started again for those who wait
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(signal.SIGKILL)
-            await self._process.wait()
-        if self._listener is not None:
-            self._listener.close()
-            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), _END_S)
+        self._shut()
 
 
 def _is_waited_for(listener: socket.socket) -> bool:
     poll = select.poll()
     poll.register(listener, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _bind(path: Path) -> socket.socket:
-    path.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        door.bind(f"/proc/self/fd/{directory}/{path.name}")  # paths may be longer than the 108 bytes that sockets allow
-        path.chmod(0o600)
-        door.listen(_BACKLOG)
-    except OSError:
-        door.close()
-        raise
-    finally:
-        os.close(directory)
-    return door

@@ -136,7 +136,7 @@ class Library:
         if blob not in self._catalogues:
             reading = asyncio.ensure_future(asyncio.to_thread(self._blobs.catalogue, blob))
             self._catalogues[blob] = reading
-            reading.add_done_callback(lambda _: self._catalogues.pop(blob, None))
+            reading.add_done_callback(lambda done: self._has_read(blob, done))
         reading = self._catalogues[blob]
         await asyncio.wait([reading], timeout=_READING_S)
         if not reading.done():
@@ -146,6 +146,12 @@ class Library:
             return BlobHeld(blob, -1)
         digests = catalogue.digests[known * DIGEST_BYTES :][: limits.BLOB_DIGESTS * DIGEST_BYTES]
         return BlobHeld(blob, catalogue.size, None, digests)
+
+    def _has_read(self, blob: BlobHash, reading: "asyncio.Task[Catalogue | None]") -> None:
+        """Who asked may not have waited for it: what went wrong is said to the next one."""
+        self._catalogues.pop(blob, None)
+        if not reading.cancelled():
+            reading.exception()
 
     async def _give_chunk(self, to: NodeId, blob: BlobHash, index: int) -> None:
         async with self._turns:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Container, Generator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,8 +17,11 @@ from dmi.infer.inputs import Given
 from dmi.infer.line import DESCRIPTOR, GoneError, Line
 from dmi.infer.load import LENGTH
 from dmi.infer.pack import Pack
+from dmi.infer.place import UnreachableError
 
 _LOOK_S = 1.0
+SILENT_S = 600.0
+"""A disk or a network that has given nothing for so long is not waited for; another host may have a better one."""
 _MOST = 4
 
 
@@ -88,10 +92,13 @@ class Loaders:
         poll = select.poll()
         poll.register(channel, select.POLLIN)
         while view:
+            silent_since = time.monotonic()
             while not poll.poll(_LOOK_S * 1000):
                 if _is_stopped(process.pid):
                     process.kill()
                     os.kill(os.getpid(), signal.SIGSTOP)
+                if time.monotonic() - silent_since > SILENT_S:
+                    raise UnreachableError(f"the inputs cannot be read: nothing has come for {SILENT_S:g} s")
             try:
                 count = channel.recv_into(view)
             except OSError:
@@ -120,6 +127,7 @@ def _is_stopped(pid: int) -> bool:
 def _end_as(code: int) -> NoReturn:
     """The way that a child has ended."""
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL) if -code not in {signal.SIGKILL, signal.SIGSTOP} else None
+        if -code not in {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(abs(code) or 1)

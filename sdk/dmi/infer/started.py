@@ -87,9 +87,11 @@ class StartedProcess:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-        elif self._code is None and self.pid is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+        elif self._code is None and self._connection is not None:
+            with suppress(OSError):
+                self._connection.shutdown(
+                    socket.SHUT_WR
+                )  # the fork server ends it: nobody else knows whose the number is
             self.wait()
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,19 @@ def test_a_name_that_is_no_hash_leads_nowhere(tmp_path: Path, name: str) -> None
         with pytest.raises(WrongHashError):
             use(BlobHash(name))
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["blobs", "file", "node.key_secret"]
+
+
+def test_catalogues_are_kept_up_to_a_bound_and_from_any_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dmi_node.storage.blobs._CATALOGUES_BYTES", 10 * (256 + 32))
+    blobs, names = Blobs(tmp_path), []
+    for number in range(40):
+        data = str(number).encode()
+        names.append(BlobHash(hashlib.sha256(data).hexdigest()))
+        (tmp_path / names[-1]).write_bytes(data)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(blobs.catalogue, names * 5))
+    assert all(
+        catalogue is not None and catalogue.digests.hex() == name
+        for catalogue, name in zip(found, names * 5, strict=True)
+    )
+    assert len(blobs._catalogues) <= 10

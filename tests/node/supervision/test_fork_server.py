@@ -15,6 +15,7 @@ from dmi_node.home import Home
 from dmi_node.supervision.fork_server import VARIABLE, ForkServer
 from dmi_node.supervision.process import kept
 from dmi_node.tasks import Tasks
+from tests.mesh.local import until
 
 pytestmark = pytest.mark.processes
 SECONDS = 60
@@ -73,9 +74,9 @@ async def test_it_forks_and_what_it_forked_ends_with_it(server: ForkServer, tmp_
 @pytest.mark.deep
 async def test_one_that_was_killed_is_started_again_for_those_who_wait(server: ForkServer, tmp_path: Path) -> None:
     found = server.ready(kept(os.environ))
-    while server._process is None:
-        await asyncio.sleep(0.01)
-    os.kill(server._process.pid, signal.SIGKILL)
+    process = await asyncio.to_thread(until, lambda: server._process, SECONDS, "it is started")
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
     connection, line = asked(found, tmp_path)
     with connection, line:
         assert len(await asyncio.to_thread(connection.recv, 4)) == 4

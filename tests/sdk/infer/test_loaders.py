@@ -1,5 +1,6 @@
 """Inputs that are read ahead by other processes are those that are read here; what ends a loader ends us."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from PIL import Image
 from dmi.infer import config
 from dmi.infer.inputs import Bad
 from dmi.infer.loaders import Loaders, loaders_of
+from dmi.infer.pack import Pack
 from dmi.infer.place import UnreachableError
 from dmi.infer.plan import CONFIG, LISTING
 from dmi.infer.readers import listing_of, read
@@ -113,3 +115,18 @@ def test_processors_that_computing_leaves_read(monkeypatch: pytest.MonkeyPatch) 
     assert (count(), count("csv"), count(threads=7), count(threads=8)) == (4, 1, 1, 0)
     assert (count(replicas_per_node=2, threads=2), count(replicas_per_node=8)) == (2, 0)
     assert (count(loaders=9), count(loaders=0), count("npy", loaders=9)) == (9, 0, 1)
+
+
+def test_a_disk_that_gives_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dmi.infer.loaders.SILENT_S", 1.0)
+    (tmp_path / "x.jsonl").write_text("[1]\n" * 9)
+    begun(tmp_path, "jsonl", tmp_path / "x.jsonl")
+    os.mkfifo(tmp_path / "silent")
+    loaders = Loaders(4, 1)
+    try:
+        with pytest.raises(UnreachableError, match="nothing has come for 1 s"):
+            list(loaders.read(0, 9, (), Pack(str(tmp_path / "silent"), 0)))
+        assert len(list(loaders.read(0, 9))) == 9, "another loader reads on"
+    finally:
+        loaders.close()
