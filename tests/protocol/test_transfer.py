@@ -24,9 +24,10 @@ def longest(swarm: Swarm) -> int:
 
 @pytest.mark.parametrize("holders", [1, 2])
 def test_four_nodes_at_once_take_hardly_longer_than_one(holders: int) -> None:
-    alone = longest(Swarm(1, holders, 1, CHUNKS))
-    four = longest(Swarm(1, holders, 4, CHUNKS))
-    assert four < 1.5 * alone
+    one, four = Swarm(1, holders, 1, CHUNKS), Swarm(1, holders, 4, CHUNKS)
+    at_best = one.size / one.rate
+    assert longest(one) < 1.05 * at_best, "a link is full all the time"
+    assert longest(four) < (1.5 if holders == 1 else 1.15) * at_best
 
 
 def test_every_holder_gives_its_part() -> None:

@@ -159,6 +159,8 @@ async def test_a_source_that_is_wrong_is_found_out(tmp_path: Path, change: Chang
         with pytest.raises(NoSourceError, match=why):
             await both.here.fetch(BLOB, [THERE])
         assert list(both.homes[HERE].blobs.iterdir()) == []
+        chunks = sum(isinstance(said, BlobChunk) for said in both.said)
+        assert change is not lies or chunks <= limits.BLOB_CHUNKS_ASKED, "who sends a wrong one is asked for no more"
 
 
 async def test_a_cut_transfer_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

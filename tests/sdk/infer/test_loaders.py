@@ -56,6 +56,7 @@ def test_they_read_what_is_read_here(tmp_path: Path, monkeypatch: pytest.MonkeyP
         for start, stop, skip in ((0, 30, ()), (8, 20, (9, 12)), (28, 30, ())):
             assert plain(loaders.read(start, stop, skip)) == plain(read(found, listing, start, stop, skip))
         processes = [process for process, _ in loaders._loaders]
+        assert len(processes) == count, "they are kept from slice to slice"
         last = loaders.read(0, 8)
         assert [next(last).id for _ in range(8)][-1] == "007.png"
         last.close()  # nobody asks for more than there is
