@@ -1,12 +1,11 @@
 """``python -m dmi.infer.load``: a child of the process that computes; it reads and decodes inputs, ahead of the computing.
 
-It is told ``{"batches": [[start, stop], ...], "skip": [input, ...], "pack"}``, and answers each batch with a pickled list of
-inputs behind its length, as fast as they are taken. What is pickled goes from our process to its parent, and nowhere else.
+It is told ``{"batches": [[start, stop], ...], "skip": [input, ...], "pack"}``, and answers each batch as fast as they are taken:
+a kind, a length, and so many bytes. They are the inputs, or why there are none: a line.
 """
 
 import ctypes
 import os
-import pickle
 import signal
 import socket
 import struct
@@ -18,14 +17,17 @@ from typing import Any
 import msgspec
 
 from dmi.errors import DmiError
+from dmi.infer import carried
 from dmi.infer.config import Config
-from dmi.infer.inputs import Given, Listing
+from dmi.infer.inputs import Listing
 from dmi.infer.line import DESCRIPTOR, GoneError, Line
 from dmi.infer.pack import Pack
+from dmi.infer.place import UnreachableError
 from dmi.infer.plan import CONFIG, LISTING
 from dmi.infer.readers import read
 
-LENGTH = struct.Struct("<Q")
+HEAD = struct.Struct("<BQ")
+INPUTS, UNREACHABLE, DISK, WRONG = range(4)
 _SET_PARENT_DEATH_SIGNAL = 1
 
 
@@ -48,13 +50,18 @@ def _serve(channel: socket.socket, config: Config, listing: Listing, wanted: dic
     for run in _runs(wanted["batches"]):
         inputs = read(config, listing, run[0][0], run[-1][1], skip, pack)
         for start, stop in run:
-            found: list[Given] | Exception = []
             try:
                 found = [given for _, given in zip(range(start, stop), inputs, strict=False)]
+                _send(channel, INPUTS, carried.packed(found))
             except (DmiError, OSError) as error:
-                found = error
-            _send(channel, found)
-            if isinstance(found, Exception):
+                kind = (
+                    UNREACHABLE
+                    if isinstance(error, UnreachableError)
+                    else DISK
+                    if isinstance(error, OSError)
+                    else WRONG
+                )
+                _send(channel, kind, str(error).encode())
                 return
 
 
@@ -68,10 +75,9 @@ def _runs(batches: list[list[int]]) -> list[list[list[int]]]:
     return runs
 
 
-def _send(channel: socket.socket, value: object) -> None:
-    data = pickle.dumps(value, protocol=5)
+def _send(channel: socket.socket, kind: int, data: bytes) -> None:
     try:
-        channel.sendall(LENGTH.pack(len(data)))
+        channel.sendall(HEAD.pack(kind, len(data)))
         channel.sendall(data)
     except OSError:
         sys.exit(0)  # nobody wants it any more

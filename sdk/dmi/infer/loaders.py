@@ -1,7 +1,6 @@
 """Loader processes: they read and decode the next batches while one is computed."""
 
 import os
-import pickle
 import select
 import signal
 import socket
@@ -10,12 +9,14 @@ import sys
 import time
 from collections.abc import Container, Generator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from dmi.errors import UsageError
+from dmi.infer import carried
 from dmi.infer.config import Config
 from dmi.infer.inputs import Given
 from dmi.infer.line import DESCRIPTOR, GoneError, Line
-from dmi.infer.load import LENGTH
+from dmi.infer.load import DISK, HEAD, INPUTS, UNREACHABLE
 from dmi.infer.pack import Pack
 from dmi.infer.place import UnreachableError
 
@@ -64,8 +65,6 @@ class Loaders:
         try:
             for number in range(len(batches)):
                 found = self._take(*self._loaders[number % self._count])
-                if isinstance(found, Exception):
-                    raise found
                 is_over = number == len(batches) - 1
                 yield from found
         finally:
@@ -82,9 +81,12 @@ class Loaders:
             )
         return process, ours
 
-    def _take(self, process: "subprocess.Popen[bytes]", channel: socket.socket) -> Any:
-        (length,) = LENGTH.unpack(self._exactly(process, channel, LENGTH.size))
-        return pickle.loads(self._exactly(process, channel, length))  # noqa: S301 (our own child's)
+    def _take(self, process: "subprocess.Popen[bytes]", channel: socket.socket) -> list[Given]:
+        kind, length = HEAD.unpack(self._exactly(process, channel, HEAD.size))
+        data = self._exactly(process, channel, length)
+        if kind == INPUTS:
+            return carried.unpacked(data)
+        raise {UNREACHABLE: UnreachableError, DISK: OSError}.get(kind, UsageError)(data.decode())
 
     def _exactly(self, process: "subprocess.Popen[bytes]", channel: socket.socket, size: int) -> bytearray:
         data = bytearray(size)

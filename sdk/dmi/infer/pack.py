@@ -1,12 +1,12 @@
 """Inputs that travel: those of a slice in one file, as they are read on the submitter's host. Of a picture its file is in it, of
-a table each row. Who computes a slice unpacks it: what is pickled comes with the job, as its code does."""
+a table each row."""
 
-import pickle
 import struct
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from dmi.infer import carried
 from dmi.infer.inputs import Given
 
 _LENGTH = struct.Struct("<Q")
@@ -22,7 +22,7 @@ class Pack(NamedTuple):
 def written(inputs: Iterator[Given]) -> Iterator[bytes]:
     """The file's bytes, an input at a time. The same inputs give the same bytes."""
     for given in inputs:
-        data = pickle.dumps(tuple(given), protocol=5)
+        data = carried.packed([given])
         yield _LENGTH.pack(len(data))
         yield data
 
@@ -38,5 +38,5 @@ def unpacked(pack: Pack, start: int, stop: int, skip: Container[int] = ()) -> It
             if place < start:
                 file.seek(length, 1)
                 continue
-            given = Given(*pickle.loads(file.read(length)))  # noqa: S301 (see the module)
+            (given,) = carried.unpacked(file.read(length))
             yield Given(given.id, None) if place in skip else given

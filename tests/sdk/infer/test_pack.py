@@ -1,7 +1,10 @@
 """Inputs that travel are those that are read where they are."""
 
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
@@ -9,8 +12,9 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from dmi.infer import config
-from dmi.infer.inputs import Bad
+from dmi.errors import UsageError
+from dmi.infer import carried, config
+from dmi.infer.inputs import Bad, Given
 from dmi.infer.pack import Pack
 from dmi.infer.readers import listing_of, packed, read
 
@@ -39,7 +43,8 @@ def made(folder: Path, kind: str) -> Path:
         case "npy":
             np.save(folder / "x.npy", np.arange(44, dtype=np.float16).reshape(22, 2))
         case _:
-            table = pa.table({"a": np.arange(22), "t": pa.array([None, *range(21)], pa.timestamp("s"))})
+            when = pa.array([None, *range(21)], pa.timestamp("s", "Europe/Berlin"))
+            table = pa.table({"a": np.arange(22), "t": when, "b": [b"\xff"] * 22, "c": [[0.1, 2.0]] * 22})
             parquet.write_table(table, folder / "x.parquet")
     return folder / f"x.{kind}"
 
@@ -67,3 +72,25 @@ def test_a_cut_pack_ends_early(tmp_path: Path) -> None:
     found = list(read(given, listing, 0, 22, (), Pack(str(tmp_path / "pack"), 0)))
     assert [each.id for each in found] == [1, 2, 3, 4, 5]
     assert not any(isinstance(each.value, Bad) for each in found)
+
+
+def test_what_has_no_form_to_travel_in_is_refused_in_a_line() -> None:
+    with pytest.raises(UsageError, match="a value of type object, which cannot be sent: leave its column out"):
+        carried.packed([Given(0, {"a": object()})])
+
+
+def test_whatever_an_input_is_it_comes_back_as_it_was() -> None:
+    values: list[Any] = [
+        {"a": [1, -(10**30), 2**64 - 1, 0.1, float("inf"), None, True, "\udcff", b"\xff"]},
+        np.arange(6, dtype=">i2").reshape(2, 3),
+        np.zeros((0, 4), np.float16),
+        np.array([(1, 2.0)], dtype=[("n", "<i4"), ("x", "<f8")]),
+        None,
+        Bad("damaged"),
+        [datetime(2026, 11, 26, 1, 2, 3, 4), datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1)],  # noqa: DTZ001
+        [datetime(2026, 1, 1, tzinfo=UTC), date(2026, 1, 2), time(3, 4), timedelta(-1, 5, 6), Decimal("1.10")],
+    ]
+    found = carried.unpacked(carried.packed([Given(number, value) for number, value in enumerate(values)]))
+    assert [each.id for each in found] == list(range(8))
+    assert repr([each.value for each in found]) == repr(values)
+    assert found[3].value.dtype.names == ("n", "x")
