@@ -9,8 +9,7 @@ from torch import Tensor
 
 from dmi.errors import DmiError
 from dmi.infer.config import Config
-from dmi.infer.inputs import Bad, Given
-from dmi.infer.pack import Pack
+from dmi.infer.inputs import Bad, Given, Pack
 from dmi.infer.prepare import Prepared, Preparer
 from dmi.infer.rows import Rows
 from dmi_protocol.model import ModelContent, TensorInfo

@@ -24,10 +24,9 @@ import torch
 from dmi.errors import DmiError
 from dmi.infer.batches import Batches, InputsChangedError, Source
 from dmi.infer.config import Config
-from dmi.infer.inputs import Listing
+from dmi.infer.inputs import Listing, Pack
 from dmi.infer.line import DESCRIPTOR, GoneError, Line
 from dmi.infer.loaders import Loaders, loaders_of
-from dmi.infer.pack import Pack
 from dmi.infer.place import Place, UnreachableError
 from dmi.infer.plan import CONFIG, LISTING
 from dmi.infer.readers import read

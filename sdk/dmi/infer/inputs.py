@@ -23,3 +23,10 @@ class Given(NamedTuple):
 
     id: Any
     value: Any
+
+
+class Pack(NamedTuple):
+    """A file at ``path`` with the inputs from ``first`` on; see ``pack.py``."""
+
+    path: str
+    first: int

@@ -19,9 +19,8 @@ import msgspec
 from dmi.errors import DmiError
 from dmi.infer import carried
 from dmi.infer.config import Config
-from dmi.infer.inputs import Listing
+from dmi.infer.inputs import Listing, Pack
 from dmi.infer.line import DESCRIPTOR, GoneError, Line
-from dmi.infer.pack import Pack
 from dmi.infer.place import UnreachableError
 from dmi.infer.plan import CONFIG, LISTING
 from dmi.infer.readers import read

@@ -14,10 +14,9 @@ from typing import NoReturn
 from dmi.errors import UsageError
 from dmi.infer import carried
 from dmi.infer.config import Config
-from dmi.infer.inputs import Given
+from dmi.infer.inputs import Given, Pack
 from dmi.infer.line import DESCRIPTOR, GoneError, Line
 from dmi.infer.load import DISK, HEAD, INPUTS, UNREACHABLE
-from dmi.infer.pack import Pack
 from dmi.infer.place import UnreachableError
 
 _LOOK_S = 1.0

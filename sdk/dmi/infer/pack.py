@@ -4,19 +4,11 @@ a table each row."""
 import struct
 from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from dmi.infer import carried
-from dmi.infer.inputs import Given
+from dmi.infer.inputs import Given, Pack
 
 _LENGTH = struct.Struct("<Q")
-
-
-class Pack(NamedTuple):
-    """A file at ``path`` with the inputs from ``first`` on."""
-
-    path: str
-    first: int
 
 
 def written(inputs: Iterator[Given]) -> Iterator[bytes]:

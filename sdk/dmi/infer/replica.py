@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 import msgspec
 
 from dmi.infer.config import Config
+from dmi.infer.inputs import Pack
 from dmi.infer.line import GoneError, Line
-from dmi.infer.pack import Pack
 from dmi.infer.plan import CONFIG
 from dmi.infer.started import StartedProcess
 from dmi_protocol import limits

@@ -13,9 +13,8 @@ import pytest
 from PIL import Image
 
 from dmi.infer import config
-from dmi.infer.inputs import Bad
+from dmi.infer.inputs import Bad, Pack
 from dmi.infer.loaders import Loaders, loaders_of
-from dmi.infer.pack import Pack
 from dmi.infer.place import UnreachableError
 from dmi.infer.plan import CONFIG, LISTING
 from dmi.infer.readers import listing_of, read

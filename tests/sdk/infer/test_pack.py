@@ -14,8 +14,7 @@ from pyarrow import parquet
 
 from dmi.errors import UsageError
 from dmi.infer import carried, config
-from dmi.infer.inputs import Bad, Given
-from dmi.infer.pack import Pack
+from dmi.infer.inputs import Bad, Given, Pack
 from dmi.infer.readers import listing_of, packed, read
 
 

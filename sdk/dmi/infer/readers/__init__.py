@@ -20,8 +20,7 @@ from typing import Any
 
 from dmi.errors import UsageError
 from dmi.infer.config import Config
-from dmi.infer.inputs import Given, Listing
-from dmi.infer.pack import Pack, unpacked, written
+from dmi.infer.inputs import Given, Listing, Pack
 from dmi.infer.place import Place
 
 _MODULES = {"images": "images", "npy": "npy", "jsonl": "jsonl", "csv": "records", "parquet": "parquet"}
@@ -29,6 +28,10 @@ _MODULES = {"images": "images", "npy": "npy", "jsonl": "jsonl", "csv": "records"
 
 def _reader(config: Config) -> Any:
     return importlib.import_module(f"dmi.infer.readers.{_MODULES[config.input.kind]}")
+
+
+def _packs() -> Any:
+    return importlib.import_module("dmi.infer.pack")
 
 
 def listing_of(config: Config) -> Listing:
@@ -50,7 +53,7 @@ def read(
     reader = _reader(config)
     found: Iterator[Given]
     if pack is not None:
-        found = unpacked(pack, start, stop, skip)
+        found = _packs().unpacked(pack, start, stop, skip)
         if config.input.kind == "images":
             found = (Given(name, None if data is None else reader.decoded(data, config)) for name, data in found)
     elif config.input.kind == "images":
@@ -64,4 +67,5 @@ def packed(config: Config, listing: Listing, start: int, stop: int) -> Iterator[
     """A pack of the inputs ``start`` to ``stop``."""
     reader, where = _reader(config), Place(config.input.path)
     raw = reader.raw if config.input.kind == "images" else reader.read
-    return written(raw(where, config, listing, start, stop))
+    found: Iterator[bytes] = _packs().written(raw(where, config, listing, start, stop))
+    return found
