@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Mapping
 
 import msgpack
+from msgspec import structs
 
 from dmi_protocol.codec import convert, unpack
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import JobId, NodeId
 from dmi_protocol.messages.membership import FACTS, Rumor
-from dmi_protocol.messages.roles import Progressed
+from dmi_protocol.messages.roles import Progressed, Served
 
 NodeFacts = tuple[int, str, str]
 """A daemon's pid and version, and what is wrong with its disk, if anything is: as it gossips them."""
@@ -35,16 +36,30 @@ def progress_of(rumors: Rumors, job: JobId) -> Progressed | None:
     return max(told, key=lambda progress: progress.step, default=None)
 
 
-def pack_progress(progress: Progressed) -> bytes:
+def served_of(rumors: Rumors, job: JobId, node: NodeId) -> Served | None:
+    """What the gateway on ``node`` says that it does."""
+    rumor = rumors.get((node, about(job)))
+    return None if rumor is None else unpack_served(rumor.value)
+
+
+def pack_told(told: Progressed | Served) -> bytes:
     """A small rumor of where a job stands."""
-    packed: bytes = msgpack.packb((progress.step, progress.steps, progress.samples_per_second, progress.loss))
+    packed: bytes = msgpack.packb(structs.astuple(told))
     return packed
 
 
 def unpack_progress(value: bytes) -> Progressed | None:
-    """What ``pack_progress`` packed; None for anything else."""
+    """What ``pack_told`` packed of a ``Progressed``; None for anything else."""
     try:
         return Progressed(*convert(unpack(value), tuple[int, int | None, float, float | None]))
+    except RemoteProtocolError:
+        return None
+
+
+def unpack_served(value: bytes) -> Served | None:
+    """What ``pack_told`` packed of a ``Served``; None for anything else."""
+    try:
+        return Served(*convert(unpack(value), tuple[int, int, float, float, float]))
     except RemoteProtocolError:
         return None
 

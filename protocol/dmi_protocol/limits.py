@@ -75,6 +75,12 @@ MODEL_BYTES = 1 << 40
 """Of one file."""
 MODEL_TENSORS = 256
 DIMENSIONS = 16
+GATEWAYS = 8
+"""Of one deployment, where nobody says how many."""
+DEPLOYED_REPLICAS = 256
+"""Of one deployment."""
+BATCH_ROWS = 65_536
+"""The most inputs that a deployment may compute at once."""
 JOBS_REMEMBERED = 1_000
 PARTIAL_CHECKPOINTS = 64
 """Checkpoints of one job that lack a part; the oldest are given up."""
@@ -101,6 +107,7 @@ LEASE_RENEWED_MS = 250
 ROLE_BEAT_MS = 500
 ROLE_STALLED_MS = 5_000
 PROGRESS_MS = 200
+SERVED_MS = 1_000
 ROLE_START_MS = 120_000
 """From the start of a role process to its ``Bound``: importing torch on a busy host takes long. Fetching is not counted."""
 FETCH_AGAIN_MS = 1_000

@@ -39,6 +39,7 @@ from dmi_protocol.identity import JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.instant import Instant, earliest
 from dmi_protocol.jobs.hosting import Hosting
 from dmi_protocol.jobs.scheduler import Scheduler
+from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.kinds.job import ENDED
 from dmi_protocol.kinds.kind import Host
 from dmi_protocol.membership.settings import SwimSettings
@@ -46,10 +47,10 @@ from dmi_protocol.membership.swim import MemberChanged, Swim
 from dmi_protocol.messages.consensus import Entry, Noop, Snapshot, Voters
 from dmi_protocol.messages.control import ControlMessage, Coordinated, Introduced, Leaving, Propose, Seeking
 from dmi_protocol.messages.membership import FACTS
-from dmi_protocol.messages.roles import Progressed
+from dmi_protocol.messages.roles import Progressed, Served
 from dmi_protocol.placement.voters import next_voters
 from dmi_protocol.sentences import sentence
-from dmi_protocol.view import View, job_view, member_views, no_quorum
+from dmi_protocol.view import View, deployment_view, job_view, member_views, no_quorum
 
 
 class Me(Struct, frozen=True):
@@ -188,8 +189,8 @@ class Peer:
                 self._join(now, event)
             case RoleHappened(role, happened):
                 self._tell(now, self._hosting.happened(role, happened))
-                if isinstance(happened, Progressed):
-                    self.swim.publish(now, gossip_facts.about(role.job), gossip_facts.pack_progress(happened))
+                if isinstance(happened, Progressed | Served):
+                    self.swim.publish(now, gossip_facts.about(role.job), gossip_facts.pack_told(happened))
                 self._is_dirty = True
             case BlobArrived() | BlobFailed() | BlobPinned():
                 self._mind_blob(now, event, effects)
@@ -357,7 +358,7 @@ class Peer:
         if self.state is None:
             return
         if self._is_dirty:
-            work, facts = self._hosting.reconcile(self.state)
+            work, facts = self._hosting.reconcile(now, self.state)
             effects += work
             self._tell(now, facts)
             mine = self.state.members.get(self.me.node)
@@ -448,5 +449,10 @@ class Peer:
             jobs=tuple(
                 job_view(job, state, alive, gossip_facts.progress_of(self.swim.rumors, job.id))
                 for job in state.jobs.values()
+            ),
+            deployments=tuple(
+                deployment_view(job, partial(gossip_facts.served_of, self.swim.rumors, job.id))
+                for job in state.jobs.values()
+                if isinstance(job, DeploymentJob) and job.state not in ENDED
             ),
         )

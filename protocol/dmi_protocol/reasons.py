@@ -71,6 +71,14 @@ class Inferred(Struct, frozen=True, tag="inferred"):
     failed: int
 
 
+class Serving(Struct, frozen=True, tag="serving"):
+    """All is well: ``model`` is served."""
+
+    model: str
+    replicas: tuple[str, ...]
+    gateways: tuple[str, ...]
+
+
 class Succeeded(Struct, frozen=True, tag="succeeded"):
     """All steps are done and the final parameters are durable."""
 
@@ -189,6 +197,23 @@ class Resuming(Struct, frozen=True, tag="resuming"):
     roles: int
 
 
+class ServingWithout(Struct, frozen=True, tag="serving-without"):
+    """A deployment goes on after a loss, on fewer processes than it should have; ``coming`` are on their way."""
+
+    loss: Loss
+    replicas: tuple[str, ...]
+    gateways: tuple[str, ...]
+    coming: int
+
+
+class NotServing(Struct, frozen=True, tag="not-serving"):
+    """A deployment has lost its last replica, or its last gateway. ``roles`` is 0 before it has a new placement."""
+
+    loss: Loss
+    ready: int
+    roles: int
+
+
 class PartsAway(Struct, frozen=True, tag="parts-away"):
     """The job waits for nodes that alone have parts of its checkpoint."""
 
@@ -236,6 +261,19 @@ class InvitationUsed(Struct, frozen=True, tag="invitation-used"):
 
 class InvitationExpired(Struct, frozen=True, tag="invitation-expired"):
     """The invitation is too old."""
+
+
+class AlreadyServed(Struct, frozen=True, tag="already-served"):
+    """A model is served once at a time."""
+
+    model: str
+    job: JobId
+
+
+class NotServed(Struct, frozen=True, tag="not-served"):
+    """Nothing of that name is served."""
+
+    name: str
 
 
 class NameTaken(Struct, frozen=True, tag="name-taken"):
@@ -322,6 +360,9 @@ Reason = (
     | Running
     | Inferring
     | Inferred
+    | Serving
+    | ServingWithout
+    | NotServing
     | Succeeded
     | Cancelled
     | RoleFailed
@@ -345,6 +386,8 @@ Reason = (
     | JobGoesOn
     | InvitationUsed
     | InvitationExpired
+    | AlreadyServed
+    | NotServed
     | NameTaken
     | UnknownMember
     | UnknownModel

@@ -1,6 +1,7 @@
 """Prose is made of reasons here, and nowhere else: ``status``, ``why`` and the log say the same."""
 
 from dmi_protocol.reasons import (
+    AlreadyServed,
     Cancelled,
     CrashedOften,
     DiskFree,
@@ -23,6 +24,8 @@ from dmi_protocol.reasons import (
     NoCoordinator,
     NodeLost,
     NoQuorum,
+    NotServed,
+    NotServing,
     NotYet,
     PairSilent,
     PartsAway,
@@ -33,6 +36,8 @@ from dmi_protocol.reasons import (
     RoleFailed,
     RoleUnready,
     Running,
+    Serving,
+    ServingWithout,
     Starting,
     Succeeded,
     TakingOver,
@@ -64,18 +69,12 @@ def sentence(reason: Reason) -> str:
             return f"{node}, which played {role}, is gone"
         case PairSilent(role, node, peer, peer_node, silent_ms):
             return f"{role} on {node} and {peer} on {peer_node} could not talk for {silent_ms / 1000:g} s, and it was replaced"
-        case Recovering():
-            return _recovering(reason)
-        case TakingOver(loss):
-            return f"{sentence(loss)}; the others take over at this very step"
-        case Weakened():
-            return _weakened(reason)
+        case Recovering() | TakingOver() | Weakened() | PartsAway():
+            return _of_training(reason)
         case Inferring() | InferringWithout() | Resuming() | Inferred():
             return _of_batch(reason)
-        case PartsAway(loss, step, nodes):
-            return (
-                f"{sentence(loss)}; the checkpoint of step {step} has parts that only {_list(nodes)} can give: waiting"
-            )
+        case Serving() | ServingWithout() | NotServing():
+            return _of_deployment(reason)
         case CrashedOften(times, last):
             return f"{sentence(last)}; it was crash {times} without getting any further, so the job is given up"
         case _:
@@ -90,6 +89,20 @@ def _died(reason: RoleDied) -> str:
     else:
         how = f"ended with code {reason.code} without saying why"
     return f"{reason.role} on {reason.node} {how}; see `dmi-node logs`"
+
+
+def _of_training(reason: Recovering | TakingOver | Weakened | PartsAway) -> str:
+    match reason:
+        case Recovering():
+            return _recovering(reason)
+        case TakingOver(loss):
+            return f"{sentence(loss)}; the others take over at this very step"
+        case Weakened():
+            return _weakened(reason)
+        case PartsAway(loss, step, nodes):
+            return (
+                f"{sentence(loss)}; the checkpoint of step {step} has parts that only {_list(nodes)} can give: waiting"
+            )
 
 
 def _weakened(reason: Weakened) -> str:
@@ -113,6 +126,18 @@ def _of_batch(reason: Inferring | InferringWithout | Resuming | Inferred) -> str
             return f"{sentence(loss)}; the job goes on after {done} of {inputs} inputs: {when}"
         case Inferred(inputs, failed):
             return f"succeeded: {inputs} input{'' if inputs == 1 else 's'} done{_failed(failed)}"
+
+
+def _of_deployment(reason: Serving | ServingWithout | NotServing) -> str:
+    match reason:
+        case Serving(model, replicas, gateways):
+            return f"serving {model}: replicas on {_list(replicas)}, gateways on {_list(gateways)}"
+        case ServingWithout(loss, replicas, gateways, coming):
+            where = f"replicas on {_list(replicas)} and gateways on {_list(gateways)}"
+            return f"{sentence(loss)}; {where} go on{_coming(coming)}"
+        case NotServing(loss, ready, roles):
+            when = f"{ready} of {roles} processes are ready" if roles else "waiting for nodes"
+            return f"{sentence(loss)}; requests wait: {when}"
 
 
 def _failed(rows: int) -> str:
@@ -167,9 +192,9 @@ def _refused(reason: Reason) -> str:
             return "cancelled"
         case NotYet(what):
             return f"{what} is not built yet; leave it out"
-        case UnknownJob() | UnknownMember() | UnknownModel():
+        case UnknownJob() | UnknownMember() | UnknownModel() | NotServed():
             return _unknown(reason)
-        case ModelInUse() | JobEnded() | JobGoesOn():
+        case ModelInUse() | JobEnded() | JobGoesOn() | AlreadyServed():
             return _at_another_time(reason)
         case InvitationUsed():
             return "the invitation is not known here: it was used already; ask for a new one with `dmi-node invite`"
@@ -187,8 +212,10 @@ def _refused(reason: Reason) -> str:
             return "the placement has changed meanwhile"
 
 
-def _at_another_time(reason: ModelInUse | JobEnded | JobGoesOn) -> str:
+def _at_another_time(reason: ModelInUse | JobEnded | JobGoesOn | AlreadyServed) -> str:
     match reason:
+        case AlreadyServed(model, job):
+            return f"{model} is served already, by {job}; `dmi-node unserve {model}` ends it"
         case ModelInUse(model, job):
             return f"{model} is used by {job}: cancel it, or wait for its end"
         case JobEnded(job, state):
@@ -197,8 +224,10 @@ def _at_another_time(reason: ModelInUse | JobEnded | JobGoesOn) -> str:
             return f"{job} is {state}: cancel it, or wait for its end"
 
 
-def _unknown(reason: UnknownJob | UnknownMember | UnknownModel) -> str:
+def _unknown(reason: UnknownJob | UnknownMember | UnknownModel | NotServed) -> str:
     match reason:
+        case NotServed(name):
+            return f"nothing is served as {name!r}; `dmi-node status` shows what is"
         case UnknownJob(name):
             return f"no job is named {name!r}; `dmi-node jobs` lists them"
         case UnknownMember(name):

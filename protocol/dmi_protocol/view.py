@@ -10,8 +10,9 @@ from dmi_protocol.gossip_facts import NodeFacts
 from dmi_protocol.identity import NodeId
 from dmi_protocol.kinds.all_kinds import kind_of
 from dmi_protocol.kinds.any_job import AnyJob
+from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.kinds.job import ENDED, QUEUED, RECOVERING, RUNNING, STARTING
-from dmi_protocol.messages.roles import Progressed
+from dmi_protocol.messages.roles import Progressed, Served
 from dmi_protocol.sentences import detail, sentence
 
 
@@ -61,6 +62,24 @@ class JobView(Struct, frozen=True):
     detail: str | None
 
 
+class DeploymentView(Struct, frozen=True):
+    """A model that is served. ``urls`` are those of its gateways; requests are counted since each gateway began, the speed and
+    the times that a request took are those of the last seconds: None where no request was heard of."""
+
+    job: str
+    model: str
+    version: int
+    state: str
+    replicas: tuple[str, ...]
+    gateways: tuple[str, ...]
+    urls: tuple[str, ...]
+    requests: int
+    failed: int
+    requests_per_second: float | None
+    p50_ms: float | None
+    p99_ms: float | None
+
+
 class View(Struct, frozen=True):
     """See the module. ``quorum_reason`` is None while there is a quorum."""
 
@@ -72,6 +91,7 @@ class View(Struct, frozen=True):
     quorum_reason: str | None
     members: tuple[MemberView, ...]
     jobs: tuple[JobView, ...]
+    deployments: tuple[DeploymentView, ...] = ()
 
 
 def job_view(job: AnyJob, state: ClusterState, alive: Set[NodeId], progress: Progressed | None) -> JobView:
@@ -94,6 +114,27 @@ def job_view(job: AnyJob, state: ClusterState, alive: Set[NodeId], progress: Pro
     )
 
 
+def deployment_view(job: DeploymentJob, served: Callable[[NodeId], Served | None]) -> DeploymentView:
+    """One deployment. The times of all gateways are those of the slowest: quantiles cannot be averaged."""
+    gateways = job.bound("gateway")
+    told = [found for endpoint in gateways if (found := served(endpoint.node)) is not None]
+    busy = [found for found in told if found.requests_per_second > 0]
+    return DeploymentView(
+        job=job.id,
+        model=job.spec.name,
+        version=int(job.spec.model.id.rpartition(":")[2]),
+        state=job.state,
+        replicas=tuple(endpoint.node_name for endpoint in job.bound("replica")),
+        gateways=tuple(endpoint.node_name for endpoint in gateways),
+        urls=tuple(f"http://{endpoint.address}" for endpoint in gateways),
+        requests=sum(found.requests for found in told),
+        failed=sum(found.failed for found in told),
+        requests_per_second=sum(found.requests_per_second for found in told) if told else None,
+        p50_ms=max((found.p50_ms for found in busy), default=None),
+        p99_ms=max((found.p99_ms for found in busy), default=None),
+    )
+
+
 def why(job: AnyJob, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
     """Why the job is in its state."""
     kind = kind_of(job).views
@@ -106,7 +147,8 @@ def why(job: AnyJob, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
     if job.reason is not None:
         return job.reason
     have_none = {node for _, node in job.roles()} - set(job.holders)
-    if job.state in {QUEUED, STARTING} and not set(job.holders) & alive and (have_none or not job.is_placed):
+    are_away = bool(job.files()) and not set(job.holders) & alive
+    if job.state in {QUEUED, STARTING} and are_away and (have_none or not job.is_placed):
         return reasons.FilesAway(_names(state, job.holders))
     ready = sum(node in alive and not member.witness for node, member in state.members.items())
     if job.state == STARTING:

@@ -1,6 +1,6 @@
 """A version of a model, for tests to which it does not matter what it computes."""
 
-from dmi_protocol.cluster.command import AddModel, BatchSpec
+from dmi_protocol.cluster.command import AddModel, BatchSpec, DeploymentSpec
 from dmi_protocol.identity import BlobHash, NodeId, RequestId
 from dmi_protocol.model import ModelContent, ModelFile, ModelRef, TensorInfo
 
@@ -30,3 +30,15 @@ def batch(
 ) -> BatchSpec:
     """A batch inference with such a model."""
     return BatchSpec(name, ModelRef(model, content(blob)), inputs, slice_inputs, replicas, per_node)
+
+
+def deployment(
+    name: str = "m",
+    *,
+    model: str = "m:1",
+    replicas: int | None = None,
+    gateways: int | None = None,
+    max_batch: int = 32,
+) -> DeploymentSpec:
+    """Such a model, served."""
+    return DeploymentSpec(name, ModelRef(model, content()), replicas, gateways, max_batch)

@@ -28,6 +28,7 @@ from dmi_protocol.effects import Answer, StartRole
 from dmi_protocol.identity import JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.kinds.any_job import AnyJob
 from dmi_protocol.kinds.batch.state import BatchJob, SliceResult
+from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.kinds.job import SUCCEEDED
 from dmi_protocol.kinds.training.state import Checkpoint, TrainingJob
 from dmi_protocol.messages.consensus import Entry, Noop, Voted, Voters
@@ -306,6 +307,8 @@ def _shape(job: AnyJob) -> tuple[object, ...]:
     if isinstance(job, BatchJob):
         results = {slice_: result.blob for slice_, result in job.results.items()}
         return (job.state, job.generation, job.placements, job.endpoints, dict(job.leases), results)
+    if isinstance(job, DeploymentJob):
+        return (job.state, job.generation, job.placements, job.endpoints, job.changes)
     return (
         job.state,
         job.generation,

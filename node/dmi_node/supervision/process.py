@@ -32,6 +32,7 @@ from dmi_protocol.messages.roles import (
     Progressed,
     Ready,
     RoleEvent,
+    Served,
     Started,
     Stop,
     ToRole,
@@ -211,7 +212,7 @@ class RoleProcess:
             self._is_busy = False
 
     def _judged(
-        self, message: Bound | Progressed | Ready | CaughtUp | Unheard | Written | Completed | Failed
+        self, message: Bound | Progressed | Served | Ready | CaughtUp | Unheard | Written | Completed | Failed
     ) -> RoleEvent:
         """What job code says goes to every node, so it is bounded here. Raises ``RemoteProtocolError``."""
         match message:

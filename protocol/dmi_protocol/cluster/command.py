@@ -45,7 +45,23 @@ class BatchSpec(JobSpec, frozen=True, tag="batch"):
         return -(-self.inputs // self.slice_inputs)
 
 
-Spec = TrainingSpec | BatchSpec
+class DeploymentSpec(JobSpec, frozen=True, tag="deployment"):
+    """A model that is served under its name. ``replicas`` is how many processes compute, None for two, or one where there is
+    one node; ``gateways`` how many nodes take requests in, None for all, up to ``limits.GATEWAYS``. Gateways listen on ``port``,
+    or where that is taken and ``may_move`` on the next one that is free. With ``exact`` each request is computed alone."""
+
+    model: ModelRef
+    replicas: int | None = None
+    gateways: int | None = None
+    max_batch: int = 32
+    max_wait_ms: int = 5
+    exact: bool = False
+    port: int = 8_100
+    may_move: bool = True
+    threads: int = 1
+
+
+Spec = TrainingSpec | BatchSpec | DeploymentSpec
 
 
 class Part(Struct, frozen=True):
@@ -145,7 +161,11 @@ class BatchStart(Struct, frozen=True, tag="batch"):
     """Replicas begin one by one; what they compute is leased to them."""
 
 
-Start = TrainingStart | BatchStart
+class DeploymentStart(Struct, frozen=True, tag="deployment"):
+    """Replicas and gateways begin one by one, and are told of each other."""
+
+
+Start = TrainingStart | BatchStart | DeploymentStart
 
 
 class Place(Struct, frozen=True, tag="place"):
@@ -338,10 +358,20 @@ class ReopenSlices(Struct, frozen=True, tag="reopen-slices"):
     gone: tuple[NodeId, ...]
 
 
+class Dismiss(Struct, frozen=True, tag="dismiss"):
+    """These processes of a deployment have nothing to do any more, and end: others do it."""
+
+    request: RequestId
+    job: JobId
+    generation: int
+    dismissed: tuple[RoleKey, ...]
+
+
 MemberCommand = Invite | Admit | Remove | Readdress | Drain
 TrainingCommand = Reassign | ReadyRole | SyncReplica | ReportPair | CompleteRole | SetCheckpointHolders | KeepPart
 BatchCommand = LeaseSlices | CommitSlice | ReopenSlices
-KindCommand = TrainingCommand | BatchCommand
+DeploymentCommand = Dismiss
+KindCommand = TrainingCommand | BatchCommand | DeploymentCommand
 """Those of one kind of job alone."""
 JobCommand = Submit | Cancel | RemoveJob | Place | Recruit | BindRole | LoseRole | Finish | KindCommand
 ModelCommand = AddModel | RemoveModel

@@ -1,7 +1,16 @@
 """What the commands of blobs and models do to the state."""
 
 from dmi_protocol.cluster import models
-from dmi_protocol.cluster.command import AddModel, BatchSpec, BlobCommand, HoldBlob, ModelCommand, Recopy, RemoveModel
+from dmi_protocol.cluster.command import (
+    AddModel,
+    BatchSpec,
+    BlobCommand,
+    DeploymentSpec,
+    HoldBlob,
+    ModelCommand,
+    Recopy,
+    RemoveModel,
+)
 from dmi_protocol.cluster.holding import Holding
 from dmi_protocol.cluster.state import ClusterState, Outcome
 from dmi_protocol.identity import JobId
@@ -24,7 +33,7 @@ def do_for_blobs(state: ClusterState, command: BlobCommand | ModelCommand) -> Ou
             return Outcome(value, refusal)
         case RemoveModel():
             going_on = [job for job in state.jobs.values() if job.state not in ENDED]
-            used = {job.spec.model.id: job.id for job in going_on if isinstance(job.spec, BatchSpec)}
+            used = {job.spec.model.id: job.id for job in going_on if isinstance(job.spec, BatchSpec | DeploymentSpec)}
             return Outcome(refusal=models.remove(state.models, command, used))
 
 

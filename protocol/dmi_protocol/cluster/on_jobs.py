@@ -217,7 +217,7 @@ def _is_crash(reason: Loss) -> bool:
 
 
 def _is_of_host(reason: Loss) -> bool:
-    return isinstance(reason, RoleFailed) and reason.kind in {"disk", "machine", "memory"}
+    return isinstance(reason, RoleFailed) and reason.kind in {"disk", "machine", "memory", "port"}
 
 
 def _finish(state: ClusterState, command: Finish) -> Outcome:

@@ -33,7 +33,9 @@ from dmi_protocol.messages.roles import (
 from dmi_protocol.reasons import Loss, NodeLost, Reason, RoleDied, RoleFailed, RoleUnready
 
 GRACE_MS = 3_000
-RECOVERABLE = frozenset({"peer-silent", "peer-broken", "declined", "server", "disk", "input", "memory", "compute-died"})
+RECOVERABLE = frozenset(
+    {"peer-silent", "peer-broken", "declined", "server", "disk", "input", "memory", "compute-died", "port"}
+)
 """Kinds of failures that lie in a process or between two of them: others may do the same work."""
 
 
@@ -90,7 +92,7 @@ class Hosting:
         """The last progress that a worker of ``job`` told here."""
         return next((local.progress for key, local in self._local.items() if key.job == job and local.progress), None)
 
-    def reconcile(self, state: ClusterState) -> tuple[list[Effect], list[Command]]:
+    def reconcile(self, now: Instant, state: ClusterState) -> tuple[list[Effect], list[Command]]:
         """Make what is here what ``state`` wants; gives effects, and facts that the others must learn."""
         self._is_new = True
         effects: list[Effect] = []
@@ -112,7 +114,7 @@ class Hosting:
                 else:
                     del self._local[role]
         for role, job in wanted.items():
-            effects += self._want(role, job, facts, state)
+            effects += self._want(now, role, job, facts, state)
         return [*effects, *self._keeping.reconcile(state)], facts
 
     def deadline(self) -> Instant | None:
@@ -143,7 +145,9 @@ class Hosting:
                 facts.append(self._lost(role, RoleUnready(role.name, self._host.name, limits.ROLE_START_MS)))
         return effects, facts
 
-    def _want(self, role: RoleKey, job: AnyJob, facts: list[Command], state: ClusterState) -> list[Effect]:
+    def _want(
+        self, now: Instant, role: RoleKey, job: AnyJob, facts: list[Command], state: ClusterState
+    ) -> list[Effect]:
         local = self._local.get(role)
         endpoint = next((record.endpoint for record in job.endpoints if record.endpoint.key == role), None)
         if endpoint is not None and (local is None or local.public_key != endpoint.public_key):
@@ -155,14 +159,20 @@ class Hosting:
         if local is None:
             kind = kind_of(job).processes
             needs, is_recruit = kind.needs(job, role), role.generation != job.start_generation
-            self._local[role] = _Local(kind, needs, {job.bundle, *needs}, is_recruit=is_recruit)
-            return [self._keeping.fetch(state, blob) for blob in (job.bundle, *needs)]
+            local = self._local[role] = _Local(kind, needs, {*job.files(), *needs}, is_recruit=is_recruit)
+            if not local.awaited:
+                return self._start(now, role, local, job)
+            return [self._keeping.fetch(state, blob) for blob in (*job.files(), *needs)]
         if local.started_at is None:
             return []
         wanted = local.kind.inputs(job, role)
         missing = [blob for blob in wanted if blob not in local.inputs]
         local.inputs = {blob: local.inputs.get(blob, False) for blob in wanted}
         return [*[self._keeping.fetch(state, blob) for blob in missing], *_tell(role, local, job)]
+
+    def _start(self, now: Instant, role: RoleKey, local: _Local, job: AnyJob) -> list[Effect]:
+        local.started_at = now
+        return [StartRole(role, local.kind.launch(job, role, self._host, local.needs))]
 
     def leases(self, contact: Instant | None) -> list[Effect]:
         """Every server here may show new versions for a while after its node was in ``contact`` with a quorum."""
@@ -209,8 +219,7 @@ class Hosting:
             if job is None or local.is_stopping:
                 continue
             if not local.awaited and local.started_at is None:
-                local.started_at = now
-                effects.append(StartRole(role, local.kind.launch(job, role, self._host, local.needs)))
+                effects += self._start(now, role, local, job)
             elif local.inputs.get(blob) is False:
                 local.inputs[blob] = True
                 effects += _tell(role, local, job)

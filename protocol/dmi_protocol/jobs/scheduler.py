@@ -40,7 +40,7 @@ class Scheduler:
         going_on = [job for job in state.jobs.values() if job.state not in ENDED]
         for job in sorted(going_on, key=lambda job: job.submitted_at):
             plans = kind_of(job).plans
-            is_lost = not set(job.holders) & state.members.keys()
+            is_lost = bool(job.files()) and not set(job.holders) & state.members.keys()
             why_not = FilesLost() if is_lost else plans.hopeless(job, state)
             if why_not is not None:
                 request = RequestId(f"{job.id}/{job.generation}/finish-{FAILED}")

@@ -55,6 +55,10 @@ class Job(Struct):
     crashed_in: int = 0
     """The generation of the last such incident: what was started before it may be of it, too."""
 
+    def files(self) -> tuple[BlobHash, ...]:
+        """The job's own files, which every process of it begins from, as a blob; a deployment has none."""
+        return (self.bundle,) if self.bundle else ()
+
     def hold(self, blob: BlobHash, node: NodeId) -> None:
         """``node`` has a further copy of a blob."""
         if blob == self.bundle:

@@ -9,7 +9,7 @@ from dmi_protocol.cluster.command import BindRole, Command, Finish, KindCommand,
 from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.identity import BlobHash, NodeId, RequestId
 from dmi_protocol.kinds.job import Job
-from dmi_protocol.messages.roles import Launch, Progressed, RoleEvent, RoleKey, Roster, Slices
+from dmi_protocol.messages.roles import Fleet, Launch, Progressed, RoleEvent, RoleKey, Roster, Slices
 from dmi_protocol.reasons import Loss, Reason
 
 OfKind = TypeVar("OfKind", bound=Job, contravariant=True)
@@ -116,7 +116,7 @@ class Processes(Protocol[OfKind]):
         """The first message to it."""
         ...
 
-    def told(self, job: OfKind, role: RoleKey, since: int) -> tuple[int, Roster | Slices] | None:
+    def told(self, job: OfKind, role: RoleKey, since: int) -> tuple[int, Roster | Slices | Fleet] | None:
         """What it is to be told now, and a number that grows with what there is to tell. It was told what there was at
         ``since``, which is 0 before it was told anything; None while there is nothing else."""
         ...

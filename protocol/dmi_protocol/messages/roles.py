@@ -11,7 +11,7 @@ from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
 from dmi_protocol.instant import Instant
 from dmi_protocol.model import ModelRef
 
-Role = Literal["server", "worker", "replica"]
+Role = Literal["server", "worker", "replica", "gateway"]
 
 
 class RoleKey(Struct, frozen=True, order=True):
@@ -74,8 +74,27 @@ class BatchLaunch(Launch, frozen=True, kw_only=True, tag="launch-batch"):
     slice_inputs: int
 
 
+class ReplicaLaunch(Launch, frozen=True, kw_only=True, tag="launch-replica"):
+    """Of a deployment's replica; ``needs`` are the files of the model, in their order."""
+
+    model: ModelRef
+    max_batch: int
+
+
+class GatewayLaunch(Launch, frozen=True, kw_only=True, tag="launch-gateway"):
+    """Of a deployment's gateway: see ``DeploymentSpec``."""
+
+    model: ModelRef
+    max_batch: int
+    max_wait_ms: int
+    exact: bool
+    port: int
+    may_move: bool
+
+
 class Endpoint(Struct, frozen=True):
-    """One role process as its peers see it. ``address`` is ``host:port`` of its data socket."""
+    """One role process as its peers see it. ``address`` is ``host:port`` of its data socket; of a gateway, where it takes
+    requests in."""
 
     key: RoleKey
     node: NodeId
@@ -152,6 +171,15 @@ class Slices(Struct, frozen=True, tag="slices"):
     files: tuple[str, ...] = ()
 
 
+class Fleet(Struct, frozen=True, tag="fleet"):
+    """To the replicas and gateways of a deployment: who they are now, all of them bound. Gateways connect to replicas, and nobody
+    else may. ``number`` grows with each such message."""
+
+    number: int
+    replicas: tuple[Endpoint, ...]
+    gateways: tuple[Endpoint, ...]
+
+
 class Lease(Struct, frozen=True, tag="lease"):
     """To a server: its node was in contact with a quorum, so workers may be shown new versions until ``until`` (this host's
     monotonic clock, in milliseconds)."""
@@ -187,6 +215,17 @@ class Progressed(Struct, frozen=True, tag="progressed"):
     steps: int | None
     samples_per_second: float
     loss: float | None
+
+
+class Served(Struct, frozen=True, tag="served"):
+    """From a gateway, every ``limits.SERVED_MS`` while something changes: since it began, and lately."""
+
+    requests: int
+    failed: int
+    """Of these, those that were not answered as they should: refused for want of room, too late, or after a failure of ours."""
+    requests_per_second: float
+    p50_ms: float
+    p99_ms: float
 
 
 class Ready(Struct, frozen=True, tag="ready"):
@@ -267,8 +306,8 @@ class Started(Struct, frozen=True, tag="started"):
     pid: int
 
 
-ToRole = TrainingLaunch | BatchLaunch | Roster | Slices | Lease | Stop
+ToRole = TrainingLaunch | BatchLaunch | ReplicaLaunch | GatewayLaunch | Roster | Slices | Fleet | Lease | Stop
 Written = PartWritten | SliceWritten
 """A file of a role process that its daemon is to keep."""
-FromRole = Bound | Moving | Progressed | Ready | CaughtUp | Unheard | Written | Completed | Failed
-RoleEvent = Started | Bound | Progressed | Ready | CaughtUp | Unheard | Written | Completed | Failed | Exited
+FromRole = Bound | Moving | Progressed | Served | Ready | CaughtUp | Unheard | Written | Completed | Failed
+RoleEvent = Started | Bound | Progressed | Served | Ready | CaughtUp | Unheard | Written | Completed | Failed | Exited

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmi_protocol.cluster.apply import apply
-from dmi_protocol.cluster.command import BindRole, Command, Submit, TrainingSpec
+from dmi_protocol.cluster.command import BindRole, Command, DeploymentSpec, Spec, Submit, TrainingSpec
 from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId, job_id
 from dmi_protocol.instant import Instant
@@ -17,13 +17,14 @@ from dmi_protocol.jobs.hosting import Hosting
 from dmi_protocol.jobs.scheduler import Scheduler
 from dmi_protocol.kinds.kind import Host
 from dmi_protocol.view import job_view, member_views
-from tests.protocol.models import adding, batch
+from tests.protocol.models import adding, batch, deployment
 
 NODES = tuple(NodeId(letter * 16) for letter in "abc")
-SPECS = (
+SPECS: tuple[Spec, ...] = (
     TrainingSpec("job", "t.py", workers=2),
     TrainingSpec("job", "t.py"),
     batch(7, 2, name="job"),
+    deployment("job", replicas=2),
 )
 JOBS = tuple(job_id("job", RequestId(f"submit-{n}")) for n in range(len(SPECS)))
 KINDS = get_args(Command)
@@ -85,9 +86,13 @@ def begun() -> ClusterState:
         state.members[node] = MemberRecord(node, node[0], "h:1", PublicKey(node), witness=False)
     apply(state, 1, adding("m", *NODES[:2]))
     for n in range(len(JOBS)):
-        submit = Submit(RequestId(f"submit-{n}"), SPECS[n], BlobHash("1" * 64), NODES[:2])
+        submit = Submit(RequestId(f"submit-{n}"), SPECS[n], _bundle(SPECS[n]), NODES[:2])
         assert apply(state, n + 2, submit).value == JOBS[n]
     return state
+
+
+def _bundle(spec: Spec) -> BlobHash:
+    return BlobHash("" if isinstance(spec, DeploymentSpec) else "1" * 64)
 
 
 def look(state: ClusterState, random: Random) -> None:
@@ -95,7 +100,7 @@ def look(state: ClusterState, random: Random) -> None:
     alive = frozenset(node for node in state.members if random.random() < 0.8)
     Scheduler().propose(NOW, state, alive)
     hosting = Hosting(Host(NODES[0], "a", "h", (0, 0)), lambda _: None)
-    hosting.reconcile(state)
+    hosting.reconcile(Instant(0), state)
     hosting.drop_kept(state)
     member_views(state, set(NODES), lambda _: "alive", lambda _: None)
     for job in state.jobs.values():

@@ -53,16 +53,16 @@ def endpoint(job: TrainingJob, key: str) -> None:
 def test_a_role_is_fetched_started_bound_and_told() -> None:
     state, job = placed()
     hosting = hosting_here()
-    assert hosting.reconcile(state) == ([FetchBlob(BUNDLE, ())], [])
+    assert hosting.reconcile(Instant(0), state) == ([FetchBlob(BUNDLE, ())], [])
     started, told = hosting.arrived(NOW, state, BUNDLE)
     assert [type(effect) for effect in started] == [StartRole]
     assert told == []
     (fact,) = hosting.happened(SERVER, Bound("h:2", PublicKey("now"), 7))
     assert isinstance(fact, BindRole)
     endpoint(job, "now")
-    assert hosting.reconcile(state) == ([], [])
+    assert hosting.reconcile(Instant(0), state) == ([], [])
     job.state = RUNNING
-    effects, facts = hosting.reconcile(state)
+    effects, facts = hosting.reconcile(Instant(0), state)
     assert [type(effect) for effect in effects] == [TellRole]
     assert facts == []
 
@@ -70,7 +70,7 @@ def test_a_role_is_fetched_started_bound_and_told() -> None:
 def test_an_endpoint_of_an_earlier_start_is_reported_lost() -> None:
     state, job = placed()
     endpoint(job, "before")
-    effects, facts = hosting_here().reconcile(state)
+    effects, facts = hosting_here().reconcile(Instant(0), state)
     assert effects == []
     assert [fact.reason for fact in facts if isinstance(fact, LoseRole)] == [NodeLost("server-0", "n0")]
 
@@ -79,12 +79,12 @@ def test_an_endpoint_of_an_earlier_start_that_is_heard_of_late_is_reported_lost_
     """Simulation, seed 34: the restarted node had begun the role again before it caught up with the log."""
     state, job = placed()
     hosting = hosting_here()
-    hosting.reconcile(state)
+    hosting.reconcile(Instant(0), state)
     hosting.arrived(NOW, state, BUNDLE)
     hosting.happened(SERVER, Bound("h:3", PublicKey("now"), 8))
     endpoint(job, "before")
     job.state = RUNNING
-    effects, facts = hosting.reconcile(state)
+    effects, facts = hosting.reconcile(Instant(0), state)
     assert effects == [], "nobody must be told of a roster with a dead process in it"
     assert [fact.reason for fact in facts if isinstance(fact, LoseRole)] == [NodeLost("server-0", "n0")]
 
@@ -107,7 +107,7 @@ def test_a_server_goes_on_from_the_parts_that_hold_its_buckets_once_all_are_here
     for servers, parts in ((3, PARTS[:1]), (2, PARTS)):
         state, _ = restored(servers)
         hosting = hosting_here()
-        effects, _ = hosting.reconcile(state)
+        effects, _ = hosting.reconcile(Instant(0), state)
         assert effects == [FetchBlob(BUNDLE, ()), *(FetchBlob(part, (OTHER,)) for part in parts)]
         for blob in parts:
             assert hosting.arrived(NOW, state, blob) == ([], [])
@@ -121,9 +121,9 @@ def test_what_cannot_be_had_now_is_asked_for_again_for_as_long_as_it_takes() -> 
     for blob, sources in ((PARTS[0], (OTHER,)), (BUNDLE, ())):
         state, job = restored(3)
         hosting = hosting_here()
-        hosting.reconcile(state)
+        hosting.reconcile(Instant(0), state)
         hosting.missing(NOW, blob)
-        assert hosting.reconcile(state) == ([], []), "not faster than now and then"
+        assert hosting.reconcile(Instant(0), state) == ([], []), "not faster than now and then"
         assert hosting.deadline() == AGAIN
         assert hosting.tick(NOW, state) == ([], [])
         assert hosting.tick(AGAIN, state) == ([FetchBlob(blob, sources)], [])
@@ -138,7 +138,7 @@ def test_fetching_is_no_starting_and_a_process_that_does_not_bind_is_given_up() 
     """A child that hangs before its first beat is found by this, too."""
     state, _ = placed()
     hosting = hosting_here()
-    hosting.reconcile(state)
+    hosting.reconcile(Instant(0), state)
     assert hosting.deadline() is None, "however long its files take"
     hosting.arrived(NOW, state, BUNDLE)
     due = after(NOW, limits.ROLE_START_MS)
@@ -165,8 +165,8 @@ def test_a_checkpoint_holder_fetches_a_part_tells_it_and_drops_it_when_it_is_old
     job.parts[4] = (KeptPart(0, PARTS[0], 9, (OTHER,)),)
     state.members[OTHER] = MemberRecord(OTHER, "n1", "h:1", PublicKey("o"), witness=False)
     hosting = hosting_here()
-    assert hosting.reconcile(state) == ([FetchBlob(PARTS[0], (OTHER,))], [])
-    assert hosting.reconcile(state) == ([], []), "it is under way"
+    assert hosting.reconcile(Instant(0), state) == ([FetchBlob(PARTS[0], (OTHER,))], [])
+    assert hosting.reconcile(Instant(0), state) == ([], []), "it is under way"
     hosting.missing(NOW, PARTS[0])
     assert hosting.tick(AGAIN, state) == ([FetchBlob(PARTS[0], (OTHER,))], []), "it is tried again"
     hosting.drop_kept(state)
@@ -174,7 +174,7 @@ def test_a_checkpoint_holder_fetches_a_part_tells_it_and_drops_it_when_it_is_old
     assert isinstance(fact, KeepPart)
     assert (fact.step, fact.part, fact.final) == (4, Part(0, PARTS[0], 9, ME), False)
     job.parts[4] = (KeptPart(0, PARTS[0], 9, (OTHER, ME)),)
-    assert hosting.reconcile(state) == ([], [])
+    assert hosting.reconcile(Instant(0), state) == ([], [])
     assert hosting.drop_kept(state) == []
     job.parts.clear()
     assert hosting.drop_kept(state) == [DropBlob(PARTS[0])]
@@ -183,7 +183,7 @@ def test_a_checkpoint_holder_fetches_a_part_tells_it_and_drops_it_when_it_is_old
 def started() -> Hosting:
     state, _ = placed()
     hosting = hosting_here()
-    hosting.reconcile(state)
+    hosting.reconcile(Instant(0), state)
     hosting.arrived(NOW, state, BUNDLE)
     return hosting
 
@@ -232,13 +232,13 @@ def test_a_completed_role_whose_process_is_of_an_earlier_start_is_safe_only_with
     state, job = placed()
     endpoint(job, "before")
     job.state, job.completed = RUNNING, (SERVER,)
-    _, facts = hosting_here().reconcile(state)
+    _, facts = hosting_here().reconcile(Instant(0), state)
     assert [type(fact) for fact in facts] == [LoseRole]
     job.final_parts[4] = (KeptPart(0, PARTS[0], 9, (ME,)),)
-    _, facts = hosting_here().reconcile(state)
+    _, facts = hosting_here().reconcile(Instant(0), state)
     assert [type(fact) for fact in facts] == [LoseRole], "the worker may wait for its last words (simulation, seed 242)"
     job.completed = (SERVER, RoleKey(JOB, 1, "worker", 0))
-    assert hosting_here().reconcile(state) == ([], [])
+    assert hosting_here().reconcile(Instant(0), state) == ([], [])
 
 
 def test_the_last_checkpoint_and_the_final_one_may_be_the_same_bytes() -> None:
@@ -248,10 +248,10 @@ def test_the_last_checkpoint_and_the_final_one_may_be_the_same_bytes() -> None:
     job.checkpoint_holders = (ME,)
     job.parts[4] = (KeptPart(0, PARTS[0], 9, (OTHER,)),)
     hosting = hosting_here()
-    hosting.reconcile(state)
+    hosting.reconcile(Instant(0), state)
     hosting.arrived(NOW, state, PARTS[0])
     job.final_parts[4] = (KeptPart(0, PARTS[0], 9, (OTHER,)),)
-    assert hosting.reconcile(state) == ([FetchBlob(PARTS[0], (OTHER,))], [])
+    assert hosting.reconcile(Instant(0), state) == ([FetchBlob(PARTS[0], (OTHER,))], [])
     (_, facts) = hosting.arrived(NOW, state, PARTS[0])
     assert [fact.final for fact in facts if isinstance(fact, KeepPart)] == [False, True]
 
@@ -263,10 +263,10 @@ def test_a_copy_that_was_told_while_another_was_to_keep_it_is_told_anew() -> Non
     job.checkpoint_holders = (ME,)
     job.final_parts[4] = (KeptPart(0, PARTS[0], 9, (OTHER,)),)
     hosting = hosting_here()
-    hosting.reconcile(state)
+    hosting.reconcile(Instant(0), state)
     (_, (before,)) = hosting.arrived(NOW, state, PARTS[0])
     job.holder_changes += 2  # to another and back, in one batch of entries
-    assert hosting.reconcile(state) == ([FetchBlob(PARTS[0], (OTHER,))], [])
+    assert hosting.reconcile(Instant(0), state) == ([FetchBlob(PARTS[0], (OTHER,))], [])
     (_, (now,)) = hosting.arrived(NOW, state, PARTS[0])
     assert isinstance(before, KeepPart)
     assert isinstance(now, KeepPart)
@@ -280,7 +280,7 @@ def test_a_further_copy_of_an_ended_job_is_fetched_told_and_kept() -> None:
     job.checkpoint = Checkpoint(4, (KeptPart(1, PARTS[1], 1, (OTHER,)),))
     job.holders = (OTHER,)
     hosting = hosting_here()
-    assert hosting.reconcile(state) == ([FetchBlob(PARTS[1], (OTHER,)), FetchBlob(BUNDLE, (OTHER,))], [])
+    assert hosting.reconcile(Instant(0), state) == ([FetchBlob(PARTS[1], (OTHER,)), FetchBlob(BUNDLE, (OTHER,))], [])
     for blob in (PARTS[1], BUNDLE):
         (_, (fact,)) = hosting.arrived(NOW, state, blob)
         assert isinstance(fact, HoldBlob)

@@ -22,7 +22,7 @@ SPEC = batch(10, 1)
 def hosting(table: Table) -> Hosting:
     """On the third node, whose replica has started."""
     found = Hosting(HERE, lambda _: None)
-    effects, _ = found.reconcile(table.state)
+    effects, _ = found.reconcile(Instant(0), table.state)
     wanted = [effect for effect in effects if isinstance(effect, FetchBlob)]
     assert wanted == [FetchBlob(BUNDLE, (A, B)), FetchBlob(WEIGHTS, (A, B))]
     assert found.arrived(Instant(0), table.state, BUNDLE) == ([], [])
@@ -44,7 +44,7 @@ def begun() -> tuple[Table, Hosting]:
 
 
 def told(found: Hosting, table: Table) -> list[Slices]:
-    effects, _ = found.reconcile(table.state)
+    effects, _ = found.reconcile(Instant(0), table.state)
     return [e.message for e in effects if isinstance(e, TellRole) and isinstance(e.message, Slices)]
 
 
@@ -87,7 +87,7 @@ def test_a_holder_elsewhere_is_asked_for_a_copy() -> None:
     table.commit(2, 2)
     job = table.job
     job.copies[blob(2)] = A
-    effects, _ = Hosting(Host(A, "a", "h", (1, 2)), lambda _: None).reconcile(table.state)
+    effects, _ = Hosting(Host(A, "a", "h", (1, 2)), lambda _: None).reconcile(Instant(0), table.state)
     assert FetchBlob(BlobHash(blob(2)), (C,)) in effects
 
 
@@ -95,7 +95,7 @@ PACKS = tuple(BlobHash(f"{slice_:x}" * 64) for slice_ in range(10))
 
 
 def fetched(found: Hosting, table: Table) -> list[BlobHash]:
-    effects, _ = found.reconcile(table.state)
+    effects, _ = found.reconcile(Instant(0), table.state)
     assert not [effect for effect in effects if isinstance(effect, TellRole)], "its inputs are not here"
     return [effect.blob for effect in effects if isinstance(effect, FetchBlob)]
 

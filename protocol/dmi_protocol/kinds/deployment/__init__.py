@@ -1,0 +1,1 @@
+"""Deployments: replicas compute what gateways take in. A deployment goes on until somebody ends it."""

@@ -1,0 +1,67 @@
+"""Where a deployment's processes are, and where they should be: pure."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from dmi_protocol import limits
+from dmi_protocol.identity import NodeId
+from dmi_protocol.kinds.deployment.state import DeploymentJob
+from dmi_protocol.messages.roles import Role, RoleKey
+
+_REPLICAS = 2
+"""Where nobody says how many: one may be lost."""
+ROLES: tuple[Role, ...] = ("gateway", "replica")
+
+
+def fit(job: DeploymentJob, nodes: Sequence[NodeId]) -> list[NodeId]:
+    """Those where its processes were of use, if there are any."""
+    return [node for node in nodes if job.misses.get(node, 0) < limits.MISSES] or list(nodes)
+
+
+def target(job: DeploymentJob, role: Role, nodes: Sequence[NodeId]) -> int:
+    """How many of this role there should be on these nodes: one gateway on a node at most, because of its port."""
+    if role == "gateway":
+        return min(job.spec.gateways or limits.GATEWAYS, len(nodes))
+    return (job.spec.replicas or min(_REPLICAS, len(nodes))) if nodes else 0
+
+
+def missing(job: DeploymentJob, role: Role, nodes: Sequence[NodeId], load: dict[NodeId, int]) -> list[NodeId]:
+    """On which nodes one more is wanted; what is chosen is added to ``load``. Where all are there and some node has two more than
+    another one, that other one gets one, so that the first can give one up."""
+    able = fit(job, nodes)
+    there = Counter(node for _, node in job.placed(role) if node in nodes)
+    lacking = target(job, role, able) - there.total()
+    if lacking <= 0 and role == "replica" and able:
+        is_settled = lacking == 0 and len(job.bound(role)) == len(job.placed(role))
+        emptiest, fullest = min(there[node] for node in able), max(there[node] for node in able)
+        lacking = int(is_settled and fullest - emptiest > 1)
+    chosen: list[NodeId] = []
+    for _ in range(lacking):
+        open_ = [node for node in able if role == "replica" or not there[node]]
+        if not open_:
+            break
+        node = min(open_, key=lambda node: (there[node], load.get(node, 0), node))
+        chosen.append(node)
+        there[node] += 1
+        load[node] = load.get(node, 0) + 1
+    return chosen
+
+
+def surplus(job: DeploymentJob, role: Role, nodes: Sequence[NodeId]) -> list[RoleKey]:
+    """Who is not needed any more: those on nodes that are leaving, and those beyond the number that is wanted, once all others
+    are bound. While nobody else is there, who is leaving stays."""
+    bound = {endpoint.key for endpoint in job.bound(role)}
+    staying = [(key, node) for key, node in job.placed(role) if node in nodes]
+    leaving = [key for key, node in job.placed(role) if node not in nodes]
+    wanted = target(job, role, fit(job, nodes))
+    ready = [(key, node) for key, node in staying if key in bound]
+    if not wanted or len(ready) < wanted:
+        return [key for key in leaving if key not in bound]
+    there = Counter(node for _, node in staying)
+    gone = leaving
+    for _ in range(len(staying) - wanted):
+        key, node = max(staying, key=lambda each: (each[0] not in bound, there[each[1]], each[0].index))
+        staying.remove((key, node))
+        there[node] -= 1
+        gone.append(key)
+    return gone

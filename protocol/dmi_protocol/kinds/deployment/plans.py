@@ -1,0 +1,70 @@
+"""What a deployment needs next: pure, from the state and who is there."""
+
+from dmi_protocol import limits
+from dmi_protocol.cluster.command import Command, DeploymentStart, Dismiss, Place, Placement, Recruit
+from dmi_protocol.cluster.models import find
+from dmi_protocol.cluster.state import ClusterState
+from dmi_protocol.identity import NodeId, RequestId
+from dmi_protocol.kinds.deployment.placing import ROLES, missing, surplus
+from dmi_protocol.kinds.deployment.state import DeploymentJob
+from dmi_protocol.messages.roles import RoleKey
+from dmi_protocol.reasons import ModelLost, Reason
+
+
+class DeploymentPlans:
+    """See ``Plans``."""
+
+    def place(
+        self, job: DeploymentJob, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]
+    ) -> list[Command]:
+        """On any nodes that there are."""
+        generation = max(job.generation, job.born) + 1
+        placements = _placements(job, nodes, load, generation, first=0)
+        if not placements:
+            return []
+        request = RequestId(f"{job.id}/{generation}/place-{'-'.join(placement.node for placement in placements)}")
+        return [Place(request, job.id, generation, placements, DeploymentStart())]
+
+    def finish(self, job: DeploymentJob, there: list[NodeId]) -> list[Command]:
+        """It ends when somebody ends it."""
+        return []
+
+    def hopeless(self, job: DeploymentJob, state: ClusterState) -> Reason | None:
+        """No replica has the model in memory, and no member can give all of it; or it has never served, and was tried on every
+        member."""
+        model = find(state.models, job.spec.model.id)
+        holders = model.nodes.values() if model is not None else [()]
+        if not job.bound("replica") and not all(set(nodes) & state.members.keys() for nodes in holders):
+            return ModelLost(job.spec.model.id)
+        able = [node for node, member in state.members.items() if not member.witness]
+        is_tried = bool(able) and all(job.misses.get(node, 0) >= limits.MISSES for node in able)
+        return job.trouble if is_tried and not job.has_run else None
+
+    def part(self, job: DeploymentJob, state: ClusterState) -> list[Command]:
+        """A gateway that cannot reach a replica asks another one."""
+        return []
+
+    def keep_up(
+        self, job: DeploymentJob, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]
+    ) -> list[Command]:
+        """Whoever is missing is called, and whoever is not needed any more ends."""
+        commands: list[Command] = []
+        placements = _placements(job, nodes, load, job.generation + 1, first=job.next_index)
+        if placements:
+            who = "-".join(f"{placement.role.role}@{placement.node}" for placement in placements)
+            request = RequestId(f"{job.id}/{job.generation}/recruit-{job.next_index}-{who}")
+            commands.append(Recruit(request, job.id, job.generation, placements))
+        gone = tuple(sorted(key for role in ROLES for key in surplus(job, role, nodes)))
+        if gone:
+            request = RequestId(f"{job.id}/{job.generation}/dismiss-{'-'.join(key.name for key in gone)}")
+            commands.append(Dismiss(request, job.id, job.generation, gone))
+        return commands
+
+
+def _placements(
+    job: DeploymentJob, nodes: list[NodeId], load: dict[NodeId, int], generation: int, first: int
+) -> tuple[Placement, ...]:
+    chosen = [(role, node) for role in ROLES for node in missing(job, role, nodes, load)]
+    return tuple(
+        Placement(RoleKey(job.id, generation, role, first + nth), node) for nth, (role, node) in enumerate(chosen)
+    )

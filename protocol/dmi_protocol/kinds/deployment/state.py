@@ -1,0 +1,58 @@
+"""A deployment in the replicated state: which processes serve the model. Who is busy, and who is asked what, is not in it."""
+
+from collections.abc import Iterator
+
+from dmi_protocol import limits
+from dmi_protocol.cluster.command import DeploymentSpec
+from dmi_protocol.identity import BlobHash, NodeId
+from dmi_protocol.kinds.job import ENDED, Job
+from dmi_protocol.messages.roles import Endpoint, Role, RoleKey
+from dmi_protocol.reasons import Loss
+
+PORTS = range(1, 65_536)
+
+
+def is_fit(spec: DeploymentSpec) -> bool:
+    """Are its numbers those of a deployment?"""
+    replicas, gateways = (1 if n is None else n for n in (spec.replicas, spec.gateways))
+    are_few = 0 < replicas <= limits.DEPLOYED_REPLICAS and 0 < spec.max_batch <= limits.BATCH_ROWS
+    is_positive = min(gateways, spec.threads) > 0
+    return are_few and is_positive and spec.max_wait_ms >= 0 and spec.port in PORTS
+
+
+class DeploymentJob(Job, tag="deployment"):
+    """It has no files of its own: what its replicas need are those of the model."""
+
+    spec: DeploymentSpec
+    changes: int = 0
+    """How often the bound processes were others."""
+    has_run: bool = False
+    """Was there ever a replica, and a gateway that could ask it?"""
+    trouble: Loss | None = None
+    """Why a process was lost last."""
+
+    def bound(self, role: Role) -> tuple[Endpoint, ...]:
+        """The processes of this role that are bound."""
+        return tuple(record.endpoint for record in self.endpoints if record.endpoint.key.role == role)
+
+    def placed(self, role: Role) -> list[tuple[RoleKey, NodeId]]:
+        """The processes of this role that are wanted, and their nodes."""
+        return [(key, node) for key, node in self.roles() if key.role == role]
+
+    @property
+    def serves(self) -> bool:
+        """Can a request be answered?"""
+        return bool(self.bound("replica") and self.bound("gateway"))
+
+    def kept(self) -> Iterator[tuple[BlobHash, tuple[NodeId, ...]]]:
+        """See ``Holding``: nothing."""
+        return iter(())
+
+    def blobs(self) -> dict[BlobHash, tuple[NodeId, ...]]:
+        """See ``Holding``: nothing."""
+        return {}
+
+
+def is_deployed(job: Job, name: str) -> bool:
+    """Is this a deployment of that name which goes on?"""
+    return isinstance(job, DeploymentJob) and job.spec.name == name and job.state not in ENDED

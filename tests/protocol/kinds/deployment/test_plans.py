@@ -1,0 +1,168 @@
+"""Where a deployment's processes are put, and what becomes of a loss."""
+
+import pytest
+
+from dmi_protocol import limits
+from dmi_protocol.cluster.command import Cancel, Dismiss, Place, Recruit, RemoveModel, Submit
+from dmi_protocol.identity import BlobHash, RequestId
+from dmi_protocol.kinds.job import CANCELLED, FAILED, RECOVERING, RUNNING, STARTING
+from dmi_protocol.reasons import AlreadyServed, CrashedOften, Malformed, ModelInUse, RoleFailed, UnknownModel
+from dmi_protocol.sentences import sentence
+from dmi_protocol.view import why
+from tests.protocol.kinds.deployment.table import NO_FILES, A, B, C, D, Table
+from tests.protocol.models import deployment
+
+
+def begun(replicas: int | None = None, gateways: int | None = None, nodes: str = "abc") -> Table:
+    table = Table(
+        deployment(replicas=replicas, gateways=gateways), [{"a": A, "b": B, "c": C, "d": D}[n] for n in nodes]
+    )
+    table.settle()
+    return table
+
+
+def test_by_default_two_replicas_and_a_gateway_on_every_node() -> None:
+    table = begun()
+    assert (len(table.where("replica")), table.where("gateway")) == (2, ["a", "b", "c"])
+    assert (table.job.state, table.propose()) == (RUNNING, [])
+    assert begun(nodes="a").where("replica") == ["a"]
+
+
+@pytest.mark.parametrize(("replicas", "most"), [(1, 1), (3, 1), (4, 2), (7, 3)])
+def test_replicas_are_spread_evenly(replicas: int, most: int) -> None:
+    counts = begun(replicas).count("replica")
+    assert (counts.total(), max(counts.values())) == (replicas, most)
+
+
+def test_it_runs_with_the_first_replica_and_the_first_gateway() -> None:
+    table = Table(deployment(replicas=2))
+    (place,) = table.propose()
+    assert isinstance(place, Place)
+    table.do(place)
+    assert table.job.state == STARTING
+    table.bind()
+    assert table.job.state == RUNNING
+
+
+def test_a_process_that_is_lost_is_replaced_and_the_others_go_on() -> None:
+    table = begun(2)
+    before = table.job.changes
+    table.lose(table.job.placed("replica")[0][0])
+    assert table.job.state == RUNNING
+    assert "go on" in sentence(why(table.job, table.state, table.nodes))
+    (recruit,) = table.settle()
+    assert isinstance(recruit, Recruit)
+    assert len(table.where("replica")) == 2
+    assert table.job.changes >= before + 2, "all are told of the loss, and of who came"
+    assert (table.job.state, table.job.reason) == (RUNNING, None)
+
+
+def test_the_last_replica_lost_is_a_recovery() -> None:
+    table = begun(1, 1, "ab")
+    table.lose(table.job.placed("replica")[0][0])
+    assert table.job.state == RECOVERING
+    assert "requests wait" in sentence(why(table.job, table.state, table.nodes))
+    table.settle()
+    assert table.job.state == RUNNING
+
+
+def test_all_processes_lost_and_it_comes_back() -> None:
+    table = begun(2, 2, "ab")
+    for role, _ in table.job.roles():
+        table.lose(role)
+    assert (table.job.state, table.job.placements) == (RECOVERING, ())
+    table.settle()
+    assert (table.job.state, table.where("replica"), table.where("gateway")) == (RUNNING, ["a", "b"], ["a", "b"])
+
+
+def test_a_node_that_is_gone_is_done_without_and_used_again() -> None:
+    table = begun(3)
+    table.nodes.remove(C)
+    table.settle()
+    assert (table.count("replica"), table.where("gateway")) == ({"a": 2, "b": 1}, ["a", "b"])
+    table.join(C)
+    moved = table.settle()
+    assert (table.where("replica"), table.where("gateway")) == (["a", "b", "c"], ["a", "b", "c"])
+    assert any(isinstance(command, Dismiss) for command in moved)
+
+
+def test_a_node_that_leaves_serves_until_others_do() -> None:
+    table = begun(2, 2, "abc")
+    (leaving, _) = sorted({node for _, node in table.job.placed("replica")})
+    table.drain(leaving)
+    table.settle(bind=False)
+    assert leaving[0] in table.where("replica"), "nobody else is bound yet"
+    table.bind()
+    table.settle()
+    assert leaving[0] not in table.where("replica") + table.where("gateway")
+    assert table.job.state == RUNNING
+
+
+def test_where_every_node_leaves_nobody_goes() -> None:
+    table = begun(2, 2, "ab")
+    table.drain(A)
+    table.drain(B)
+    assert table.settle() == []
+
+
+def test_crashes_of_processes_that_have_served_never_end_it() -> None:
+    table = begun(1)
+    for _ in range(3 * limits.CRASHES):
+        table.lose(table.job.placed("replica")[0][0])
+        table.settle()
+    assert table.job.state == RUNNING
+
+
+def test_a_model_that_ends_every_process_before_it_serves_is_given_up() -> None:
+    table = Table(deployment(replicas=1, gateways=1), [A])
+    for _ in range(limits.CRASHES * (limits.MISSES + 1)):
+        table.settle(bind=False)
+        if table.job.placed("replica"):
+            table.lose(table.job.placed("replica")[0][0])
+    assert table.job.state == FAILED
+
+
+def test_a_taken_port_is_that_hosts_fault() -> None:
+    table = Table(deployment(replicas=1))
+    table.settle(bind=False)
+    for _ in range(limits.MISSES):
+        key = table.key("gateway", C)
+        table.lose(key, RoleFailed(key.name, "c", "port", "port 8100 is taken"))
+        table.settle(bind=False)
+    table.bind()
+    table.settle()
+    assert (table.job.state, table.where("gateway")) == (RUNNING, ["a", "b"])
+
+
+def test_a_port_that_is_taken_everywhere_ends_it() -> None:
+    table = Table(deployment(replicas=1), [A, B])
+    for _ in range(20):
+        table.settle(bind=False)
+        for key, node in table.job.placed("gateway"):
+            table.lose(key, RoleFailed(key.name, node[0], "port", "port 8100 is taken"))
+    assert table.job.state == FAILED
+    assert "8100" in sentence(table.job.reason) if table.job.reason else False
+    assert not isinstance(table.job.reason, CrashedOften)
+
+
+def test_a_name_is_served_once() -> None:
+    table = begun()
+    again = table.do(Submit(RequestId("again"), deployment(), NO_FILES, ()))
+    assert again.refusal == AlreadyServed("m", table.id)
+    table.do(Cancel(RequestId("end"), table.id))
+    assert table.job.state == CANCELLED
+    assert table.do(Submit(RequestId("anew"), deployment(), NO_FILES, ())).refusal is None
+
+
+def test_what_no_deployment_can_be_is_refused() -> None:
+    table = begun()
+    assert table.do(Submit(RequestId("x"), deployment("x", model="x:1"), NO_FILES, ())).refusal == UnknownModel("x:1")
+    for odd in (deployment("x", replicas=0), deployment("x", gateways=-1), deployment("x", max_batch=0)):
+        assert table.do(Submit(RequestId(str(odd)), odd, NO_FILES, ())).refusal == Malformed("deployment", "x")
+    files = Submit(RequestId("files"), deployment("x"), BlobHash("f" * 64), (A,))
+    assert table.do(files).refusal == Malformed("deployment", "x")
+
+
+def test_the_model_of_a_deployment_stays() -> None:
+    table = begun()
+    assert table.do(RemoveModel(RequestId("rm"), "m", 1)).refusal == ModelInUse("m:1", table.id)
