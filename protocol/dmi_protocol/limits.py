@@ -79,6 +79,12 @@ GATEWAYS = 8
 """Of one deployment, where nobody says how many."""
 DEPLOYED_REPLICAS = 256
 """Of one deployment."""
+GATEWAY_REQUESTS = 4_096
+"""That wait in one gateway, or are being computed."""
+GATEWAY_BYTES = 256 * 1024 * 1024
+"""Of their tensors."""
+REPLICA_BATCHES = 2
+"""Of one gateway in one replica: it computes one, and has the next one in hand."""
 BATCH_ROWS = 65_536
 """The most inputs that a deployment may compute at once."""
 JOBS_REMEMBERED = 1_000
@@ -108,6 +114,8 @@ ROLE_BEAT_MS = 500
 ROLE_STALLED_MS = 5_000
 PROGRESS_MS = 200
 SERVED_MS = 1_000
+REPLICA_SILENT_MS = 3_000
+"""What a replica has in hand that was not heard for so long is given to another one, too."""
 ROLE_START_MS = 120_000
 """From the start of a role process to its ``Bound``: importing torch on a busy host takes long. Fetching is not counted."""
 FETCH_AGAIN_MS = 1_000

@@ -1,0 +1,1 @@
+"""Which replica computes what a gateway has taken in."""
