@@ -83,8 +83,17 @@ GATEWAY_REQUESTS = 4_096
 """That wait in one gateway, or are being computed."""
 GATEWAY_BYTES = 256 * 1024 * 1024
 """Of their tensors."""
+GATEWAY_CONNECTIONS = 4_096
+BODY_BYTES = 128 * 1024 * 1024
+"""Of one HTTP request, also once it is unpacked."""
+BODIES_BYTES = 512 * 1024 * 1024
+"""Of all that are being received by one gateway."""
+HEADER_BYTES = 64 * 1024
+"""Of one HTTP request, its first line among them."""
 REPLICA_BATCHES = 2
 """Of one gateway in one replica: it computes one, and has the next one in hand."""
+COMPUTING_BATCHES = 2
+"""That the computing process of a replica has: it computes one, and has the next one in hand."""
 BATCH_ROWS = 65_536
 """The most inputs that a deployment may compute at once."""
 JOBS_REMEMBERED = 1_000
@@ -114,6 +123,15 @@ ROLE_BEAT_MS = 500
 ROLE_STALLED_MS = 5_000
 PROGRESS_MS = 200
 SERVED_MS = 1_000
+HEADER_MS = 10_000
+"""So long the head of an HTTP request may take; a body may take as long, and longer by its size at ``BODY_BYTES_PER_S``."""
+BODY_BYTES_PER_S = 64 * 1024
+IDLE_MS = 75_000
+"""So long a connection without a request is kept."""
+REQUEST_MS = 30_000
+"""So long a request waits for its answer, where it does not say."""
+REQUEST_MOST_MS = 600_000
+REPLICA_BEAT_MS = 500
 REPLICA_SILENT_MS = 3_000
 """What a replica has in hand that was not heard for so long is given to another one, too."""
 ROLE_START_MS = 120_000
@@ -142,6 +160,7 @@ def check() -> None:
     assert VOTERS % 2 == 1
     assert VOTERS <= MEMBERS
     assert ROLE_BEAT_MS * 4 <= ROLE_STALLED_MS
+    assert REPLICA_BEAT_MS * 4 <= REPLICA_SILENT_MS
     assert LEASE_RENEWED_MS * 4 <= LEASE_MS
     assert ROLE_STALLED_MS < PAIR_SILENT_MS < PEER_SILENT_MS
     assert ALIGNMENT_BYTES & (ALIGNMENT_BYTES - 1) == 0

@@ -17,7 +17,7 @@ from dmi_protocol import limits
 from dmi_protocol.codec import open_envelope, seal
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import PublicKey
-from dmi_protocol.messages.parameters import ParameterMessage
+from dmi_protocol.messages.data import DataMessage
 from dmi_wire.keys import KeyPair
 
 Buffer = memoryview | bytes
@@ -43,7 +43,7 @@ class Delivery(Struct, frozen=True):
     """What came: who sent it (its name in the roster), the message, and the frames in zmq's own memory, writable."""
 
     sender: bytes
-    message: ParameterMessage
+    message: DataMessage
     frames: tuple[memoryview, ...]
 
 
@@ -57,15 +57,15 @@ def _prepare(socket: "zmq.Socket[bytes]") -> None:
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * _HEARTBEAT_MS)
 
 
-def _open(parts: Sequence[zmq.Frame]) -> tuple[ParameterMessage, tuple[memoryview, ...]]:
+def _open(parts: Sequence[zmq.Frame]) -> tuple[DataMessage, tuple[memoryview, ...]]:
     """The message and its frames; ``RemoteProtocolError`` for anything else."""
     if not parts or len(parts[0].buffer) > limits.MESSAGE_BYTES:
         raise RemoteProtocolError("a data message without an envelope, or with one that is too large")
-    message: ParameterMessage = open_envelope(parts[0].bytes, ParameterMessage)
+    message: DataMessage = open_envelope(parts[0].bytes, DataMessage)
     return message, tuple(part.buffer for part in parts[1:])
 
 
-def _parts(message: ParameterMessage, frames: Iterable[Buffer]) -> list[Buffer]:
+def _parts(message: DataMessage, frames: Iterable[Buffer]) -> list[Buffer]:
     return [seal(message), *frames]
 
 
@@ -156,7 +156,7 @@ class DataListener:
         message, frames = _open(parts[1:])
         return Delivery(name, message, frames)
 
-    def send(self, to: bytes, message: ParameterMessage, frames: Iterable[Buffer] = ()) -> zmq.MessageTracker | None:
+    def send(self, to: bytes, message: DataMessage, frames: Iterable[Buffer] = ()) -> zmq.MessageTracker | None:
         """Send without waiting. The frames must not be written before the tracker is done.
 
         None when the peer is not connected. The queue is bounded by what may be under way in two steps, so a full one
@@ -178,7 +178,11 @@ class DataListener:
 class DataConnection:
     """The connecting end: one per server."""
 
-    def __init__(self, context: Context, keys: KeyPair, name: bytes, address: str, server: PublicKey) -> None:
+    def __init__(
+        self, context: Context, keys: KeyPair, name: bytes, address: str, server: PublicKey, *, is_kept: bool = True
+    ) -> None:
+        """What is sent while there is no connection waits for one, where it ``is_kept``. Where it is not, sending is refused, and
+        ``connect`` is called by whoever watches the socket first."""
         self.socket = context.socket(zmq.DEALER)
         _prepare(self.socket)
         self.socket.setsockopt(zmq.ROUTING_ID, name)
@@ -187,15 +191,22 @@ class DataConnection:
         self.socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public.encode("ascii"))
         self.socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret.encode("ascii"))
         self.socket.setsockopt(zmq.CURVE_SERVERKEY, server.encode("ascii"))
-        self.socket.connect(f"tcp://{address}")
+        self.socket.setsockopt(zmq.IMMEDIATE, int(not is_kept))
+        self._address = f"tcp://{address}"
+        if is_kept:
+            self.connect()
 
-    def send(self, message: ParameterMessage, frames: Iterable[Buffer] = ()) -> zmq.MessageTracker:
-        """Send without waiting. The frames must not be written before the tracker is done."""
+    def connect(self) -> None:
+        """Begin to connect, and connect again whenever the connection breaks."""
+        self.socket.connect(self._address)
+
+    def send(self, message: DataMessage, frames: Iterable[Buffer] = ()) -> zmq.MessageTracker:
+        """Send without waiting; ``zmq.Again`` where it cannot be. The frames must not be written before the tracker is done."""
         tracker = self.socket.send_multipart(_parts(message, frames), zmq.NOBLOCK, copy=False, track=True)
         assert tracker is not None
         return tracker
 
-    def receive(self, timeout_ms: int = 0) -> tuple[ParameterMessage, tuple[memoryview, ...]] | None:
+    def receive(self, timeout_ms: int = 0) -> tuple[DataMessage, tuple[memoryview, ...]] | None:
         """The next message, or None when none came in time."""
         if not self.socket.poll(timeout_ms):
             return None

@@ -19,7 +19,7 @@ from dmi_protocol import limits
 from dmi_protocol.codec import decode_struct, encode_struct
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.instant import Instant
-from dmi_protocol.messages.roles import Failed, FromRole, Launch, Lease, Moving, Roster, Slices, Stop, ToRole
+from dmi_protocol.messages.roles import Failed, Fleet, FromRole, Launch, Lease, Moving, Roster, Slices, Stop, ToRole
 from dmi_wire.channel import framed, unframed
 
 OfLaunch = TypeVar("OfLaunch", bound=Launch)
@@ -49,8 +49,9 @@ class Child:
         """With which we end when the other end is closed."""
         self._told: queue.Queue[Roster] = queue.Queue(maxsize=limits.ROSTERS)
         self._leased: queue.Queue[Slices] = queue.Queue(maxsize=limits.ROSTERS)
+        self._fleets: queue.Queue[Fleet] = queue.Queue(maxsize=limits.ROSTERS)
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        """Can be read when ``newest`` may have a roster to give, or ``lease`` is another one."""
+        """Can be read when ``newest`` may have a roster to give or ``fleet`` a fleet, or ``lease`` is another one."""
         self.lease = Lease(Instant(0))
         """The last one that came."""
 
@@ -88,6 +89,16 @@ class Child:
         with suppress(queue.Empty):
             while True:
                 found = self._told.get_nowait()
+        return found
+
+    def fleet(self) -> Fleet | None:
+        """The last fleet that came since one was taken; None when none did."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self.fd)
+        found = None
+        with suppress(queue.Empty):
+            while True:
+                found = self._fleets.get_nowait()
         return found
 
     def slices(self, *, wait: bool) -> Slices | None:
@@ -148,6 +159,11 @@ class Child:
             if self._leased.full():  # only the newest counts
                 self._leased.get_nowait()
             self._leased.put_nowait(message)
+        elif isinstance(message, Fleet):
+            if self._fleets.full():  # only the newest counts
+                self._fleets.get_nowait()
+            self._fleets.put_nowait(message)
+            os.eventfd_write(self.fd, 1)
         elif isinstance(message, Lease):
             self.lease = message
             os.eventfd_write(self.fd, 1)

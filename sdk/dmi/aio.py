@@ -14,6 +14,7 @@ from dmi.connection import Stream
 from dmi.errors import NoNodeError
 from dmi.infer import client as blocking_client
 from dmi.models import library as blocking_library
+from dmi.serve import client as blocking_serving
 
 Item = TypeVar("Item")
 
@@ -107,6 +108,28 @@ class Inference(Job):
         return await asyncio.to_thread(self._inference.collect)
 
 
+class Deployment(Job):
+    """See ``dmi.serve.client.Deployment``."""
+
+    def __init__(self, deployment: blocking_serving.Deployment) -> None:
+        super().__init__(deployment)
+        self._deployment = deployment
+        self.model = deployment.model
+        self.version = deployment.version
+
+    async def ready(self) -> list[str]:
+        """See ``dmi.serve.client.Deployment.ready``."""
+        return await asyncio.to_thread(self._deployment.ready)
+
+    async def urls(self) -> list[str]:
+        """See ``dmi.serve.client.Deployment.urls``."""
+        return await asyncio.to_thread(self._deployment.urls)
+
+    async def wait(self) -> dict[str, Any]:
+        """See ``dmi.serve.client.Deployment.wait``."""
+        return await asyncio.to_thread(self._deployment.wait)
+
+
 class Models:
     """See ``dmi.models.library.Models``."""
 
@@ -185,6 +208,46 @@ class Mesh:
             include=include,
         )
         return Job(submitted)
+
+    async def serve(
+        self,
+        model: str,
+        *,
+        version: int | None = None,
+        replicas: int | None = None,
+        gateways: int | None = None,
+        max_batch: int = 32,
+        max_wait_ms: int = 5,
+        exact: bool = False,
+        port: int | None = None,
+        threads: int = 1,
+    ) -> Deployment:
+        """See ``dmi.mesh.Mesh.serve``."""
+        served = await asyncio.to_thread(
+            self._mesh.serve,
+            model,
+            version=version,
+            replicas=replicas,
+            gateways=gateways,
+            max_batch=max_batch,
+            max_wait_ms=max_wait_ms,
+            exact=exact,
+            port=port,
+            threads=threads,
+        )
+        return Deployment(served)
+
+    async def unserve(self, model: str) -> str:
+        """See ``dmi.mesh.Mesh.unserve``."""
+        return await asyncio.to_thread(self._mesh.unserve, model)
+
+    async def predict(self, name: str, inputs: Any, *, version: int | None = None, timeout_s: float = 30.0) -> Any:
+        """See ``dmi.mesh.Mesh.predict``."""
+        return await asyncio.to_thread(self._mesh.predict, name, inputs, version=version, timeout_s=timeout_s)
+
+    async def deployments(self) -> list[dict[str, Any]]:
+        """See ``dmi.mesh.Mesh.deployments``."""
+        return await asyncio.to_thread(self._mesh.deployments)
 
     async def job(self, name: str) -> Job:
         """See ``dmi.mesh.Mesh.job``."""

@@ -10,6 +10,7 @@ from dmi.connection import Connection, Stream
 from dmi.infer.client import Inference, dry_run, infer
 from dmi.job import Job
 from dmi.models.library import Models
+from dmi.serve.client import Deployment, predict, serve
 
 
 def connect(home: str | Path | None = None) -> "Mesh":
@@ -75,6 +76,59 @@ class Mesh:
         """What ``infer`` would read, and the rows of the first batch, which is computed: ``{"path", "inputs", "batches",
         "slices", "rows"}``. Raises what ``infer`` and ``write`` raise."""
         return dry_run(self._connection, config)
+
+    def serve(
+        self,
+        model: str,
+        *,
+        version: int | None = None,
+        replicas: int | None = None,
+        gateways: int | None = None,
+        max_batch: int = 32,
+        max_wait_ms: int = 5,
+        exact: bool = False,
+        port: int | None = None,
+        threads: int = 1,
+    ) -> Deployment:
+        """Serve ``model`` (a name, or ``name:number``) on the mesh; returns once that is committed: ``ready()`` of what is
+        returned waits until it serves, and gives the URLs.
+
+        ``replicas`` compute (two by default), ``gateways`` is how many nodes take requests in (all by default, up to 8). A
+        request waits for others, to be computed with them, only while every replica is busy, and at most ``max_wait_ms``; with
+        ``exact`` it is computed alone. Raises ``UnknownJobError`` for a model that there is not, ``RefusedError`` (it is served
+        already), ``UsageError``, ``NoQuorumError``.
+        """
+        return serve(
+            self._connection,
+            model if version is None else f"{model}:{version}",
+            replicas=replicas,
+            gateways=gateways,
+            max_batch=max_batch,
+            max_wait_ms=max_wait_ms,
+            exact=exact,
+            port=port,
+            threads=threads,
+        )
+
+    def unserve(self, model: str) -> str:
+        """Serve it no more; gives the job. Raises ``UnknownJobError``."""
+        found: str = self._connection.ask("unserve", name=model, request=secrets.token_hex(8))["id"]
+        return found
+
+    def predict(self, name: str, inputs: Any, *, version: int | None = None, timeout_s: float = 30.0) -> Any:
+        """Ask what is served under ``name``. ``inputs`` is a NumPy array, a torch tensor or nested lists for the model's one
+        input, or a dict of such by the inputs' names; the first dimension counts the inputs. Gives the one output, or a dict of
+        all: tensors where a tensor was given, arrays otherwise (bfloat16 as float32). Asks another gateway where one is gone.
+
+        Raises ``UnknownJobError`` where nothing is served so, ``RefusedError`` for inputs that the model does not take,
+        ``dmi.serve.client.NotAnsweredError`` when there is no answer within ``timeout_s``.
+        """
+        return predict(self._connection, name, inputs, version=version, timeout_s=timeout_s)
+
+    def deployments(self) -> list[dict[str, Any]]:
+        """What is served; ``docs/json.md`` has the shape."""
+        found: list[dict[str, Any]] = self._connection.ask("status")["deployments"]
+        return found
 
     def job(self, name: str) -> Job:
         """A job by its id, a prefix of it, or its name. Raises ``UnknownJobError``."""

@@ -18,10 +18,10 @@ LIBRARIES = {
     "dmi_protocol": {"msgpack", "msgspec"},
     "dmi_wire": {"msgspec", "zmq"},
     "dmi_tensor": {"msgpack", "msgspec", "numpy", "safetensors", "torch"},
-    "dmi_node": {"click", "msgspec", "psutil", "rich", "torch", "uvloop", "zmq"},
+    "dmi_node": {"click", "httptools", "msgspec", "numpy", "psutil", "rich", "torch", "uvloop", "zmq"},
     "dmi": {"PIL", "fsspec", "msgpack", "msgspec", "numpy", "pyarrow", "torch", "uvloop", "zmq"},
 }
-LAZY = {"dmi_tensor", "fsspec", "pyarrow", "rich", "torch"}
+LAZY = {"dmi_tensor", "fsspec", "numpy", "pyarrow", "rich", "torch"}
 """Heavy modules that may be imported inside a function, because most commands do without them."""
 IMPURE = {
     "asyncio",

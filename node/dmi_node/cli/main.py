@@ -29,6 +29,8 @@ _VERBS = {
     "models": "models",
     "df": "models",
     "infer": "infer",
+    "serve": "serve",
+    "unserve": "serve",
 }
 _SUMMARIES = {
     "run": "Run one node, in the foreground.",
@@ -51,6 +53,8 @@ _SUMMARIES = {
     "export": "Write a trained model to a file.",
     "rm": "Forget a job that has ended, and free its space.",
     "infer": "Compute many inputs with a model.",
+    "serve": "Answer requests with a model.",
+    "unserve": "End that.",
     "df": "What lies on the nodes' disks.",
     "models": "The models that the mesh keeps: add, show, rm.",
 }

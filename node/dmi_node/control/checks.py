@@ -3,10 +3,13 @@
 from dmi_node.control.server import RefusalError
 from dmi_node.storage.blobs import is_hash
 from dmi_protocol import limits, reasons
-from dmi_protocol.cluster.command import BatchSpec, JobSpec, Spec, TrainingSpec
+from dmi_protocol.cluster.command import BatchSpec, DeploymentSpec, JobSpec, Spec, TrainingSpec
 from dmi_protocol.cluster.models import Models, find
+from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.codec import convert
 from dmi_protocol.identity import BlobHash, RequestId
+from dmi_protocol.kinds.deployment.state import DeploymentJob
+from dmi_protocol.kinds.job import ENDED
 from dmi_protocol.model import ModelContent, ModelRef
 from dmi_protocol.sentences import sentence
 
@@ -16,6 +19,7 @@ _ARGUMENT_BYTES = 64 * 1024
 """All arguments of a script together."""
 _THREADS = 1_024
 _INVITATION_S = 366 * 24 * 3600
+_GATEWAY_PORTS = range(8_100, 65_536)
 
 
 def request(value: object) -> RequestId:
@@ -47,6 +51,8 @@ def spec(value: object, nodes: int, models: Models) -> Spec:
         if version is None:
             raise RefusalError("unknown", sentence(reasons.UnknownModel(name[:80])))
         return _batch(convert(value | {"model": ModelRef(version.id, version.content)}, BatchSpec), nodes)
+    if isinstance(value, dict) and value.get("kind") == "deployment":
+        raise RefusalError("usage", "a deployment is served, and not submitted")
     found: TrainingSpec = convert(value, TrainingSpec)
     _check_name(found)
     if not 0 < len(found.script) <= _SCRIPT_CHARACTERS:
@@ -69,6 +75,35 @@ def _batch(found: BatchSpec, nodes: int) -> BatchSpec:
     _check_name(found)
     if found.replicas is not None and not 1 <= found.replicas <= nodes:
         raise RefusalError("refused", sentence(reasons.TooFewNodes("replica", found.replicas, nodes)))
+    return found
+
+
+def deployment(value: object, state: ClusterState) -> DeploymentSpec:
+    """A model that is to be served: the client names the model, and what it wants otherwise; the node says the rest. Where no
+    port was wished it is the first one that no other deployment has."""
+    said = dict(value) if isinstance(value, dict) else {}
+    name = str(said.pop("model", None))
+    version = find(state.models, name)
+    if version is None:
+        raise RefusalError("unknown", sentence(reasons.UnknownModel(name[:80])))
+    taken = {job.spec.port for job in state.jobs.values() if isinstance(job, DeploymentJob) and job.state not in ENDED}
+    port = said.pop("port", None)
+    if port is None:
+        said |= {"port": next(port for port in _GATEWAY_PORTS if port not in taken), "may_move": True}
+    else:
+        said |= {"port": port, "may_move": False}
+    model = ModelRef(version.id, version.content)
+    found: DeploymentSpec = convert(said | {"kind": "deployment", "name": version.name, "model": model}, DeploymentSpec)
+    for option, number, least, most in (
+        ("--replicas", found.replicas, 1, limits.DEPLOYED_REPLICAS),
+        ("--gateways", found.gateways, 1, limits.MEMBERS),
+        ("--max-batch", found.max_batch, 1, limits.BATCH_ROWS),
+        ("--max-wait-ms", found.max_wait_ms, 0, limits.REQUEST_MS),
+        ("--port", found.port, 1, 65_535),
+        ("--threads", found.threads, 1, _THREADS),
+    ):
+        if number is not None and not least <= number <= most:
+            raise RefusalError("usage", f"{option} must be {least} to {most}, not {number}")
     return found
 
 

@@ -24,6 +24,7 @@ from dmi_protocol.effects import Answer
 from dmi_protocol.identity import BlobHash, JobId, NodeId, RequestId
 from dmi_protocol.kinds.any_job import AnyJob
 from dmi_protocol.kinds.batch.state import BatchJob
+from dmi_protocol.kinds.deployment.state import is_deployed
 from dmi_protocol.kinds.job import ENDED, SUCCEEDED
 from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.peer import Peer
@@ -101,6 +102,8 @@ class Verbs:
             "why": self.why,
             "submit": self.submit,
             "cancel": self.cancel,
+            "serve": self.serve,
+            "unserve": self.unserve,
             "job-rm": self.remove_job,
             "logs": self.logs,
             "events": self.events,
@@ -221,6 +224,22 @@ class Verbs:
         files = {blob: size, **checks.packs(args.get("pack_sizes", {}), spec)}
         holders = await self._uploads.take(client, files, "the job's files")
         return {"id": await self._ask(Submit(request, spec, blob, holders))}
+
+    async def serve(self, client: Client, args: dict[str, Any]) -> object:
+        """Serve a model; gives the job and the version."""
+        request = checks.request(args["request"])
+        spec = checks.deployment(args["spec"], self._state())
+        job = await self._ask(Submit(request, spec, BlobHash(""), ()))
+        return {"id": job, "model": spec.name, "version": int(spec.model.id.rpartition(":")[2])}
+
+    async def unserve(self, client: Client, args: dict[str, Any]) -> object:
+        """End a deployment, by the name of its model."""
+        request, name = checks.request(args["request"]), str(args["name"])
+        found = next((job.id for job in self._state().jobs.values() if is_deployed(job, name)), None)
+        if found is None:
+            raise RefusalError("unknown", sentence(reasons.NotServed(name[:80])))
+        await self._ask(Cancel(request, found))
+        return {"id": found}
 
     async def cancel(self, client: Client, args: dict[str, Any]) -> object:
         request, job = checks.request(args["request"]), self._job(args["job"])

@@ -227,8 +227,10 @@ class Server:
     def _take(self, delivery: Delivery) -> None:
         """One message, from a server or from a worker under its own name."""
         (role, index), message = _speaker(delivery), delivery.message
+        if not isinstance(message, say.ParameterMessage):
+            raise RemoteProtocolError(f"a {type(message).__name__}, which is of another kind of job")
         if role == "server":
-            self._from_server(index, delivery)
+            self._from_server(index, delivery, message)
             return
         shard = getattr(message, "shard", None)
         copy = self._copies.get(shard) if shard is not None else None
@@ -239,9 +241,8 @@ class Server:
         else:
             _refuse(RemoteProtocolError(f"worker-{index} takes us for the primary of shard {shard}"))
 
-    def _from_server(self, index: int, delivery: Delivery) -> None:
+    def _from_server(self, index: int, delivery: Delivery, message: say.ParameterMessage) -> None:
         """The fence: only the primary of the generation in force is obeyed."""
-        message = delivery.message
         if message.generation > self.roster.generation:
             self._keep(delivery)
         elif isinstance(message, say.Norms):

@@ -31,6 +31,7 @@ from dmi_protocol.messages.roles import (
     Moving,
     Progressed,
     Ready,
+    ReplicaLaunch,
     RoleEvent,
     Served,
     Started,
@@ -47,7 +48,14 @@ _PIECE = 1 << 16
 _MACHINE_CHARACTERS = 1_024
 _READ_OUT_S = 5.0
 """How long the last words of a process that is gone are waited for."""
-_MODULES = {"worker": "dmi.run.worker", "server": "dmi_node.roles.server", "replica": "dmi.infer.replica"}
+_MODULES = {
+    "worker": "dmi.run.worker",
+    "server": "dmi_node.roles.server",
+    "replica": "dmi.infer.replica",
+    "gateway": "dmi_node.roles.gateway",
+}
+_REPLICA = "dmi.serve.replica"
+"""Of a deployment."""
 _KEPT = {"PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES"}
 """What of the daemon's environment a role process sees."""
 
@@ -132,7 +140,7 @@ class RoleProcess:
             self._process = process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                _MODULES[self._launch.key.role],
+                _REPLICA if isinstance(self._launch, ReplicaLaunch) else _MODULES[self._launch.key.role],
                 cwd=self._directory / "work",
                 env={**environment(theirs.fileno(), os.environ), **self._more},
                 pass_fds=(theirs.fileno(),),

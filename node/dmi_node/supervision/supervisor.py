@@ -21,7 +21,17 @@ from dmi_node.tasks import Tasks
 from dmi_protocol.effects import StartRole, StopRole, TellRole
 from dmi_protocol.events import RoleHappened
 from dmi_protocol.identity import JobId
-from dmi_protocol.messages.roles import BatchLaunch, Exited, Failed, PartWritten, RoleEvent, RoleKey, Slices, Written
+from dmi_protocol.messages.roles import (
+    BatchLaunch,
+    Exited,
+    Failed,
+    PartWritten,
+    ReplicaLaunch,
+    RoleEvent,
+    RoleKey,
+    Slices,
+    Written,
+)
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
@@ -40,17 +50,18 @@ class Supervisor:
 
     def start(self, effect: StartRole) -> None:
         """Unpack, spawn, listen."""
-        directory, bundle = self._home.role(effect.role), self._blobs.path(effect.launch.bundle_hash)
+        directory, name = self._home.role(effect.role), effect.launch.bundle_hash
+        bundle = self._blobs.path(name) if name else None
         files = tuple(str(self._blobs.path(blob)) for blob in effect.launch.needs)
-        launch = replace(effect.launch, directory=str(directory), bundle=str(bundle), files=files)
-        more = self._fork_server.ready(kept(os.environ)) if isinstance(launch, BatchLaunch) else {}
+        launch = replace(effect.launch, directory=str(directory), bundle=str(bundle or ""), files=files)
+        more = self._fork_server.ready(kept(os.environ)) if isinstance(launch, BatchLaunch | ReplicaLaunch) else {}
         process = RoleProcess(launch, partial(self._pass_on, effect.role), more)
         self._processes[effect.role] = process
         life = self._tasks.start(self._live(effect.role, process, bundle), f"{effect.role.job} {effect.role.role}")
         self._lives.add(life)
         life.add_done_callback(self._lives.discard)
 
-    async def _live(self, role: RoleKey, process: RoleProcess, bundle: Path) -> None:
+    async def _live(self, role: RoleKey, process: RoleProcess, bundle: Path | None) -> None:
         """The process, or why there is none; every life ends with one ``Exited``."""
         try:
             await asyncio.to_thread(_prepare, self._home.role(role), bundle)
@@ -114,9 +125,12 @@ def _what(event: Written) -> str:
     return "a part of the checkpoint" if isinstance(event, PartWritten) else "the result of a slice"
 
 
-def _prepare(directory: Path, bundle: Path) -> None:
+def _prepare(directory: Path, bundle: Path | None) -> None:
     shutil.rmtree(directory, ignore_errors=True)
-    unpack(bundle, directory / "work")
+    if bundle is None:
+        (directory / "work").mkdir(parents=True)
+    else:
+        unpack(bundle, directory / "work")
 
 
 def _keep_results(job: Path) -> None:

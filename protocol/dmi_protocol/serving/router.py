@@ -14,7 +14,7 @@ Balancing, 2001).
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from random import Random
 
 from msgspec import Struct
@@ -142,6 +142,16 @@ class Router:
     def able(self) -> int:
         """How many replicas could compute something."""
         return sum(replica.is_able for replica in self._replicas.values())
+
+    @property
+    def known(self) -> Collection[ReplicaId]:
+        """Those that may still say something that counts."""
+        return self._replicas.keys()
+
+    def batch(self, replica: ReplicaId, batch: int) -> tuple[Piece, ...]:
+        """What a replica has in hand under this number; nothing, where it was given up."""
+        found = self._replicas.get(replica)
+        return () if found is None else found.batches.get(batch, ())
 
     def step(self, now: Instant, event: RouterEvent) -> list[RouterEffect]:
         """Take one event in and give the work that follows from it."""

@@ -1,8 +1,9 @@
 """``python -m dmi.infer.compute``: a child of a replica, which has the model in memory and computes batches. An
 input that ends this process ends nothing else: the replica starts another one, and finds out which input it was.
 
-It is told ``{"begin": [first, last], "masked": {input: cause}, "path", "offset", "pack"}`` and then ``{"next": true}`` for each
-batch; it writes rows into the file at ``path``, and answers ``{"offset", "failed"}``, or ``{"error": kind, "text"}`` and ends.
+For a deployment see ``dmi.serve.answer``. For a batch inference it is told ``{"begin": [first, last], "masked": {input:
+cause}, "path", "offset", "pack"}`` and then ``{"next": true}`` for each batch; it writes rows into the file at ``path``, and
+answers ``{"offset", "failed"}``, or ``{"error": kind, "text"}`` and ends.
 """
 
 import ctypes
@@ -31,8 +32,9 @@ from dmi.infer.place import Place, UnreachableError
 from dmi.infer.plan import CONFIG, LISTING
 from dmi.infer.readers import read
 from dmi.infer.rows import line_of
+from dmi.serve.answer import answer
 from dmi_protocol import limits
-from dmi_protocol.messages.roles import BatchLaunch
+from dmi_protocol.messages.roles import BatchLaunch, ReplicaLaunch
 from dmi_tensor.fingerprint import machine
 from dmi_tensor.models import ModelError, load
 from dmi_wire.memory import keep_freed_memory
@@ -97,7 +99,7 @@ def main() -> None:
 def live(line: Line) -> None:
     """Hear what is to be computed, and compute, until the replica has gone."""
     try:
-        launch = msgspec.convert(line.hear()["launch"], BatchLaunch)
+        launch = msgspec.convert(line.hear()["launch"], BatchLaunch | ReplicaLaunch)
         torch.set_num_threads(launch.threads)
         be_deterministic()
         keep_freed_memory()
@@ -120,8 +122,11 @@ def _beat(line: Line) -> None:
             time.sleep(limits.ROLE_BEAT_MS / 1000)
 
 
-def _live(line: Line, launch: BatchLaunch) -> None:
+def _live(line: Line, launch: BatchLaunch | ReplicaLaunch) -> None:
     try:
+        if isinstance(launch, ReplicaLaunch):
+            answer(line, launch)
+            return
         batches = prepared(launch)
         line.say(ready=True, machine=machine())
         serve(line, batches)

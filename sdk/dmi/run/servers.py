@@ -166,6 +166,8 @@ class Servers:
                 self._give_up("peer-broken", f"{self.server_name(server)} sends what is no message: {error}")
             if heard is not None:
                 message, frames = heard
+                if not isinstance(message, say.ParameterMessage):
+                    self._give_up("peer-broken", f"{self.server_name(server)} speaks of another kind of job")
                 self._talked[server] = time.monotonic()
                 self._waiting.append(Heard(server, getattr(message, "shard", -1), message, frames))
 

@@ -1,0 +1,77 @@
+"""Verbs about serving."""
+
+import click
+
+from dmi.mesh import Mesh
+from dmi_node.cli import output
+from dmi_node.cli.options import asks_mesh
+
+
+@click.command(epilog="Example: dmi-node serve digits --replicas 3")
+@click.argument("name")
+@click.option("--version", type=click.IntRange(min=1), help="Which version; the newest by default.")
+@click.option("--replicas", type=click.IntRange(min=1), help="How many processes compute; two by default.")
+@click.option(
+    "--gateways", type=click.IntRange(min=1), help="How many nodes take requests in; all by default, up to 8."
+)
+@click.option("--max-batch", type=click.IntRange(min=1), default=32, show_default=True, help="Inputs computed at once.")
+@click.option(
+    "--max-wait-ms",
+    type=click.IntRange(min=0),
+    default=5,
+    show_default=True,
+    help="How long a request may wait for others while every replica is busy.",
+)
+@click.option("--exact", is_flag=True, help="Compute each request alone: its bits depend on no neighbour.")
+@click.option("--port", type=click.IntRange(1, 65_535), help="Where gateways listen; from 8100 on by default.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="torch threads of a replica.")
+@click.option("--detach", is_flag=True, help="Do not wait until it serves.")
+@asks_mesh
+def serve(
+    mesh: Mesh,
+    name: str,
+    version: int | None,
+    replicas: int | None,
+    gateways: int | None,
+    max_batch: int,
+    max_wait_ms: int,
+    exact: bool,
+    port: int | None,
+    threads: int,
+    detach: bool,
+    as_json: bool,
+) -> None:
+    """Serve the model NAME on the mesh; prints where its gateways are. It goes on until `dmi-node unserve NAME`.
+
+    Every gateway speaks the Open Inference Protocol, version 2; GET /docs says how to ask.
+    """
+    deployment = mesh.serve(
+        name,
+        version=version,
+        replicas=replicas,
+        gateways=gateways,
+        max_batch=max_batch,
+        max_wait_ms=max_wait_ms,
+        exact=exact,
+        port=port,
+        threads=threads,
+    )
+    urls = deployment.urls() if detach else deployment.ready()
+    if as_json:
+        output.as_json({"model": deployment.model, "version": deployment.version, "urls": urls, "job": deployment.id})
+        return
+    click.echo(f"{deployment.model}:{deployment.version} is served" if urls else deployment.id)
+    for url in urls:
+        click.echo(url)
+
+
+@click.command(epilog="Example: dmi-node unserve digits")
+@click.argument("name")
+@asks_mesh
+def unserve(mesh: Mesh, name: str, as_json: bool) -> None:
+    """Serve the model NAME no more. What is being computed is answered."""
+    job = mesh.unserve(name)
+    if as_json:
+        output.as_json({"id": job, "model": name})
+    else:
+        click.echo(f"{name} is served no more")

@@ -1,0 +1,1 @@
+"""What takes the requests of a deployment in: HTTP on one side, replicas on the other."""

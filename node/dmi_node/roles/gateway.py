@@ -1,0 +1,127 @@
+"""The gateway's process: ``python -m dmi_node.roles.gateway``, a child of the daemon. It never imports torch."""
+
+import asyncio
+import os
+import signal
+import traceback
+from typing import NoReturn
+
+import uvloop
+import zmq
+
+from dmi_node.gateway.app import App
+from dmi_node.gateway.contract import Contract
+from dmi_node.gateway.http import Server
+from dmi_node.gateway.replicas import Replicas
+from dmi_node.gateway.statistics import Statistics
+from dmi_protocol import limits
+from dmi_protocol.messages.roles import Bound, GatewayLaunch
+from dmi_protocol.serving.router import RouterSettings
+from dmi_wire.bulk import Context
+from dmi_wire.child import Child
+from dmi_wire.keys import KeyPair
+
+_PORTS = 100
+"""So many ports are tried, where the first is taken and the deployment may move."""
+_LEAVE_S = 2.5
+"""So long the last requests may take."""
+_FLUSH_S = 0.05
+"""The last answers leave."""
+
+
+class PortError(Exception):
+    """Nothing can be listened on. The text says where, and why."""
+
+
+class Gateway:
+    """One."""
+
+    def __init__(self, child: Child, launch: GatewayLaunch, context: Context) -> None:
+        self._child = child
+        self._launch = launch
+        self._keys = KeyPair.make()
+        self._statistics = Statistics(launch.model.id.partition(":")[0])
+        contract = Contract(launch.model.content)
+        settings = RouterSettings(launch.max_batch, launch.max_wait_ms, launch.exact)
+        name = f"gateway-{launch.key.index}".encode("ascii")
+        self._replicas = Replicas(contract, settings, name, context, self._keys, self._statistics.batches.add)
+        self._app = App(launch, contract, self._replicas, self._statistics)
+        self._server = Server(self._app.handle, _print)
+        self._ended = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until it is stopped, and has answered whom it could. Raises ``PortError``."""
+        loop = asyncio.get_running_loop()
+        port = await self._listen()
+        loop.add_signal_handler(signal.SIGTERM, self._ended.set)
+        loop.add_reader(self._child.fd, self._hear)
+        self._child.tell(Bound(f"{self._launch.host}:{port}", self._keys.public, os.getpid()))
+        telling = loop.create_task(self._tell())
+        await self._ended.wait()
+        self._app.is_leaving = True
+        self._server.stop_listening()
+        await self._replicas.drain(_LEAVE_S)
+        await asyncio.sleep(_FLUSH_S)
+        telling.cancel()
+        loop.remove_reader(self._child.fd)
+        self._server.close()
+        self._replicas.close()
+
+    async def _listen(self) -> int:
+        first = self._launch.port
+        for port in range(first, min(first + (_PORTS if self._launch.may_move else 1), 65_536)):
+            try:
+                await self._server.listen(self._launch.host, port)
+            except OSError as error:
+                cause = error
+            else:
+                return port
+        raise PortError(f"cannot listen on {self._launch.host}:{first}: {cause.strerror or cause}")
+
+    def _hear(self) -> None:
+        fleet = self._child.fleet()
+        if fleet is not None:
+            self._replicas.told(fleet)
+
+    async def _tell(self) -> None:
+        """How it does, while that changes."""
+        last = None
+        while True:
+            await asyncio.sleep(limits.SERVED_MS / 1000)
+            served = self._statistics.served()
+            if served != last:
+                last = served
+                self._child.tell(served)
+
+
+def _print(error: BaseException) -> None:
+    """A bug of ours: into the log."""
+    traceback.print_exception(error)
+
+
+def main() -> None:
+    """The process."""
+    child = Child.inherit()
+    launch = child.launch(GatewayLaunch)
+    child.start()
+    _live(child, launch)
+
+
+def _live(child: Child, launch: GatewayLaunch) -> NoReturn:
+    context: Context = zmq.Context()
+
+    async def live() -> None:
+        await Gateway(child, launch, context).run()
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(live())
+    except PortError as error:
+        child.fail("port", str(error), starting=True)
+    except Exception:  # noqa: BLE001 (a bug of ours: the daemon gets its traceback, and the process ends)
+        child.fail("gateway", traceback.format_exc(), starting=False)
+    child.end(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""What gateways and replicas of one deployment say to each other, from role process to role process.
+
+None of it passes through a daemon. Each message is one envelope; those that carry tensors are followed by one raw frame for each
+spec in ``tensors``, in order. What many requests want computed together is joined along the first dimension already.
+"""
+
+from msgspec import Struct
+
+from dmi_protocol.tensor_spec import TensorSpec
+
+
+class Greet(Struct, frozen=True, tag="serving-greet"):
+    """A gateway is there, and wants to hear how much the replica has to do."""
+
+
+class Compute(Struct, frozen=True, tag="serving-compute"):
+    """A batch: the inputs ``names``, each with so many ``rows`` of one request after the other. Nobody waits for it any longer
+    than ``within_ms``."""
+
+    batch: int
+    names: tuple[str, ...]
+    tensors: tuple[TensorSpec, ...]
+    rows: tuple[int, ...]
+    within_ms: int
+
+
+class Computed(Struct, frozen=True, tag="serving-computed"):
+    """The outputs ``names`` of a batch, by ``version`` of the model. ``rejected`` has the requests that the model does not take,
+    by their place in the batch, and what it says of them: the tensors have no rows of theirs. ``waiting`` are the rows that the
+    replica has to compute, whoever wants them."""
+
+    batch: int
+    version: str
+    names: tuple[str, ...]
+    tensors: tuple[TensorSpec, ...]
+    rejected: tuple[tuple[int, str], ...]
+    waiting: int
+
+
+class Broken(Struct, frozen=True, tag="serving-broken"):
+    """The process that computed this batch has ended; ``how`` is a text for people."""
+
+    batch: int
+    how: str
+    waiting: int
+
+
+class Busy(Struct, frozen=True, tag="serving-busy"):
+    """From a replica, every ``limits.REPLICA_BEAT_MS``: it is there, and has so many rows to compute."""
+
+    waiting: int
+
+
+ServingMessage = Greet | Compute | Computed | Broken | Busy

@@ -1,0 +1,57 @@
+"""Memory that a replica and its computing process share: tensors lie there, and only their descriptions are sent."""
+
+from collections.abc import Sequence
+
+from dmi_protocol import limits
+from dmi_protocol.tensor_spec import TensorSpec
+from dmi_wire.shared_memory import Segment
+
+_LEAST_BYTES = 1 << 20
+
+
+def place(specs: Sequence[TensorSpec]) -> tuple[list[int], int]:
+    """Where each tensor begins, and how many bytes they take together."""
+    offsets, end = [], 0
+    for spec in specs:
+        offsets.append(end)
+        end += -(-spec.length_bytes // limits.ALIGNMENT_BYTES) * limits.ALIGNMENT_BYTES
+    return offsets, end
+
+
+class Arena:
+    """The writing end: one segment that grows, which its other end opens by the name that goes with each message."""
+
+    def __init__(self) -> None:
+        self._segment: Segment | None = None
+
+    def room(self, size: int) -> tuple[str, int, memoryview]:
+        """At least ``size`` bytes: the name and the size of the segment, and its bytes. Raises ``OSError`` where this host has no
+        such memory to spare."""
+        if self._segment is None or self._segment.size < size:
+            self.close()
+            self._segment = Segment.create(max(_LEAST_BYTES, 1 << max(size - 1, 0).bit_length()))
+        return self._segment.name, self._segment.size, self._segment.buffer
+
+    def close(self) -> None:
+        """The memory goes when the other end has closed it, too."""
+        if self._segment is not None:
+            self._segment.withdraw()
+            self._segment = None
+
+
+class Reader:
+    """The reading end: what was opened once is not opened again."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Segment] = {}
+
+    def view(self, name: str, size: int, offset: int, length: int) -> memoryview:
+        """These bytes of a segment. Raises ``OSError`` and ``RemoteProtocolError``."""
+        found = self._open.get(name)
+        if found is None or found.size != size:
+            found = self._open[name] = Segment.attach(name, size)
+        return found.view(offset, length)
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Forget all others."""
+        self._open = {name: segment for name, segment in self._open.items() if name in names}

@@ -1,0 +1,146 @@
+"""The computing process of a deployment's replica, as the replica sees it: it is told, heard and ended, and never waited for."""
+
+import select
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from dmi.infer.line import GoneError, Line
+from dmi.infer.started import StartedProcess
+from dmi.serve.arena import Arena, Reader, place
+from dmi_protocol import limits
+from dmi_protocol.messages.roles import ReplicaLaunch
+from dmi_protocol.tensor_spec import TensorSpec
+
+
+class FailedError(Exception):
+    """It has said why it cannot go on."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class EndedError(Exception):
+    """It has ended without a word. The text says how."""
+
+
+class Outputs(msgspec.Struct, frozen=True):
+    """What became of a batch; ``frames`` has the bytes of each tensor, which are ours."""
+
+    batch: int
+    version: str
+    names: tuple[str, ...]
+    specs: tuple[TensorSpec, ...]
+    rejected: tuple[tuple[int, str], ...]
+    frames: tuple[bytes, ...]
+
+
+class ComputingProcess:
+    """One. ``fd`` can be read when ``hear`` has something to give, or raises."""
+
+    def __init__(self, launch: ReplicaLaunch) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = StartedProcess(theirs)
+        self._line = Line(ours)
+        self.fd = ours.fileno()
+        self._arenas = [Arena() for _ in range(limits.COMPUTING_BATCHES)]
+        """One for each batch that it may have in hand."""
+        self._turn = 0
+        self._read = Reader()
+        self.is_ready = False
+        """Is the model in memory?"""
+        self._moved_at = time.monotonic()
+        self._ticks = 0
+        with suppress(GoneError):
+            self._line.say(launch=msgspec.to_builtins(launch))
+
+    def say(
+        self,
+        batch: int,
+        names: Sequence[str],
+        specs: Sequence[TensorSpec],
+        frames: Sequence[memoryview],
+        rows: Sequence[int],
+    ) -> None:
+        """Compute this. Raises ``OSError`` where there is no memory for it."""
+        offsets, size = place(specs)
+        arena = self._arenas[self._turn]
+        self._turn = (self._turn + 1) % len(self._arenas)
+        name, whole, buffer = arena.room(size)
+        for offset, frame in zip(offsets, frames, strict=True):
+            buffer[offset : offset + frame.nbytes] = frame.cast("B")
+        with suppress(GoneError):  # that it has ended is heard
+            self._line.say(
+                batch=batch, names=list(names), specs=msgspec.to_builtins(specs), rows=list(rows), segment=[name, whole]
+            )
+
+    def hear(self) -> Outputs | None:
+        """The next thing that it says, if that is a batch. Raises ``EndedError`` and ``FailedError``."""
+        try:
+            found = self._line.hear()
+        except GoneError:
+            raise EndedError(_how(self._process.wait())) from None
+        self._moved_at = time.monotonic()
+        if "error" in found:
+            raise FailedError(found["error"], found["text"])
+        if "ready" in found:
+            self.is_ready = True
+        return self._outputs(found) if "batch" in found else None
+
+    def _outputs(self, found: dict[str, Any]) -> Outputs:
+        specs = msgspec.convert(found["specs"], tuple[TensorSpec, ...])
+        name, size = found["segment"]
+        frames = tuple(
+            bytes(self._read.view(name, size, offset, spec.length_bytes))
+            for spec, offset in zip(specs, place(specs)[0], strict=True)
+        )
+        self._read.keep([name])
+        rejected = tuple((int(nth), str(text)) for nth, text in found["rejected"])
+        return Outputs(found["batch"], str(found["version"]), tuple(found["names"]), specs, rejected, frames)
+
+    @property
+    def has_stopped(self) -> bool:
+        """Was it not heard for long, and has used no processor time either?"""
+        now = time.monotonic()
+        if now - self._moved_at < limits.ROLE_STALLED_MS / 1000:
+            return False
+        before, self._ticks = self._ticks, _ticks(self._process.pid)
+        self._moved_at = now if self._ticks > before else self._moved_at
+        return self._ticks <= before
+
+    def has_something(self) -> bool:
+        """Can it be heard now?"""
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def close(self) -> None:
+        """No process is left."""
+        self._line.close()
+        self._process.kill()
+        for arena in self._arenas:
+            arena.close()
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"it ended the process that computed it, with code {code}"
+    what = " (out of memory?)" if code == -signal.SIGKILL else ""
+    return f"it ended the process that computed it, by {signal.Signals(-code).name}{what}"
+
+
+def _ticks(pid: int | None) -> int:
+    """The processor time that a process has used: fields 14 and 15 of its line in ``/proc``, in clock ticks."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return int(fields[11]) + int(fields[12])
