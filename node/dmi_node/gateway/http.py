@@ -146,6 +146,8 @@ class Server:
         self.received_bytes = 0
         """Of bodies that are not whole yet."""
         self.is_closing = False
+        self.port = 0
+        """Where it listens."""
         self._listener: asyncio.Server | None = None
         self._sweeping: asyncio.TimerHandle | None = None
 
@@ -153,6 +155,7 @@ class Server:
         """Raises ``OSError`` where the port is taken."""
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(lambda: Connection(self), host, port, backlog=1_024)
+        self.port = self._listener.sockets[0].getsockname()[1]
         self._sweep()
 
     def _sweep(self) -> None:
@@ -229,8 +232,6 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except HttpError as error:
             self._end_with(error)
-        except httptools.HttpParserUpgrade:
-            self._end_with(HttpError(501, "this gateway speaks HTTP/1.1 and nothing else"))
         except httptools.HttpParserError as error:
             cause = error.__context__ if isinstance(error.__context__, HttpError) else None
             self._end_with(cause or HttpError(400, f"this is no HTTP/1.1 request: {error}"))
@@ -258,6 +259,8 @@ class Connection(asyncio.Protocol):
         """Its head is here."""
         self._request.method = self._parser.get_method()
         self._head_bytes = -(1 << 62)  # what follows is the body, which is counted by itself
+        if self._parser.should_upgrade():
+            raise HttpError(501, "this gateway speaks HTTP/1.1 and nothing else")
         length = self._request.headers.get(b"content-length")
         if length is not None and int(length) > limits.BODY_BYTES:  # the parser takes digits only
             raise HttpError(413, f"Content-Length: a body may have {limits.BODY_BYTES} bytes")

@@ -72,12 +72,22 @@ def from_json(datatype: str, shape: Sequence[int], data: Any, field: str) -> byt
         raise HttpError(400, f"{field}: a list is wanted, not {str(data)[:80]!r}")
     count = prod(shape)
     try:
-        found = np.array(data)
+        found = _array(data, datatype)
     except (ValueError, OverflowError) as error:
         raise HttpError(400, f"{field}: the lists are not of equal lengths, or not of numbers") from error
     if found.size != count or (found.ndim > 1 and found.shape != tuple(shape)):
         raise HttpError(400, f"{field}: {_counted(found)}, where the shape is {list(shape)}")
     return _cast(found, DTYPES[datatype], datatype, field)
+
+
+def _array(data: list[Any], datatype: str) -> "np.ndarray[Any, Any]":
+    """As NumPy finds it; whole numbers that fit into no signed integer would become floats."""
+    found = np.array(data)
+    if datatype == "UINT64" and found.dtype.kind == "f":
+        whole = np.array(data, object)
+        if all(type(value) is int for value in whole.flat):
+            return whole.astype(np.uint64)
+    return found
 
 
 def _counted(found: "np.ndarray[Any, Any]") -> str:

@@ -58,7 +58,7 @@ def decode_json(data: bytes | memoryview) -> Any:
     """Raises ``HttpError``."""
     try:
         return _decoder.decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise HttpError(400, f"the body is no JSON: {error}") from error
     except RecursionError as error:
         raise HttpError(400, "the body is nested too deep") from error

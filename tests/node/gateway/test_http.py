@@ -1,0 +1,285 @@
+"""What strangers send: each gets an answer or its connection's end, in time, and nobody else is the worse for it."""
+
+import asyncio
+import gzip
+import zlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from dmi_node.gateway import http
+from dmi_node.gateway.http import Exchange, HttpError, Request, Server
+from dmi_protocol import limits
+from tests.node.gateway.served import HOST, answer, head
+
+
+class Echo:
+    """Answers with what was sent. What is ``held`` waits."""
+
+    def __init__(self) -> None:
+        self.server = Server(self.handle, self.failed)
+        self.errors: list[BaseException] = []
+        self.seen: list[Request] = []
+        self.held: list[Exchange] = []
+        self.gone = 0
+
+    def failed(self, error: BaseException) -> None:
+        self.errors.append(error)
+
+    def handle(self, request: Request, exchange: Exchange) -> None:
+        self.seen.append(request)
+        exchange.on_gone = self._gone
+        if request.path == b"/hold":
+            self.held.append(exchange)
+        elif request.path == b"/bug":
+            raise ZeroDivisionError("oops")
+        elif request.path == b"/no":
+            raise HttpError(429, "later", retry_after_s=7)
+        else:
+            exchange.reply(200, request.content() or request.method)
+
+    def _gone(self) -> None:
+        self.gone += 1
+
+
+@pytest.fixture
+async def echo(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Echo]:
+    found = Echo()
+    monkeypatch.setattr(http, "_SWEEP_S", 0.02)
+    monkeypatch.setattr(http, "_LINGER_S", 0.2)
+    await found.server.listen(HOST, 0)
+    yield found
+    found.server.stop_listening()
+    found.server.close()
+    await asyncio.sleep(0.01)
+
+
+async def connect(echo: Echo) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection(HOST, echo.server.port)
+
+
+async def ask(echo: Echo, data: bytes) -> tuple[int, dict[str, str], bytes]:
+    reader, writer = await connect(echo)
+    writer.write(data)
+    found = await answer(reader)
+    writer.close()
+    return found
+
+
+async def test_a_body_and_several_requests_on_one_connection(echo: Echo) -> None:
+    reader, writer = await connect(echo)
+    for body in (b"one", b"two"):
+        writer.write(head("POST", "/", len(body)) + body)
+        assert (await answer(reader))[2] == body
+    writer.close()
+
+
+async def test_requests_that_come_together_are_answered_in_order(echo: Echo) -> None:
+    reader, writer = await connect(echo)
+    writer.write(b"".join(head("POST", path, 1) + body for path, body in (("/hold", b"a"), ("/", b"b"), ("/", b"c"))))
+    await asyncio.sleep(0.05)
+    assert len(echo.seen) == 1, "the first is not answered yet"
+    echo.held[0].reply(200, b"first")
+    assert [(await answer(reader))[2] for _ in range(3)] == [b"first", b"b", b"c"]
+    writer.close()
+
+
+async def test_chunks_are_put_together(echo: Echo) -> None:
+    chunks = b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+    assert (await ask(echo, head("POST", "/", Transfer_Encoding="chunked") + chunks))[2] == b"abcde"
+
+
+async def test_who_asks_whether_to_continue_is_told_so(echo: Echo) -> None:
+    reader, writer = await connect(echo)
+    writer.write(head("POST", "/", 3, Expect="100-continue"))
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(b"abc")
+    assert (await answer(reader))[2] == b"abc"
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "packed"),
+    [
+        ("gzip", gzip.compress(b"x" * 99)),
+        ("deflate", zlib.compress(b"x" * 99)),
+        ("deflate", zlib.compress(b"x" * 99)[2:-4]),
+        ("identity", b"x" * 99),
+    ],
+)
+async def test_packed_bodies_are_unpacked(echo: Echo, encoding: str, packed: bytes) -> None:
+    assert (await ask(echo, head("POST", "/", len(packed), Content_Encoding=encoding) + packed))[2] == b"x" * 99
+
+
+@pytest.mark.parametrize(
+    ("encoding", "packed", "status"),
+    [
+        ("gzip", b"not packed at all", 400),
+        ("gzip", gzip.compress(b"x" * 99)[:-9], 400),
+        ("deflate", b"\xff\xff", 400),
+        ("br", b"x", 415),
+    ],
+)
+async def test_what_is_not_packed_as_it_says_is_refused(echo: Echo, encoding: str, packed: bytes, status: int) -> None:
+    found = await ask(echo, head("POST", "/", len(packed), Content_Encoding=encoding) + packed)
+    assert found[0] == status
+    assert b"Content-Encoding" in found[2]
+
+
+async def test_a_bomb_is_not_unpacked(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BODY_BYTES", 1 << 20)
+    bomb = gzip.compress(bytes(64 << 20), 9)
+    assert len(bomb) < 1 << 20
+    assert (await ask(echo, head("POST", "/", len(bomb), Content_Encoding="gzip") + bomb))[0] == 413
+
+
+async def test_large_answers_are_packed_for_who_wants_that(echo: Echo) -> None:
+    body = b"x" * 5_000
+    status, headers, packed = await ask(echo, head("POST", "/", len(body), Accept_Encoding="gzip, deflate") + body)
+    assert (status, headers["content-encoding"], gzip.decompress(packed)) == (200, "gzip", body)
+    _, headers, packed = await ask(echo, head("POST", "/", len(body), Accept_Encoding="deflate") + body)
+    assert (headers["content-encoding"], zlib.decompress(packed)) == ("deflate", body)
+
+
+async def test_a_body_that_claims_too_much_is_refused_before_it_comes(
+    echo: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "BODY_BYTES", 1_000)
+    status, headers, _ = await ask(echo, head("POST", "/", 1_001))
+    assert (status, headers["connection"]) == (413, "close")
+    chunks = b"400\r\n" + b"x" * 1_024 + b"\r\n"
+    assert (await ask(echo, head("POST", "/", Transfer_Encoding="chunked") + chunks))[0] == 413
+    assert echo.server.received_bytes == 0
+
+
+async def test_all_bodies_together_are_bounded(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BODIES_BYTES", 1_500)
+    reader, writer = await connect(echo)
+    writer.write(head("POST", "/", 1_001) + b"x" * 1_000)
+    await asyncio.sleep(0.05)
+    status, headers, _ = await ask(echo, head("POST", "/", 1_001) + b"x" * 1_000)
+    assert (status, "retry-after" in headers) == (503, True)
+    writer.write(b"x")
+    assert (await answer(reader))[0] == 200
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x00\x01\x02\x03\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 1e3\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 99999999999999999999999999\r\n\r\n",
+        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+)
+async def test_what_is_no_request_is_refused(echo: Echo, data: bytes) -> None:
+    status, headers, body = await ask(echo, data)
+    assert (status, headers["connection"]) == (400, "close")
+    assert b"error" in body
+
+
+async def test_a_head_without_an_end_is_refused(echo: Echo) -> None:
+    status, _, _ = await ask(echo, b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 20_000)
+    assert status == 431
+
+
+async def test_another_protocol_is_refused(echo: Echo) -> None:
+    status, _, _ = await ask(echo, head("GET", "/", Connection="Upgrade", Upgrade="websocket"))
+    assert status == 501
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST / HTTP/1.1\r\nHost:", head("POST", "/", 10) + b"abc"])
+async def test_what_does_not_come_is_not_waited_for(echo: Echo, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(limits, "HEADER_MS", 100)
+    reader, writer = await connect(echo)
+    writer.write(sent)
+    if sent:
+        assert (await answer(reader))[0] == 408
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+
+
+async def test_slow_senders_are_many_and_others_are_served(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HEADER_MS", 1_500)
+    slow = [await connect(echo) for _ in range(500)]
+    for _, writer in slow:
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\n")
+    assert (await asyncio.wait_for(ask(echo, head("POST", "/", 1) + b"x"), 1))[0] == 200
+    for reader, writer in slow:
+        assert (await answer(reader))[0] == 408
+        writer.close()
+    await asyncio.sleep(0.3)
+    assert not echo.server.connections
+
+
+async def test_too_many_connections_are_refused(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "GATEWAY_CONNECTIONS", 2)
+    kept = [await connect(echo) for _ in range(2)]
+    await asyncio.sleep(0.05)
+    reader, writer = await connect(echo)
+    assert (await answer(reader))[0] == 503
+    for _, each in (*kept, (reader, writer)):
+        each.close()
+
+
+async def test_who_hangs_up_is_not_answered(echo: Echo) -> None:
+    _, writer = await connect(echo)
+    writer.write(head("POST", "/hold", 1) + b"x")
+    await asyncio.sleep(0.05)
+    writer.close()
+    await asyncio.sleep(0.05)
+    assert echo.gone == 1
+    echo.held[0].reply(200, b"too late")
+
+
+async def test_a_bug_is_one_requests_and_the_connection_goes_on(echo: Echo) -> None:
+    reader, writer = await connect(echo)
+    writer.write(head("GET", "/bug") + head("GET", "/"))
+    assert (await answer(reader))[0] == 500
+    assert (await answer(reader))[2] == b"GET"
+    assert [type(error) for error in echo.errors] == [ZeroDivisionError]
+    writer.close()
+
+
+async def test_a_refusal_says_when_to_come_again(echo: Echo) -> None:
+    status, headers, body = await ask(echo, head("GET", "/no"))
+    assert (status, headers["retry-after"], body) == (429, "7", b'{"error": "later"}')
+
+
+async def test_head_has_no_body(echo: Echo) -> None:
+    reader, writer = await connect(echo)
+    writer.write(head("HEAD", "/", Connection="close"))
+    found = await asyncio.wait_for(reader.read(), 5)
+    assert found.endswith(b"\r\n\r\n")
+    assert b"Content-Length: 4" in found
+    writer.close()
+
+
+async def test_an_old_client_gets_its_answer_and_the_end(echo: Echo) -> None:
+    reader, writer = await connect(echo)
+    writer.write(b"GET / HTTP/1.0\r\n\r\n")
+    assert (await answer(reader))[1]["connection"] == "close"
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+
+
+async def test_a_gateway_that_leaves_answers_what_it_has(echo: Echo) -> None:
+    idle, idler = await connect(echo)
+    reader, writer = await connect(echo)
+    writer.write(head("POST", "/hold", 1) + b"x")
+    await asyncio.sleep(0.05)
+    echo.server.stop_listening()
+    assert await asyncio.wait_for(idle.read(), 5) == b""
+    echo.held[0].reply(200, b"last")
+    assert (await answer(reader))[2] == b"last"
+    with pytest.raises(OSError):
+        await connect(echo)
+    writer.close()
+    idler.close()
