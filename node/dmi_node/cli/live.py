@@ -112,6 +112,8 @@ def of_mesh(seen: dict[str, Any]) -> Picture:
         parts += [line(""), *of_jobs(jobs)]
     if hidden := len(seen["jobs"]) - len(jobs):
         parts.append(line(f"and {hidden} that ended before: `dmi-node jobs`", "dim"))
+    if seen["deployments"]:
+        parts += [line(""), table(wording.DEPLOYMENT_COLUMNS, map(wording.deployment_row, seen["deployments"]))]
     parts += [line(""), table(wording.MEMBER_COLUMNS, map(wording.member_row, seen["members"]))]
     for trouble in wording.troubles(seen):
         parts += [line(""), line(trouble, "yellow")]

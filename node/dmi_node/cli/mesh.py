@@ -40,6 +40,9 @@ def _show(seen: dict[str, Any], *, as_json: bool) -> None:
     output.table(wording.MEMBER_COLUMNS, map(wording.member_row, seen["members"]))
     for trouble in wording.troubles(seen):
         click.echo(f"\n{trouble}")
+    if seen["deployments"]:
+        click.echo()
+        output.table(wording.DEPLOYMENT_COLUMNS, map(wording.deployment_row, seen["deployments"]))
     if seen["jobs"]:
         click.echo()
         output.jobs(seen["jobs"])

@@ -67,6 +67,23 @@ def member_row(member: dict[str, Any]) -> list[str]:
     return [member["name"], member["state"], member["address"], voter, str(member["pid"] or "-"), "; ".join(parts)]
 
 
+DEPLOYMENT_COLUMNS = ("served", "state", "replicas", "gateways", "requests/s", "p50 ms", "p99 ms", "at")
+
+
+def deployment_row(found: dict[str, Any]) -> list[str]:
+    """What is served in a table; of its gateways' addresses the first."""
+    return [
+        f"{found['model']}:{found['version']}",
+        found["state"],
+        ", ".join(found["replicas"]),
+        ", ".join(found["gateways"]),
+        number(found["requests_per_second"], 0),
+        number(found["p50_ms"], 1),
+        number(found["p99_ms"], 1),
+        found["urls"][0] if found["urls"] else "-",
+    ]
+
+
 MODEL_COLUMNS = ("model", "format", "size", "in", "out", "nodes")
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dmi.infer.line import Line
-from dmi.serve.arena import Arena, Reader, place
+from dmi.serve.arena import Arena, Arenas, Reader, place
 from dmi_protocol.messages.roles import ReplicaLaunch
 from dmi_protocol.model import ModelContent
 from dmi_protocol.tensor_spec import TensorSpec
@@ -31,7 +31,7 @@ def answer(line: Line, launch: ReplicaLaunch) -> None:
     model = Answering(load(content.format, files, content.factory), content, launch.model.id)
     model.warm_up(launch.max_batch)
     line.say(ready=True)
-    written, read = Arena(), Reader()
+    written, read = Arenas(), Reader()
     while True:
         asked = line.hear()
         specs = msgspec.convert(asked["specs"], tuple[TensorSpec, ...])
@@ -41,7 +41,7 @@ def answer(line: Line, launch: ReplicaLaunch) -> None:
             for given, spec, offset in zip(asked["names"], specs, offsets, strict=True)
         }
         outputs, rejected = model.compute(inputs, asked["rows"])
-        _say(line, written, asked["batch"], model.version, outputs, rejected)
+        _say(line, written.next(), asked["batch"], model.version, outputs, rejected)
 
 
 def _say(

@@ -39,8 +39,26 @@ class Arena:
             self._segment = None
 
 
+class Arenas:
+    """As many as batches may be in hand, in turn: what was written for one stays until that many others were."""
+
+    def __init__(self) -> None:
+        self._arenas = [Arena() for _ in range(limits.COMPUTING_BATCHES)]
+        self._turn = 0
+
+    def next(self) -> Arena:
+        """That of the next batch."""
+        self._turn = (self._turn + 1) % len(self._arenas)
+        return self._arenas[self._turn]
+
+    def close(self) -> None:
+        """All of them."""
+        for arena in self._arenas:
+            arena.close()
+
+
 class Reader:
-    """The reading end: what was opened once is not opened again."""
+    """The reading end: what was opened once is not opened again, until others were."""
 
     def __init__(self) -> None:
         self._open: dict[str, Segment] = {}
@@ -50,8 +68,6 @@ class Reader:
         found = self._open.get(name)
         if found is None or found.size != size:
             found = self._open[name] = Segment.attach(name, size)
+            while len(self._open) > 2 * limits.COMPUTING_BATCHES:  # those that have grown meanwhile
+                del self._open[next(iter(self._open))]
         return found.view(offset, length)
-
-    def keep(self, names: Sequence[str]) -> None:
-        """Forget all others."""
-        self._open = {name: segment for name, segment in self._open.items() if name in names}

@@ -13,7 +13,7 @@ import msgspec
 
 from dmi.infer.line import GoneError, Line
 from dmi.infer.started import StartedProcess
-from dmi.serve.arena import Arena, Reader, place
+from dmi.serve.arena import Arenas, Reader, place
 from dmi_protocol import limits
 from dmi_protocol.messages.roles import ReplicaLaunch
 from dmi_protocol.tensor_spec import TensorSpec
@@ -51,9 +51,7 @@ class ComputingProcess:
             self._process = StartedProcess(theirs)
         self._line = Line(ours)
         self.fd = ours.fileno()
-        self._arenas = [Arena() for _ in range(limits.COMPUTING_BATCHES)]
-        """One for each batch that it may have in hand."""
-        self._turn = 0
+        self._arenas = Arenas()
         self._read = Reader()
         self.is_ready = False
         """Is the model in memory?"""
@@ -72,9 +70,7 @@ class ComputingProcess:
     ) -> None:
         """Compute this. Raises ``OSError`` where there is no memory for it."""
         offsets, size = place(specs)
-        arena = self._arenas[self._turn]
-        self._turn = (self._turn + 1) % len(self._arenas)
-        name, whole, buffer = arena.room(size)
+        name, whole, buffer = self._arenas.next().room(size)
         for offset, frame in zip(offsets, frames, strict=True):
             buffer[offset : offset + frame.nbytes] = frame.cast("B")
         with suppress(GoneError):  # that it has ended is heard
@@ -102,7 +98,6 @@ class ComputingProcess:
             bytes(self._read.view(name, size, offset, spec.length_bytes))
             for spec, offset in zip(specs, place(specs)[0], strict=True)
         )
-        self._read.keep([name])
         rejected = tuple((int(nth), str(text)) for nth, text in found["rejected"])
         return Outputs(found["batch"], str(found["version"]), tuple(found["names"]), specs, rejected, frames)
 
@@ -126,8 +121,7 @@ class ComputingProcess:
         """No process is left."""
         self._line.close()
         self._process.kill()
-        for arena in self._arenas:
-            arena.close()
+        self._arenas.close()
 
 
 def _how(code: int) -> str:

@@ -44,6 +44,7 @@ def status(**fields: Any) -> dict[str, Any]:
         "quorum_reason": None,
         "refused": {},
         "members": [member(0), member(1), member(2)],
+        "deployments": [],
         "jobs": [RUNNING],
     } | fields
 

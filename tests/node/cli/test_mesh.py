@@ -33,6 +33,7 @@ STATUS: dict[str, Any] = {
     "quorum_reason": None,
     "refused": {},
     "members": [MEMBER],
+    "deployments": [],
     "jobs": [JOB],
 }
 

@@ -1,0 +1,209 @@
+"""Models that are served: real clients, and hosts that die under load."""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import tritonclient.http as triton
+import tritonclient.http.aio as triton_aio
+
+import dmi
+from dmi.errors import RefusedError, UnknownJobError
+from dmi.mesh import Mesh
+from tests.mesh.load import WIDTH, Load, expected, write_model
+from tests.mesh.local import LocalMesh, command, until
+
+pytestmark = [pytest.mark.mesh, pytest.mark.timeout(240)]
+
+MakeMesh = Callable[[int], LocalMesh]
+
+
+class Serving:
+    """A model that the mesh of the session serves."""
+
+    def __init__(self, local: LocalMesh, path: Path) -> None:
+        self.mesh: Mesh = dmi.connect(local.node(0))
+        self.mesh.models.add("numbers", path)
+        self.urls = json.loads(command("serve", "numbers", "--json", home=local.node(1)).stdout)["urls"]
+
+    @property
+    def address(self) -> str:
+        """Of a gateway, without a scheme."""
+        return str(self.urls[0]).removeprefix("http://")
+
+
+@pytest.fixture(scope="module")
+def served(five: LocalMesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    found = Serving(five, write_model(tmp_path_factory.mktemp("model") / "numbers.pt2"))
+    yield found
+    command("unserve", "numbers", home=five.node(0))
+    until(lambda: not found.mesh.roles(), 20, "all processes end")
+    found.mesh.models.remove("numbers")
+
+
+def rows(count: int) -> "np.ndarray[Any, Any]":
+    return np.arange(count * WIDTH, dtype=np.float32).reshape(count, WIDTH)
+
+
+def answers(values: "np.ndarray[Any, Any]", version: int = 1) -> list[list[float]]:
+    return [expected([int(value) for value in row], version) for row in values]
+
+
+def test_status_shows_what_is_served(served: Serving, five: LocalMesh) -> None:
+    until(lambda: len(served.mesh.deployments()[0]["replicas"]) == 2, 20, "two replicas")
+    status = five.status(2)
+    (found,) = status["deployments"]
+    assert (found["model"], found["version"], found["state"]) == ("numbers", 1, "running")
+    until(lambda: len(served.mesh.deployments()[0]["gateways"]) == 5, 20, "a gateway on each node")
+    assert len(found["replicas"]) == 2
+    text = command("status", home=five.node(3)).stdout
+    assert "numbers:1" in text
+    assert {role["role"] for role in served.mesh.roles()} == {"gateway", "replica"}
+
+
+def test_predict(served: Serving) -> None:
+    values = rows(3)
+    assert served.mesh.predict("numbers", values).tolist() == answers(values)
+    tensor = served.mesh.predict("numbers", {"x": torch.from_numpy(values)}, version=1)
+    assert isinstance(tensor, torch.Tensor)
+    assert tensor.tolist() == answers(values)
+    assert served.mesh.predict("numbers", values.tolist()).tolist() == answers(values)
+    with pytest.raises(RefusedError, match=r"inputs\[0\].shape"):
+        served.mesh.predict("numbers", values[:, :2])
+    with pytest.raises(UnknownJobError, match="nothing is served as 'letters'"):
+        served.mesh.predict("letters", values)
+
+
+async def test_await_predict(served: Serving, five: LocalMesh) -> None:
+    mesh = await dmi.aio.connect(five.node(4))
+    assert (await mesh.predict("numbers", rows(1))).tolist() == answers(rows(1))
+
+
+@pytest.mark.parametrize("packing", [None, "gzip", "deflate"])
+@pytest.mark.parametrize("is_binary", [True, False])
+def test_tritonclient(served: Serving, packing: str | None, *, is_binary: bool) -> None:
+    with triton.InferenceServerClient(served.address) as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("numbers")
+        values = rows(600)
+        given = triton.InferInput("x", list(values.shape), "FP32")
+        given.set_data_from_numpy(values, binary_data=is_binary)
+        wanted = [triton.InferRequestedOutput("output_0", binary_data=is_binary)]
+        for outputs in (wanted, None):
+            found = client.infer(
+                "numbers",
+                [given],
+                outputs=outputs,
+                request_id="7",
+                model_version="1",
+                request_compression_algorithm=packing,
+                response_compression_algorithm=packing,
+                timeout=5_000_000,
+            )
+            assert found.as_numpy("output_0").tolist() == answers(values)
+            assert (found.get_response()["id"], found.get_response()["model_version"]) == ("7", "1")
+
+
+def test_tritonclient_asks_what_is_there(served: Serving) -> None:
+    with triton.InferenceServerClient(served.address) as client:
+        assert client.get_server_metadata()["name"] == "dmi"
+        assert client.get_model_metadata("numbers")["inputs"][0]["shape"] == [-1, WIDTH]
+        assert client.get_model_config("numbers")["max_batch_size"] == 32
+        before = client.get_inference_statistics("numbers")["model_stats"][0]["inference_count"]
+        given = triton.InferInput("x", [2, WIDTH], "FP32")
+        given.set_data_from_numpy(rows(2))
+        client.infer("numbers", [given])
+        assert client.get_inference_statistics()["model_stats"][0]["inference_count"] == before + 2
+        assert client.get_model_repository_index()[0]["state"] == "READY"
+        client.load_model("numbers")
+        assert not client.is_model_ready("numbers", "9")
+        with pytest.raises(triton.InferenceServerException, match="unserve"):
+            client.unload_model("numbers")
+        given.set_data_from_numpy(rows(2))
+        with pytest.raises(triton.InferenceServerException, match="no model 'letters'"):
+            client.infer("letters", [given])
+        wrong = triton.InferInput("x", [2, WIDTH + 1], "FP32")
+        wrong.set_data_from_numpy(np.zeros((2, WIDTH + 1), np.float32))
+        with pytest.raises(triton.InferenceServerException, match=r"inputs\[0\].shape"):
+            client.infer("numbers", [wrong])
+
+
+async def test_tritonclient_with_await(served: Serving) -> None:
+    async with triton_aio.InferenceServerClient(served.address) as client:
+        assert await client.is_model_ready("numbers")
+        given = triton_aio.InferInput("x", [3, WIDTH], "FP32")
+        given.set_data_from_numpy(rows(3))
+        found = await client.infer("numbers", [given])
+        assert found.as_numpy("output_0").tolist() == answers(rows(3))
+
+
+def test_a_proxy_in_the_environment_changes_nothing_for_predict(
+    served: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert served.mesh.predict("numbers", rows(1)).tolist() == answers(rows(1))
+
+
+def test_many_at_once_are_each_answered_with_their_own(served: Serving) -> None:
+    load = Load(served.urls[1], "numbers", 2_000, connections=32)
+    load.wait()
+    assert (load.failed, load.wrong, load.done) == ([], [], 2_000)
+
+
+def test_what_cannot_be_served(served: Serving, five: LocalMesh) -> None:
+    for arguments, code, text in (
+        (("serve", "numbers"), 1, "numbers is served already"),
+        (("serve", "letters"), 1, "no model is named 'letters'"),
+        (("serve", "numbers", "--version", 9), 1, "no model is named 'numbers:9'"),
+        (("unserve", "letters"), 1, "nothing is served as 'letters'"),
+        (("models", "rm", "numbers"), 1, "numbers:1 is used by"),
+        (("serve", "numbers", "--replicas", 0), 2, "--replicas"),
+    ):
+        done = command(*arguments, home=five.node(0), check=False)
+        assert (done.returncode, text in done.stderr) == (code, True), done.stderr
+
+
+@pytest.mark.parametrize("total", [3_000, pytest.param(20_000, marks=pytest.mark.deep)])
+def test_no_request_fails_whoever_is_killed(make_mesh: MakeMesh, tmp_path: Path, total: int) -> None:
+    """A replica is killed, a node, the coordinator; another node is drained. The caller's gateway is on a fourth one."""
+    local = make_mesh(4)
+    coordinator = int(local.status()["coordinator"][1:])
+    mine, victim, other = [index for index in range(4) if index != coordinator]
+    mesh = dmi.connect(local.node(mine))
+    mesh.models.add("numbers", write_model(tmp_path / "numbers.pt2"))
+    mesh.serve("numbers", replicas=4).ready()
+
+    def served() -> dict[str, Any]:
+        return dict(mesh.deployments()[0])
+
+    until(lambda: (len(served()["replicas"]), len(served()["gateways"])) == (4, 4), 40, "all processes")
+    gateway = served()["urls"][served()["gateways"].index(f"n{mine}")]
+    load = Load(gateway, "numbers", total, connections=8, pause_s=0.005)
+
+    def reached(share: float) -> None:
+        until(lambda: load.done >= total * share or load.is_over, 120, f"{share} of the requests")
+
+    reached(0.1)
+    role = next(role for role in mesh.roles() if role["role"] == "replica" and role["node"] == f"n{other}")
+    os.kill(role["pid"], signal.SIGKILL)
+    reached(0.25)
+    local.kill(victim)
+    reached(0.4)
+    local.start(victim)
+    until(lambda: f"n{victim}" in served()["replicas"], 60, "the node that was killed serves again")
+    until(lambda: sum(each["voter"] and each["state"] == "alive" for each in mesh.members()) >= 3, 60, "three voters")
+    command("drain", f"n{other}", home=local.node(mine))
+    until(lambda: f"n{other}" not in served()["replicas"] + served()["gateways"], 60, "the drained node serves no more")
+    command("drain", f"n{other}", "--undo", home=local.node(mine))
+    local.kill(coordinator)
+    until(lambda: mesh.status()["coordinator"] not in {None, f"n{coordinator}"}, 60, "another coordinator")
+    load.wait()
+    assert (load.failed, load.wrong) == ([], [])
+    assert (load.done, load.versions) == (total, {1: total})
