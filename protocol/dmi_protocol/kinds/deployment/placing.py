@@ -57,11 +57,11 @@ def surplus(job: DeploymentJob, role: Role, nodes: Sequence[NodeId]) -> list[Rol
     ready = [(key, node) for key, node in staying if key in bound]
     if not wanted or len(ready) < wanted:
         return [key for key in leaving if key not in bound]
-    there = Counter(node for _, node in staying)
+    there = Counter(node for _, node in ready)
     gone = leaving
-    for _ in range(len(staying) - wanted):
-        key, node = max(staying, key=lambda each: (each[0] not in bound, there[each[1]], each[0].index))
-        staying.remove((key, node))
+    for _ in range(len(ready) - wanted):  # who is not bound yet came for a reason, and is waited for
+        key, node = max(ready, key=lambda each: (there[each[1]], each[0].index))
+        ready.remove((key, node))
         there[node] -= 1
         gone.append(key)
     return gone

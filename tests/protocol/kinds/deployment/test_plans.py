@@ -86,6 +86,19 @@ def test_a_node_that_is_gone_is_done_without_and_used_again() -> None:
     assert any(isinstance(command, Dismiss) for command in moved)
 
 
+def test_who_comes_to_a_node_that_is_back_is_waited_for() -> None:
+    table = begun(4, nodes="abcd")
+    table.nodes.remove(D)
+    table.settle()
+    table.join(D)
+    table.settle(bind=False)
+    assert len(table.settle(bind=False)) == 0
+    assert table.where("replica").count("d") == 1, "it is on its way"
+    table.bind()
+    table.settle()
+    assert table.where("replica") == ["a", "b", "c", "d"]
+
+
 def test_a_node_that_leaves_serves_until_others_do() -> None:
     table = begun(2, 2, "abc")
     (leaving, _) = sorted({node for _, node in table.job.placed("replica")})
