@@ -43,8 +43,12 @@ class Client(asyncio.Protocol):
             return
         head = self._data[:end].lower()
         place = head.find(b"content-length: ")
-        length = int(head[place + 16 :].split(b"\r", 1)[0])
-        if len(self._data) < end + 4 + length:
+        if place >= 0:
+            length = int(head[place + 16 :].split(b"\r", 1)[0])
+            is_whole = len(self._data) >= end + 4 + length
+        else:  # chunks
+            is_whole = self._data.endswith(b"0\r\n\r\n")
+        if not is_whole:
             return
         now = time.perf_counter()
         self.failed += head[9:12] != b"200"

@@ -33,7 +33,7 @@ def values(name: str) -> list[float]:
 
 def body_v2(name: str) -> bytes:
     """As the Open Inference Protocol has it."""
-    tensor = {"name": "x", "datatype": "FP32", "shape": [1, *SHAPES[name]], "data": values(name)}
+    tensor = {"name": "input", "datatype": "FP32", "shape": [1, *SHAPES[name]], "data": values(name)}
     return json.dumps({"inputs": [tensor]}).encode()
 
 
