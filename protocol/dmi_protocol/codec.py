@@ -4,7 +4,9 @@ What the bytes claim is counted and bounded before memory is taken for it; then 
 value into a typed, validated struct.
 """
 
-from typing import Any, TypeVar
+from collections.abc import Hashable
+from functools import lru_cache
+from typing import Any, TypeVar, cast
 
 import msgpack
 import msgspec
@@ -56,9 +58,15 @@ def decode_struct(data: bytes | memoryview, kind: type[Value] | Any) -> Value | 
 def convert(value: object, kind: type[Value] | Any) -> Value | Any:
     """A plain value as ``kind``, every field validated; raises ``RemoteProtocolError``."""
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert((value,), _alone(cast(Hashable, kind))).value
     except (msgspec.ValidationError, ValueError, OverflowError, RecursionError) as error:
         raise RemoteProtocolError(f"not what was expected: {str(error)[:200]}") from error
+
+
+@lru_cache(maxsize=256)
+def _alone(kind: Hashable) -> Any:
+    """A struct of nothing but a ``kind``: msgspec looks into a union anew at each call, and into a struct once."""
+    return msgspec.defstruct("Alone", [("value", kind)], array_like=True)
 
 
 def seal(message: msgspec.Struct) -> bytes:

@@ -3,7 +3,10 @@
 import json
 import os
 import signal
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 import torch
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
+from safetensors.torch import save_file
 
 import dmi
 from dmi.errors import RefusedError, UnknownJobError
@@ -207,3 +211,98 @@ def test_no_request_fails_whoever_is_killed(make_mesh: MakeMesh, tmp_path: Path,
     load.wait()
     assert (load.failed, load.wrong) == ([], [])
     assert (load.done, load.versions) == (total, {1: total})
+
+
+ODD = '''
+import os, torch
+class Odd(torch.nn.Module):
+    """An embedding of ten words; the word 9 ends the process, the word 8 takes long."""
+    def __init__(self):
+        super().__init__()
+        self.words = torch.nn.Embedding(10, 2)
+        torch.nn.init.ones_(self.words.weight)
+    def forward(self, x):
+        if (x == 9).any():
+            os.kill(os.getpid(), 11)
+        if (x == 8).any():
+            torch.zeros(1)
+            import time
+            time.sleep(60)
+        return self.words(x).sum(1)
+def make():
+    return Odd()
+'''
+
+
+class Odd:
+    """A model that some requests are bad for, on two replicas that take eight at a time."""
+
+    def __init__(self, local: LocalMesh, folder: Path) -> None:
+        (folder / "odd.py").write_text(ODD)
+        state = {"words.weight": torch.ones(10, 2)}
+        save_file(state, folder / "odd.safetensors")
+        self.mesh = dmi.connect(local.node(0))
+        self.mesh.models.add(
+            "odd", f"{folder / 'odd.py'}:make", weights=folder / "odd.safetensors", inputs=["x=int64[N,?]"]
+        )
+        deployment = self.mesh.serve("odd", max_batch=8, max_wait_ms=50)
+        self.url = deployment.ready()[0]
+        until(lambda: len(self.mesh.deployments()[-1]["replicas"]) == 2, 30, "two replicas")
+
+    def ask(self, words: list[list[int]], within_s: float = 20, datatype: str = "INT64") -> tuple[int, Any]:
+        """The status, and the sums or what is wrong."""
+        shape = [len(words), len(words[0]) if words else 0]
+        body = {
+            "inputs": [{"name": "x", "datatype": datatype, "shape": shape, "data": [w for ws in words for w in ws]}]
+        }
+        request = urllib.request.Request(
+            f"{self.url}/v2/models/odd/infer", json.dumps(body).encode(), {"Timeout": str(within_s)}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=within_s + 10) as answer:
+                (output,) = json.load(answer)["outputs"]
+                return 200, output["data"][::2]
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)["error"]
+
+
+@pytest.fixture(scope="module")
+def odd(five: LocalMesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Odd]:
+    found = Odd(five, tmp_path_factory.mktemp("odd"))
+    yield found
+    command("unserve", "odd", home=five.node(0))
+    until(lambda: all(role["job"][:3] != "odd" for role in found.mesh.roles()), 20, "all processes end")
+    found.mesh.models.remove("odd")
+
+
+@pytest.mark.parametrize(
+    ("words", "datatype", "status", "said"),
+    [
+        ([[1, 2, 3, 4]], "INT64", 200, [4.0]),
+        ([[99, 1]], "INT64", 400, "index out of range"),
+        ([[1, 2]], "INT32", 400, "inputs[0].datatype"),
+        ([[1, 2]] * 300, "INT64", 200, [2.0] * 300),
+        ([], "INT64", 200, []),
+        ([[9, 1]], "INT64", 500, "ended 2 processes"),
+    ],
+    ids=["another shape", "out of range", "another dtype", "many rows", "no rows", "ends its process"],
+)
+def test_one_request_spoils_nothing(odd: Odd, words: list[list[int]], datatype: str, status: int, said: Any) -> None:
+    """Seven good ones go with it, and one comes after it."""
+    with ThreadPoolExecutor(8) as pool:
+        good = [pool.submit(odd.ask, [[nth, 1]]) for nth in range(7)]
+        spoiler = pool.submit(odd.ask, words, datatype=datatype)
+        assert [each.result() for each in good] == [(200, [2.0])] * 7
+        found = spoiler.result()
+    assert found[0] == status, found
+    assert found[1] == said if status == 200 else said in found[1], found
+    assert odd.ask([[1, 1]]) == (200, [2.0])
+
+
+def test_what_takes_too_long_is_given_up_and_its_replica_goes_on(odd: Odd) -> None:
+    status, said = odd.ask([[8, 8]], within_s=1)
+    assert (status, "in its time" in said) == (504, True)
+    assert odd.ask([[1, 1]]) == (200, [2.0])
+    pids = {role["pid"] for role in odd.mesh.roles() if role["role"] == "replica"}
+    assert all(Path(f"/proc/{pid}").exists() for pid in pids)

@@ -5,11 +5,16 @@ import socket
 import threading
 from typing import Any
 
-from dmi_protocol.codec import pack, unpack
+import msgspec
+
 from dmi_wire.channel import framed, unframed
 
 DESCRIPTOR = "DMI_COMPUTE_FD"
 """The environment variable that names the child's end."""
+
+_PIECE = 1 << 16
+_encoder, _decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder()
+"""Both ends are of one installation and one user."""
 
 
 class GoneError(Exception):
@@ -22,38 +27,41 @@ class Line:
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._saying = threading.Lock()
+        self._heard = bytearray()
+        """What came with the last message, and is of the next ones."""
+        self._poll = select.poll()
+        self._poll.register(channel, select.POLLIN)
 
     def say(self, **value: Any) -> None:
         """One message. Raises ``GoneError``."""
         try:
             with self._saying:
-                self._channel.sendall(framed(pack(value)))
+                self._channel.sendall(framed(_encoder.encode(value)))
         except OSError as error:
             raise GoneError from error
 
     def hear(self) -> dict[str, Any]:
         """The next message. Raises ``GoneError``."""
-        found: dict[str, Any] = unpack(unframed(self._exactly))
+        found: dict[str, Any] = _decoder.decode(unframed(self._exactly))
         return found
 
     def is_quiet(self, for_s: float) -> bool:
         """Does nothing come within so long?"""
-        poll = select.poll()
-        poll.register(self._channel, select.POLLIN)
-        return not poll.poll(for_s * 1000)
+        return not self._heard and not self._poll.poll(for_s * 1000)
 
     def close(self) -> None:
         """The end of it."""
         self._channel.close()
 
     def _exactly(self, size: int) -> bytes:
-        data = bytearray()
-        while len(data) < size:
+        while len(self._heard) < size:
             try:
-                piece = self._channel.recv(size - len(data))
+                piece = self._channel.recv(max(_PIECE, size - len(self._heard)))
             except OSError as error:
                 raise GoneError from error
             if not piece:
                 raise GoneError
-            data += piece
-        return bytes(data)
+            self._heard += piece
+        data = bytes(self._heard[:size])
+        del self._heard[:size]
+        return data

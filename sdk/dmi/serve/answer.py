@@ -57,7 +57,7 @@ def _say(
         batch=batch,
         version=version,
         names=list(outputs),
-        specs=msgspec.to_builtins(specs),
+        specs=specs,
         rejected=list(rejected.items()),
         segment=[name, whole],
     )

@@ -1,6 +1,5 @@
 """The computing process of a deployment's replica, as the replica sees it: it is told, heard and ended, and never waited for."""
 
-import select
 import signal
 import socket
 import time
@@ -74,9 +73,7 @@ class ComputingProcess:
         for offset, frame in zip(offsets, frames, strict=True):
             buffer[offset : offset + frame.nbytes] = frame.cast("B")
         with suppress(GoneError):  # that it has ended is heard
-            self._line.say(
-                batch=batch, names=list(names), specs=msgspec.to_builtins(specs), rows=list(rows), segment=[name, whole]
-            )
+            self._line.say(batch=batch, names=list(names), specs=specs, rows=list(rows), segment=[name, whole])
 
     def hear(self) -> Outputs | None:
         """The next thing that it says, if that is a batch. Raises ``EndedError`` and ``FailedError``."""
@@ -113,9 +110,7 @@ class ComputingProcess:
 
     def has_something(self) -> bool:
         """Can it be heard now?"""
-        poll = select.poll()
-        poll.register(self.fd, select.POLLIN)
-        return bool(poll.poll(0))
+        return not self._line.is_quiet(0)
 
     def close(self) -> None:
         """No process is left."""

@@ -84,14 +84,17 @@ class Replica:
     def run(self) -> None:
         """Until it has left. Raises ``FailedError`` and ``EndedError`` when nothing can be computed here any more."""
         while not (self._is_leaving and not self._queue and not self._told):
-            self._poller.poll(limits.REPLICA_BEAT_MS // 2)
-            self._listener.authenticate()
-            self._hear_of_gateways()
-            self._take_in()
-            self._hear()
+            ready = {source for source, _ in self._poller.poll(limits.REPLICA_BEAT_MS // 2)}
+            if not ready or ready - {self._listener.socket, self._computing.fd}:
+                self._listener.authenticate()
+                self._hear_of_gateways()
+            if self._listener.socket in ready:
+                self._take_in()
+            if self._computing.fd in ready:
+                self._hear()
             self._go_on()
-            self._beat()
-        self._beat(now=True)
+            self._look()
+        self._beat()
 
     # Gateways
 
@@ -132,11 +135,22 @@ class Replica:
     def _waiting(self) -> int:
         return sum(batch.rows for batch in (*self._queue, *self._told))
 
-    def _beat(self, *, now: bool = False) -> None:
-        if now or time.monotonic() - self._beat_at >= limits.REPLICA_BEAT_MS / 1000:
-            self._beat_at = time.monotonic()
-            for gateway in list(self._gateways):
-                self._say(gateway, Busy(self._waiting))
+    def _look(self) -> None:
+        """Now and then: say that we are here, and see whether the process that computes moves."""
+        now = time.monotonic()
+        if now - self._beat_at < limits.REPLICA_BEAT_MS / 1000:
+            return
+        self._beat_at = now
+        self._listener.authenticate()
+        self._beat()
+        if self._told and now >= self._told[0].gives_up_at:
+            self._died("it was not computed in its time, and the process that computed it was ended")
+        elif self._computing.has_stopped:
+            self._died("it stopped the process that computed it")
+
+    def _beat(self) -> None:
+        for gateway in list(self._gateways):
+            self._say(gateway, Busy(self._waiting))
 
     def _say(self, gateway: bytes, message: DataMessage, frames: tuple[bytes, ...] = ()) -> None:
         """A gateway that does not take in what it is told has other replicas to ask."""
@@ -148,14 +162,19 @@ class Replica:
 
     # The process that computes
 
+    @property
+    def _computing(self) -> ComputingProcess:
+        assert self._process is not None
+        return self._process
+
     def _begin(self) -> None:
         self._process = ComputingProcess(self._launch)
         self._poller.register(self._process.fd, zmq.POLLIN)
 
     def _go_on(self) -> None:
         """It has one batch to compute and the next one in hand; those that nobody waits for any more are left out."""
-        process = self._process
-        while process is not None and process.is_ready and self._queue and len(self._told) < limits.COMPUTING_BATCHES:
+        process = self._computing
+        while process.is_ready and self._queue and len(self._told) < limits.COMPUTING_BATCHES:
             batch = self._queue.popleft()
             if time.monotonic() >= batch.gives_up_at:
                 continue
@@ -173,8 +192,7 @@ class Replica:
             self._told.append(batch)
 
     def _hear(self) -> None:
-        process = self._process
-        assert process is not None
+        process = self._computing
         try:
             while process.has_something():
                 outputs = process.hear()
@@ -182,13 +200,6 @@ class Replica:
                     self._answer(outputs)
         except EndedError as error:
             self._died(str(error))
-            return
-        if self._told and time.monotonic() >= self._told[0].gives_up_at:
-            self._died(
-                "it was not computed in the time that was given for it, and the process that computed it was ended"
-            )
-        elif process.has_stopped:
-            self._died("it stopped the process that computed it")
 
     def _answer(self, outputs: Outputs) -> None:
         batch = self._told.popleft()
@@ -202,10 +213,9 @@ class Replica:
 
     def _died(self, how: str) -> None:
         """What it was computing is to blame; what it had in hand beside that was not begun."""
-        assert self._process is not None
         print(how, file=sys.stderr, flush=True)
-        self._poller.unregister(self._process.fd)
-        self._process.close()
+        self._poller.unregister(self._computing.fd)
+        self._computing.close()
         self._deaths += 1
         if self._told:
             culprit = self._told.popleft()
