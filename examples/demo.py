@@ -1,5 +1,6 @@
 """``make demo``: three nodes train a real model; a plain run of the same script gives the same weights, bit for bit. Then they
-compute 1,797 images with it, one node is killed in the middle, and the results are those of a plain loop, byte for byte.
+compute 1,797 images with it, one node is killed in the middle, and the results are those of a plain loop, byte for byte. At last
+they serve it: a request is answered, a node is killed, and the same request is answered.
 
 Every line that starts with ``$`` is a command that you could have typed.
 """
@@ -12,7 +13,12 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 import dmi
 
@@ -57,6 +63,57 @@ def infer(home: str) -> tuple[Path, float]:
     return out / "results.jsonl", sum(row["id"].endswith(f"-{row['category']}.png") for row in rows) / len(rows)
 
 
+def serve(home: str) -> bool:
+    """The digits served on three nodes: is the same request answered in the same way before and after a node is killed?"""
+    node = subprocess.Popen(
+        [BIN / "dmi-node", "run", "--home", HOME / VICTIM],
+        env={name: value for name, value in os.environ.items() if not name.startswith("DMI_")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    print(f"\n$ dmi-node run --home {HOME.name}/{VICTIM} &        # the node that was killed is back", flush=True)
+    mesh = dmi.connect(HOME / "n0")
+    try:
+        _until(lambda: all(member["state"] == "alive" for member in mesh.members()), "all nodes are alive")
+        say(f"dmi-node serve digits --replicas 3 {home}")
+        _until(lambda: len(set(mesh.deployments()[0]["replicas"])) == 3, "a replica on each node")
+        found = mesh.deployments()[0]
+        url = dict(zip(found["gateways"], found["urls"], strict=True))["n0"]
+        say(f"dmi-node status {home}")
+        before = _ask(url)
+        node.kill()
+        node.wait()
+        print(f"\nkill -9 {VICTIM}", flush=True)
+        after = _ask(url)
+        say(f"dmi-node unserve digits {home}")
+    finally:
+        node.kill()
+        node.wait()
+    return before == after
+
+
+def _ask(url: str) -> list[float]:
+    """The scores of one image of a five."""
+    pixels = np.asarray(Image.open(next((HOME / "images").glob("*-5.png"))), np.float32) / 255
+    body = json.dumps({"instances": [np.broadcast_to(pixels, (1, 8, 8)).tolist()]})
+    print(f"\n$ curl -d '{body[:40]}...' {url}/v1/models/digits:predict", flush=True)
+    with urllib.request.urlopen(f"{url}/v1/models/digits:predict", body.encode(), timeout=40) as answer:
+        said = answer.read().decode()
+    print(said, flush=True)
+    scores: list[float] = json.loads(said)["predictions"][0]
+    assert max(range(10), key=scores.__getitem__) == 5, "a five is taken for something else"
+    return scores
+
+
+def _until(look: Callable[[], bool], what: str) -> None:
+    """Raises ``TimeoutError`` when it is not so within a minute."""
+    end = time.monotonic() + 60
+    while not look():
+        if time.monotonic() > end:
+            raise TimeoutError(f"not within a minute: {what}")
+        time.sleep(0.1)
+
+
 def sha256(path: Path) -> str:
     """The digest of the file's bytes, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -75,6 +132,7 @@ def main() -> int:
         say(f"dmi-node logs digits {home}")
         say(f"dmi-node export digits {mesh.relative_to(ROOT)} {home}")
         results, accuracy = infer(home)
+        is_served = serve(home)
     finally:
         say(f"dmi-node down {home}")
     say(f"python {SCRIPT}", DMI_EXPORT=str(plain.relative_to(ROOT)))
@@ -89,7 +147,8 @@ def main() -> int:
     print(
         f"{'the same bytes' if rows else 'THEY DIFFER'}, accuracy {accuracy:.4f}, after {time.monotonic() - start:.0f} s"
     )
-    return 0 if weights and rows else 1
+    print("answered alike, one node killed" if is_served else "ANSWERED DIFFERENTLY")
+    return 0 if weights and rows and is_served else 1
 
 
 if __name__ == "__main__":

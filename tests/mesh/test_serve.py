@@ -2,7 +2,9 @@
 
 import json
 import os
+import shlex
 import signal
+import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -21,7 +23,7 @@ import dmi
 from dmi.errors import RefusedError, UnknownJobError
 from dmi.mesh import Mesh
 from tests.mesh.load import WIDTH, Load, expected, write_model
-from tests.mesh.local import LocalMesh, command, until
+from tests.mesh.local import ROOT, LocalMesh, command, until
 
 pytestmark = [pytest.mark.mesh, pytest.mark.timeout(240)]
 
@@ -306,3 +308,17 @@ def test_what_takes_too_long_is_given_up_and_its_replica_goes_on(odd: Odd) -> No
     assert odd.ask([[1, 1]]) == (200, [2.0])
     pids = {role["pid"] for role in odd.mesh.roles() if role["role"] == "replica"}
     assert all(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_the_lines_of_the_document_work(served: Serving) -> None:
+    text = (ROOT / "docs" / "serving.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("curl ")]
+    assert len(lines) >= 5
+    for line in lines:
+        here = line.replace("http://127.0.0.1:8100", served.urls[0]).replace("digits", "numbers")
+        done = subprocess.run([*shlex.split(here), "--silent", "--fail-with-body"], capture_output=True, check=False)
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        if " -d " in line:
+            found = json.loads(done.stdout)
+            given = found["outputs"][0]["data"] if "outputs" in found else found["predictions"][0]
+            assert given == expected([1, 2, 3, 4, 5, 6], 1)

@@ -1,10 +1,19 @@
 """Role processes come to life."""
 
-from dmi_protocol.messages.roles import BatchLaunch, Bound, Launch, Started, TrainingLaunch
+from dmi_protocol.messages.roles import (
+    BatchLaunch,
+    Bound,
+    GatewayLaunch,
+    Launch,
+    ReplicaLaunch,
+    Started,
+    TrainingLaunch,
+)
 from tests.simulation.clock import Clock
 from tests.simulation.node import Node
 from tests.simulation.replica import ScriptedReplica
 from tests.simulation.server import Server
+from tests.simulation.serving import ScriptedGateway, ServingReplica
 from tests.simulation.sockets import Process, Sockets, tell_daemon
 from tests.simulation.worker import ScriptedWorker
 
@@ -23,6 +32,10 @@ def spawn(sockets: Sockets, node: Node, launch: Launch) -> Process:
 def _made(sockets: Sockets, node: Node, launch: Launch) -> Process:
     if isinstance(launch, BatchLaunch):
         return ScriptedReplica(sockets, node, launch)
+    if isinstance(launch, ReplicaLaunch):
+        return ServingReplica(sockets, node, launch)
+    if isinstance(launch, GatewayLaunch):
+        return ScriptedGateway(sockets, node, launch)
     assert isinstance(launch, TrainingLaunch)
     return Server(sockets, node, launch) if launch.key.role == "server" else ScriptedWorker(sockets, node, launch)
 

@@ -109,6 +109,11 @@ class Sockets:
         if is_idle:
             self._plan(source, target)
 
+    def is_open(self, one: Process, other: Process) -> bool:
+        """Could they speak to each other now?"""
+        ends = (one.node.name, other.node.name)
+        return self._network.is_open(*ends) and self._network.is_open(*reversed(ends))
+
     def reset(self, host: str) -> None:
         """All connections of a host are made anew: what was on its way is lost, though all processes live."""
         for (source, target), way in self._ways.items():

@@ -33,6 +33,8 @@ REQUIRED = (
     "refused writes",
     "retired",
     "slices computed twice",
+    "requests answered",
+    "requests refused",
 )
 
 
@@ -87,7 +89,10 @@ class Universe:
         model = ModelRef("last:1", self.world.agreement.state.models["last"][1].content)
         batch = BatchSpec("last", model, inputs=24, slice_inputs=2)
         self.world.ask(first, Submit(RequestId("last-batch"), batch, BUNDLE, (first.me.node,)), _PROGRESS_MS)
+        self.workload.serve(first, self.world.agreement.state.models["last"][1])
+        answered = self.world.counters["requests answered"]
         self._wait_for(self.unfinished)
+        self._wait_for(lambda: "" if self.world.counters["requests answered"] > answered else "nobody answers requests")
 
     def _add_model(self) -> str:
         """As people do who are told that it did not work: again."""
@@ -128,9 +133,11 @@ class Universe:
     def unfinished(self) -> str:
         """What the last jobs still lack."""
         jobs = [job for job in self.world.agreement.state.jobs.values() if job.spec.name == "last"]
-        if len(jobs) < 2:
+        if len(jobs) < 3:
             return "the last jobs are not submitted"
-        unfinished = [f"{job.id} is {job.state}: {job.reason}" for job in jobs if job.state != "succeeded"]
+        unfinished = [
+            f"{job.id} is {job.state}: {job.reason}" for job in jobs if job.state not in {"succeeded", "running"}
+        ]
         return ", ".join(unfinished)
 
     def report(self) -> Report:

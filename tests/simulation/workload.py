@@ -10,6 +10,7 @@ from dmi_protocol.cluster.command import (
     BatchSpec,
     Cancel,
     Command,
+    DeploymentSpec,
     Invite,
     Remove,
     RemoveModel,
@@ -21,6 +22,7 @@ from dmi_protocol.consensus.settings import Restored
 from dmi_protocol.effects import Answer
 from dmi_protocol.events import BlobPinned, JoinAsked
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
+from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.kinds.job import ENDED
 from dmi_protocol.messages.control import Introduced, Join
 from dmi_protocol.model import ModelContent, ModelFile, ModelRef
@@ -33,6 +35,7 @@ from tests.simulation.world import BUNDLE, World, me
 _MOST_NODES = 7
 _BATCHES = 0.3
 """Of all jobs."""
+_DEPLOYMENTS = 0.15
 _TRAVEL = 0.4
 """Of those, the ones whose inputs travel."""
 
@@ -87,14 +90,32 @@ class Workload:
             self._world.ask(node, Cancel(self._request("nothing"), JobId("nothing")))
 
     def submit(self, node: Node) -> RequestId:
-        """A training, or a batch inference where there is a model."""
-        wants_batch = self._world.random.random() < _BATCHES
+        """A training, or a batch inference or a deployment where there is a model."""
+        kind = self._world.random.random()
         versions = [v for known in self._world.agreement.state.models.values() for v in known.values()]
+        if kind < _DEPLOYMENTS and versions:
+            return self.serve(node, self._world.random.choice(versions))
+        wants_batch = kind < _DEPLOYMENTS + _BATCHES
         spec = self.batch(self._world.random.choice(versions)) if wants_batch and versions else self._training()
         holders = self._holders(node, *(spec.packs if isinstance(spec, BatchSpec) else ()))
         command = Submit(self._request("submit"), spec, BUNDLE, holders)
         self._world.ask(node, command, then=self._submitted)
         return command.request
+
+    def serve(self, node: Node, model: ModelVersion) -> RequestId:
+        """On few or many processes."""
+        random = self._world.random
+        spec = DeploymentSpec(
+            model.name,
+            ModelRef(model.id, model.content),
+            replicas=random.choice([None, 1, 3, 6]),
+            gateways=random.choice([None, 1, 2]),
+            max_batch=random.choice([1, 8, 32]),
+            exact=random.random() < 0.2,
+        )
+        request = self._request("serve")
+        self._world.ask(node, Submit(request, spec, BlobHash(""), ()), then=self._submitted)
+        return request
 
     def batch(self, model: ModelVersion) -> BatchSpec:
         """Few inputs, in a few or many slices, on all nodes or on some."""
@@ -231,6 +252,11 @@ class Workload:
         return [process for process in self._world.sockets.processes.values() if process.is_alive]
 
     def unfinished(self) -> list[JobId]:
-        """The jobs that have not ended, as the twin knows them."""
-        jobs = self._world.agreement.state.jobs.values()
-        return [job.id for job in jobs if job.state not in ENDED]
+        """The jobs that have not ended, as the twin knows them; of deployments, which never do, those that do not serve."""
+        jobs = [job for job in self._world.agreement.state.jobs.values() if job.state not in ENDED]
+        return [job.id for job in jobs if not isinstance(job, DeploymentJob) or not _serves(job)]
+
+
+def _serves(job: DeploymentJob) -> bool:
+    """With everybody who should."""
+    return job.serves and len(job.endpoints) == len(job.placements)

@@ -30,7 +30,7 @@ from dmi_protocol.messages.consensus import ConsensusMessage, Snapshot, TimeoutN
 from dmi_protocol.messages.control import Introduced
 from dmi_protocol.messages.membership import MembershipMessage
 from dmi_protocol.messages.mesh import Message, Wire
-from dmi_protocol.messages.roles import Lease, Roster, Slices
+from dmi_protocol.messages.roles import Fleet, Lease, Roster, Slices
 from dmi_protocol.peer import Me, Peer, PeerSettings
 from tests.simulation.checkers import Agreement, Answers, Incarnations, Roles
 from tests.simulation.clock import Clock
@@ -38,6 +38,7 @@ from tests.simulation.network import Network
 from tests.simulation.node import Node
 from tests.simulation.replica import ScriptedReplica
 from tests.simulation.roles import spawn
+from tests.simulation.serving import ScriptedGateway, ServingReplica
 from tests.simulation.sockets import Process, Sockets, exits
 from tests.simulation.trouble import Violation, demand
 
@@ -323,7 +324,7 @@ def give(node: Node, boot_count: int, event: Event) -> None:
         node.give(event)
 
 
-def _tell(process: Process, message: Roster | Slices | Lease) -> None:
+def _tell(process: Process, message: Roster | Slices | Fleet | Lease) -> None:
     if not process.is_alive:
         return
     match message:
@@ -334,6 +335,9 @@ def _tell(process: Process, message: Roster | Slices | Lease) -> None:
         case Slices():
             assert isinstance(process, ScriptedReplica)
             process.slices(message)
+        case Fleet():
+            assert isinstance(process, ScriptedGateway | ServingReplica)
+            process.fleet(message)
 
 
 def _founded(members: Sequence[Me]) -> ClusterState:

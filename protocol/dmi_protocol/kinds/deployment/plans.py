@@ -8,7 +8,7 @@ from dmi_protocol.identity import NodeId, RequestId
 from dmi_protocol.kinds.deployment.placing import ROLES, missing, surplus
 from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.messages.roles import RoleKey
-from dmi_protocol.reasons import ModelLost, Reason
+from dmi_protocol.reasons import ModelLost, Reason, RoleFailed
 
 
 class DeploymentPlans:
@@ -38,7 +38,7 @@ class DeploymentPlans:
             return ModelLost(job.spec.model.id)
         able = [node for node, member in state.members.items() if not member.witness]
         is_tried = bool(able) and all(job.misses.get(node, 0) >= limits.MISSES for node in able)
-        return job.trouble if is_tried and not job.has_run else None
+        return job.trouble if is_tried and not job.has_run and isinstance(job.trouble, RoleFailed) else None
 
     def part(self, job: DeploymentJob, state: ClusterState) -> list[Command]:
         """A gateway that cannot reach a replica asks another one."""

@@ -1,0 +1,245 @@
+"""The processes of a deployment: gateways, which are asked all the time and run the product's own router, and replicas, which are
+quick or slow, and which some requests end."""
+
+from collections import deque
+from random import Random
+from typing import NamedTuple
+
+from dmi_protocol import limits
+from dmi_protocol.identity import PublicKey
+from dmi_protocol.instant import Instant
+from dmi_protocol.messages.roles import Fleet, GatewayLaunch, Lease, ReplicaLaunch, RoleKey, Roster
+from dmi_protocol.serving import events as on
+from dmi_protocol.serving.router import Router, RouterSettings
+from tests.simulation.node import Node
+from tests.simulation.sockets import Said, Sockets, exits
+from tests.simulation.trouble import demand
+
+_ASK_MS = 400
+_PATIENCE_MS = 8_000
+_QUICK_MS, _SLOW_MS = 20, 300
+_POISON = 0.01
+_AGAIN_MS = 300
+"""Until another process computes, after one was ended."""
+
+
+class Given(NamedTuple):
+    """A gateway gives a batch; ``poison`` says that a request in it ends whoever computes it."""
+
+    batch: int
+    pieces: tuple[on.Piece, ...]
+    is_poison: bool
+
+
+class Done(NamedTuple):
+    """A replica has computed a batch, or its process has died of it."""
+
+    batch: int
+    version: str
+    has_died: bool = False
+
+
+class Waiting(NamedTuple):
+    """A replica is there."""
+
+    rows: int
+
+
+class ServingReplica:
+    """Computes one batch at a time, in order."""
+
+    def __init__(self, sockets: Sockets, node: Node, launch: ReplicaLaunch) -> None:
+        self.key: RoleKey = launch.key
+        self.public_key = PublicKey(f"{len(sockets.processes)}".ljust(40, "."))
+        self.node = node
+        self.boot_count = node.boot_count
+        self.is_alive = True
+        self._sockets = sockets
+        self._version = launch.model.id
+        self._most_ms = sockets.clock.random.choice([_QUICK_MS, _QUICK_MS, _SLOW_MS])
+        self._gateways: dict[RoleKey, PublicKey] = {}
+        self._line: deque[tuple[RoleKey, Given]] = deque()
+        self._is_busy = False
+        sockets.clock.later(limits.REPLICA_BEAT_MS, self._beat)
+
+    def fleet(self, fleet: Fleet) -> None:
+        """These gateways may ask."""
+        self._gateways = {endpoint.key: endpoint.public_key for endpoint in fleet.gateways}
+
+    def roster(self, roster: Roster) -> None:
+        """See ``Process``; no replica is told one."""
+
+    def lease(self, lease: Lease) -> None:
+        """See ``Process``; no replica needs one."""
+
+    def hear(self, sender: RoleKey, said: Said) -> None:
+        """A batch."""
+        if isinstance(said.event, Given) and sender in self._gateways:
+            self._line.append((sender, said.event))
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if self.is_alive and not self._is_busy and self._line:
+            self._is_busy = True
+            delay = 1 + int(self._most_ms * self._sockets.clock.random.random())
+            self._sockets.clock.later(delay, self._computed)
+
+    def _computed(self) -> None:
+        if not self.is_alive:
+            return
+        gateway, given = self._line.popleft()
+        if given.is_poison and self._sockets.clock.random.random() < 0.3:
+            exits(self, 0, 11)
+            return
+        self._say(gateway, Done(given.batch, self._version, given.is_poison))
+        self._sockets.clock.later(_AGAIN_MS if given.is_poison else 1, self._free)
+
+    def _free(self) -> None:
+        self._is_busy = False
+        self._go_on()
+
+    def _beat(self) -> None:
+        if self.is_alive:
+            for gateway in self._gateways:
+                self._say(gateway, Waiting(sum(piece.rows for _, given in self._line for piece in given.pieces)))
+            self._sockets.clock.later(limits.REPLICA_BEAT_MS, self._beat)
+
+    def _say(self, gateway: RoleKey, event: object) -> None:
+        if gateway in self._gateways:
+            self._sockets.say(self, self._gateways[gateway], Said(0, 0, event))
+
+
+class ScriptedGateway:
+    """Every now and then somebody asks it something. What is asked has one end, in time: an answer, by one version; or a refusal,
+    when its time is over or it has ended two processes."""
+
+    def __init__(self, sockets: Sockets, node: Node, launch: GatewayLaunch) -> None:
+        self.key: RoleKey = launch.key
+        self.public_key = PublicKey(f"{len(sockets.processes)}".ljust(40, "."))
+        self.node = node
+        self.boot_count = node.boot_count
+        self.is_alive = True
+        self._sockets = sockets
+        self._clock = sockets.clock
+        self._version = launch.model.id
+        settings = RouterSettings(launch.max_batch, launch.max_wait_ms, launch.exact)
+        self._router = Router(settings, Random(self._clock.random.random()))
+        self._replicas: dict[RoleKey, PublicKey] = {}
+        self._open: set[RoleKey] = set()
+        self._until: dict[int, int] = {}
+        """By request that has no end yet: when it must have one."""
+        self._poison: set[int] = set()
+        self._computed: dict[tuple[int, int], str] = {}
+        """By request and piece: the version that computed it last."""
+        self._next = 1
+        self._tick_at: int | None = None
+        self._has_begun = False
+
+    def fleet(self, fleet: Fleet) -> None:
+        """These are the replicas."""
+        first, self._has_begun = not self._has_begun, True
+        self._replicas = {endpoint.key: endpoint.public_key for endpoint in fleet.replicas}
+        self._open &= self._replicas.keys()
+        self._step(on.FleetTold(frozenset(self._replicas.values())))
+        if first:
+            self._ask()
+            self._look()
+
+    def roster(self, roster: Roster) -> None:
+        """See ``Process``; no gateway is told one."""
+
+    def lease(self, lease: Lease) -> None:
+        """See ``Process``; no gateway needs one."""
+
+    def hear(self, sender: RoleKey, said: Said) -> None:
+        """From a replica."""
+        name = self._replicas.get(sender)
+        if name is None:
+            return
+        match said.event:
+            case Waiting(rows):
+                self._step(on.Heard(name, rows))
+            case Done(batch, version, has_died):
+                if has_died:
+                    self._step(on.Died(name, batch))
+                else:
+                    for piece in self._router.batch(name, batch):
+                        self._computed[piece.request, piece.number] = version
+                    self._step(on.Computed(name, batch, version))
+
+    def _ask(self) -> None:
+        if not self.is_alive:
+            return
+        random = self._clock.random
+        request, self._next = self._next, self._next + 1
+        rows = random.choice([1, 1, 1, 1, 1, 2, 12])
+        self._until[request] = self._clock.now + _PATIENCE_MS
+        if random.random() < _POISON and rows == 1:
+            self._poison.add(request)
+        group = random.choice(["a", "a", "b", None])
+        self._step(on.Arrived(request, rows, group, Instant(self._until[request]), rows))
+        self._clock.later(1 + int(_ASK_MS * random.random()), self._ask)
+
+    def _look(self) -> None:
+        """Connections are made, and break."""
+        if not self.is_alive:
+            return
+        for key, name in self._replicas.items():
+            process = self._sockets.processes[name]
+            is_there = process.is_alive and self._sockets.is_open(self, process)
+            if is_there and key not in self._open:
+                self._open.add(key)
+                self._step(on.Opened(name))
+            elif key in self._open and not process.is_alive and not process.node.is_paused:
+                self._open.discard(key)
+                self._step(on.Broke(name))
+        late = [request for request, until in self._until.items() if self._clock.now > until + 1_000]
+        demand("serving", not late or self.node.is_paused, f"{self.key} has neither answered nor refused {late}")
+        self._clock.later(100, self._look)
+
+    def _step(self, event: on.RouterEvent) -> None:
+        if self.is_alive:
+            self._do(self._router.step(Instant(self._clock.now), event))
+
+    def _do(self, effects: list[on.RouterEffect]) -> None:
+        for effect in effects:
+            match effect:
+                case on.Dispatch(replica, batch, pieces):
+                    is_poison = any(piece.request in self._poison for piece in pieces)
+                    self._sockets.say(self, PublicKey(replica), Said(0, 0, Given(batch, pieces, is_poison)))
+                case on.Answer(request, version):
+                    self._answered(request, version)
+                case on.Refuse(request, why):
+                    self._refused(request, why)
+        self._router.check()
+        self._plan()
+
+    def _answered(self, request: int, version: str) -> None:
+        demand("serving", request in self._until, f"{self.key} answers {request} twice")
+        demand("serving", request not in self._poison, f"{self.key} answers {request}, which nobody can compute")
+        by = {who for (asked, _), who in self._computed.items() if asked == request}
+        demand("serving", by == {version} == {self._version}, f"{self.key} answers {request} by {version}, not by {by}")
+        self._over(request)
+        self._sockets.counters["requests answered"] += 1
+
+    def _refused(self, request: int, why: on.Refusal) -> None:
+        demand("serving", request in self._until, f"{self.key} refuses {request}, which has an end already")
+        is_late = isinstance(why, on.TooLate) and self._clock.now >= self._until[request]
+        demand("serving", is_late or isinstance(why, on.Killed), f"{self.key} refuses {request}: {why}")
+        self._over(request)
+        self._sockets.counters["requests refused"] += 1
+
+    def _over(self, request: int) -> None:
+        del self._until[request]
+        self._computed = {key: by for key, by in self._computed.items() if key[0] != request}
+
+    def _plan(self) -> None:
+        due = self._router.deadline()
+        if due is not None and (self._tick_at is None or due < self._tick_at):
+            self._tick_at = due
+            self._clock.at(max(due, self._clock.now + 1), self._tick)
+
+    def _tick(self) -> None:
+        self._tick_at = None
+        if self.is_alive:
+            self._do(self._router.tick(Instant(self._clock.now)))
