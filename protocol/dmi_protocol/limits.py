@@ -77,6 +77,8 @@ MODEL_TENSORS = 256
 DIMENSIONS = 16
 GATEWAYS = 8
 """Of one deployment, where nobody says how many."""
+VERSIONS_REMEMBERED = 16
+"""Of one deployment: those before the current one, and those that could not be loaded."""
 DEPLOYED_REPLICAS = 256
 """Of one deployment."""
 GATEWAY_REQUESTS = 4_096

@@ -79,6 +79,14 @@ class Serving(Struct, frozen=True, tag="serving"):
     gateways: tuple[str, ...]
 
 
+class VersionUnusable(Struct, frozen=True, tag="version-unusable"):
+    """A replica could not load a version that it was told; ``current`` is computed with instead."""
+
+    version: str
+    current: str
+    text: str
+
+
 class Succeeded(Struct, frozen=True, tag="succeeded"):
     """All steps are done and the final parameters are durable."""
 
@@ -363,6 +371,7 @@ Reason = (
     | Serving
     | ServingWithout
     | NotServing
+    | VersionUnusable
     | Succeeded
     | Cancelled
     | RoleFailed

@@ -46,6 +46,7 @@ from dmi_protocol.reasons import (
     UnknownJob,
     UnknownMember,
     UnknownModel,
+    VersionUnusable,
     Waiting,
     WasExpelled,
     WasTurnedAway,
@@ -73,7 +74,7 @@ def sentence(reason: Reason) -> str:
             return _of_training(reason)
         case Inferring() | InferringWithout() | Resuming() | Inferred():
             return _of_batch(reason)
-        case Serving() | ServingWithout() | NotServing():
+        case Serving() | ServingWithout() | NotServing() | VersionUnusable():
             return _of_deployment(reason)
         case CrashedOften(times, last):
             return f"{sentence(last)}; it was crash {times} without getting any further, so the job is given up"
@@ -128,8 +129,10 @@ def _of_batch(reason: Inferring | InferringWithout | Resuming | Inferred) -> str
             return f"succeeded: {inputs} input{'' if inputs == 1 else 's'} done{_failed(failed)}"
 
 
-def _of_deployment(reason: Serving | ServingWithout | NotServing) -> str:
+def _of_deployment(reason: Serving | ServingWithout | NotServing | VersionUnusable) -> str:
     match reason:
+        case VersionUnusable(version, current, text):
+            return f"{version} cannot be loaded ({_last_line(text)}); {current} is served"
         case Serving(model, replicas, gateways):
             return f"serving {model}: replicas on {_list(replicas)}, gateways on {_list(gateways)}"
         case ServingWithout(loss, replicas, gateways, coming):

@@ -13,6 +13,7 @@ from dmi_protocol.kinds.any_job import AnyJob
 from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.kinds.job import ENDED, QUEUED, RECOVERING, RUNNING, STARTING
 from dmi_protocol.messages.roles import Progressed, Served
+from dmi_protocol.model import ModelRef
 from dmi_protocol.sentences import detail, sentence
 
 
@@ -63,12 +64,16 @@ class JobView(Struct, frozen=True):
 
 
 class DeploymentView(Struct, frozen=True):
-    """A model that is served. ``urls`` are those of its gateways; requests are counted since each gateway began, the speed and
-    the times that a request took are those of the last seconds: None where no request was heard of."""
+    """A model that is served; of a hundred requests that name no version ``share`` go to the canary. ``urls`` are those of its
+    gateways; requests are counted since each gateway began, the speed and the times that a request took are those of the last
+    seconds: None where no request was heard of."""
 
     job: str
     model: str
     version: int
+    canary: int | None
+    share: int
+    pinned: bool
     state: str
     replicas: tuple[str, ...]
     gateways: tuple[str, ...]
@@ -122,7 +127,10 @@ def deployment_view(job: DeploymentJob, served: Callable[[NodeId], Served | None
     return DeploymentView(
         job=job.id,
         model=job.spec.name,
-        version=int(job.spec.model.id.rpartition(":")[2]),
+        version=_number(job.versions.current),
+        canary=_number(job.versions.canary) if job.versions.canary is not None else None,
+        share=job.versions.share,
+        pinned=job.pinned,
         state=job.state,
         replicas=tuple(endpoint.node_name for endpoint in job.bound("replica")),
         gateways=tuple(endpoint.node_name for endpoint in gateways),
@@ -133,6 +141,10 @@ def deployment_view(job: DeploymentJob, served: Callable[[NodeId], Served | None
         p50_ms=max((found.p50_ms for found in busy), default=None),
         p99_ms=max((found.p99_ms for found in busy), default=None),
     )
+
+
+def _number(ref: ModelRef) -> int:
+    return int(ref.id.rpartition(":")[2])
 
 
 def why(job: AnyJob, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:

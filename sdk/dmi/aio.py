@@ -163,6 +163,22 @@ class Models:
         """See ``dmi.models.library.Models.remove``."""
         return await asyncio.to_thread(self._models.remove, name)
 
+    async def promote(self, name: str) -> dict[str, Any]:
+        """See ``dmi.models.library.Models.promote``."""
+        return await asyncio.to_thread(self._models.promote, name)
+
+    async def rollback(self, name: str) -> dict[str, Any]:
+        """See ``dmi.models.library.Models.rollback``."""
+        return await asyncio.to_thread(self._models.rollback, name)
+
+    async def pin(self, name: str, *, on: bool = True) -> dict[str, Any]:
+        """See ``dmi.models.library.Models.pin``."""
+        return await asyncio.to_thread(self._models.pin, name, on=on)
+
+    async def canary(self, name: str, version: int | None, share: int = 10) -> dict[str, Any]:
+        """See ``dmi.models.library.Models.canary``."""
+        return await asyncio.to_thread(self._models.canary, name, version, share)
+
 
 class Mesh:
     """See ``dmi.mesh.Mesh``."""

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -178,13 +179,15 @@ def test_what_cannot_be_served(served: Serving, five: LocalMesh) -> None:
 
 @pytest.mark.parametrize("total", [3_000, pytest.param(20_000, marks=pytest.mark.deep)])
 def test_no_request_fails_whoever_is_killed(make_mesh: MakeMesh, tmp_path: Path, total: int) -> None:
-    """A replica is killed, a node, the coordinator; another node is drained. The caller's gateway is on a fourth one."""
+    """A replica is killed, a node, the coordinator; another node is drained; the version is swapped five times. The caller's
+    gateway is on a fourth node. Every answer is that of the version that it names."""
     local = make_mesh(4)
     coordinator = int(local.status()["coordinator"][1:])
     mine, victim, other = [index for index in range(4) if index != coordinator]
     mesh = dmi.connect(local.node(mine))
-    mesh.models.add("numbers", write_model(tmp_path / "numbers.pt2"))
-    mesh.serve("numbers", replicas=4).ready()
+    for version in (1, 2):
+        mesh.models.add("numbers", write_model(tmp_path / f"numbers{version}.pt2", version))
+    mesh.serve("numbers:1", replicas=4).ready()
 
     def served() -> dict[str, Any]:
         return dict(mesh.deployments()[0])
@@ -196,23 +199,33 @@ def test_no_request_fails_whoever_is_killed(make_mesh: MakeMesh, tmp_path: Path,
     def reached(share: float) -> None:
         until(lambda: load.done >= total * share or load.is_over, 120, f"{share} of the requests")
 
-    reached(0.1)
+    def swap(version: int) -> None:
+        """Every replica computes with it."""
+        mesh.models.promote(f"numbers:{version}")
+        before = load.versions[version]
+        until(lambda: load.versions[version] > before + 100 or load.is_over, 60, f"version {version} answers")
+
+    reached(0.05)
+    swap(2)
     role = next(role for role in mesh.roles() if role["role"] == "replica" and role["node"] == f"n{other}")
     os.kill(role["pid"], signal.SIGKILL)
-    reached(0.25)
+    swap(1)
     local.kill(victim)
-    reached(0.4)
+    swap(2)
     local.start(victim)
     until(lambda: f"n{victim}" in served()["replicas"], 60, "the node that was killed serves again")
     until(lambda: sum(each["voter"] and each["state"] == "alive" for each in mesh.members()) >= 3, 60, "three voters")
+    swap(1)
     command("drain", f"n{other}", home=local.node(mine))
     until(lambda: f"n{other}" not in served()["replicas"] + served()["gateways"], 60, "the drained node serves no more")
     command("drain", f"n{other}", "--undo", home=local.node(mine))
     local.kill(coordinator)
     until(lambda: mesh.status()["coordinator"] not in {None, f"n{coordinator}"}, 60, "another coordinator")
+    mesh.models.rollback("numbers")
     load.wait()
     assert (load.failed, load.wrong) == ([], [])
-    assert (load.done, load.versions) == (total, {1: total})
+    assert (load.done, load.versions.total()) == (total, total)
+    assert until(lambda: served()["version"] == 2, 20, "the version before") or load.is_over
 
 
 ODD = '''
@@ -322,3 +335,42 @@ def test_the_lines_of_the_document_work(served: Serving) -> None:
             found = json.loads(done.stdout)
             given = found["outputs"][0]["data"] if "outputs" in found else found["predictions"][0]
             assert given == expected([1, 2, 3, 4, 5, 6], 1)
+
+
+def test_versions_are_promoted_tried_and_gone_back_from(served: Serving, five: LocalMesh, tmp_path: Path) -> None:
+    """A canary gets its share; one that cannot be loaded harms nobody; rollback stays."""
+    served.mesh.models.add("numbers", write_model(tmp_path / "numbers.pt2", 2))
+    home = five.node(2)
+    said = json.loads(command("serve", "numbers", "--canary", 2, "--share", 30, "--json", home=home).stdout)
+    assert said == {"model": "numbers", "version": 1, "canary": 2, "share": 30, "pinned": False}
+    until(lambda: _versions_of(served, 40)[2], 30, "the canary answers")
+    load = Load(served.urls[0], "numbers", 600)
+    load.wait()
+    assert (load.failed, load.wrong) == ([], [])
+    assert 100 < load.versions[2] < 260
+    assert served.mesh.predict("numbers", rows(1), version=2).tolist() == answers(rows(1), 2)
+    assert "numbers:1 (and 30% :2)" in command("status", home=home).stdout
+    command("models", "promote", "numbers:2", home=home)
+    until(lambda: _versions_of(served, 10) == {2: 10}, 30, "version 2 answers everything")
+    flag = tmp_path / "flag"
+    (tmp_path / "bad.py").write_text(
+        f"import pathlib, torch\ndef make():\n    if pathlib.Path({str(flag)!r}).exists():\n"
+        f"        raise RuntimeError('broken today')\n    return torch.nn.Linear({WIDTH}, 2)\n"
+    )
+    save_file({"weight": torch.ones(2, WIDTH), "bias": torch.ones(2)}, tmp_path / "bad.safetensors")
+    served.mesh.models.add("numbers", f"{tmp_path / 'bad.py'}:make", weights=tmp_path / "bad.safetensors")
+    flag.touch()
+    served.mesh.models.promote("numbers")
+    until(lambda: "numbers:3 cannot be loaded" in command("why", "numbers", home=home).stdout, 30, "it is refused")
+    assert _versions_of(served, 10) == {2: 10}
+    command("models", "rollback", "numbers", home=home)
+    until(lambda: _versions_of(served, 10) == {1: 10}, 30, "version 1 answers everything")
+    assert served.mesh.deployments()[0]["pinned"]
+
+
+def _versions_of(served: Serving, count: int) -> Counter[int]:
+    """By which versions so many requests are answered now."""
+    load = Load(served.urls[0], "numbers", count)
+    load.wait()
+    assert (load.failed, load.wrong) == ([], [])
+    return load.versions

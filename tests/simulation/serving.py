@@ -19,6 +19,7 @@ _ASK_MS = 400
 _PATIENCE_MS = 8_000
 _QUICK_MS, _SLOW_MS = 20, 300
 _POISON = 0.01
+_LOAD_MS = 1_500
 _AGAIN_MS = 300
 """Until another process computes, after one was ended."""
 
@@ -27,6 +28,7 @@ class Given(NamedTuple):
     """A gateway gives a batch; ``poison`` says that a request in it ends whoever computes it."""
 
     batch: int
+    version: str
     pieces: tuple[on.Piece, ...]
     is_poison: bool
 
@@ -43,10 +45,17 @@ class Waiting(NamedTuple):
     """A replica is there."""
 
     rows: int
+    versions: frozenset[str]
+
+
+class Late(NamedTuple):
+    """A replica has another version meanwhile, and has not begun this batch."""
+
+    batch: int
 
 
 class ServingReplica:
-    """Computes one batch at a time, in order."""
+    """Computes one batch at a time, in order. A version that it is told is in its memory a while later."""
 
     def __init__(self, sockets: Sockets, node: Node, launch: ReplicaLaunch) -> None:
         self.key: RoleKey = launch.key
@@ -55,7 +64,8 @@ class ServingReplica:
         self.boot_count = node.boot_count
         self.is_alive = True
         self._sockets = sockets
-        self._version = launch.model.id
+        self._versions = frozenset({launch.model.id})
+        self._told: frozenset[str] = self._versions
         self._most_ms = sockets.clock.random.choice([_QUICK_MS, _QUICK_MS, _SLOW_MS])
         self._gateways: dict[RoleKey, PublicKey] = {}
         self._line: deque[tuple[RoleKey, Given]] = deque()
@@ -65,6 +75,19 @@ class ServingReplica:
     def fleet(self, fleet: Fleet) -> None:
         """These gateways may ask."""
         self._gateways = {endpoint.key: endpoint.public_key for endpoint in fleet.gateways}
+        if fleet.versions is None:
+            return
+        refs = fleet.versions.all
+        missing = [f.blob for ref in refs for f in ref.content.files if f.blob not in self.node.blobs]
+        demand(
+            "inputs", not missing, f"{self.key.name} on {self.node.name} is told a version whose files are not there"
+        )
+        told = self._told = frozenset(ref.id for ref in refs)
+        self._sockets.clock.later(1 + int(_LOAD_MS * self._sockets.clock.random.random()), self._loaded, told)
+
+    def _loaded(self, told: frozenset[str]) -> None:
+        if self.is_alive and told == self._told:
+            self._versions = told
 
     def roster(self, roster: Roster) -> None:
         """See ``Process``; no replica is told one."""
@@ -75,6 +98,9 @@ class ServingReplica:
     def hear(self, sender: RoleKey, said: Said) -> None:
         """A batch."""
         if isinstance(said.event, Given) and sender in self._gateways:
+            if said.event.version not in self._versions:
+                self._say(sender, Late(said.event.batch))
+                return
             self._line.append((sender, said.event))
             self._go_on()
 
@@ -91,7 +117,7 @@ class ServingReplica:
         if given.is_poison and self._sockets.clock.random.random() < 0.3:
             exits(self, 0, 11)
             return
-        self._say(gateway, Done(given.batch, self._version, given.is_poison))
+        self._say(gateway, Done(given.batch, given.version, given.is_poison))
         self._sockets.clock.later(_AGAIN_MS if given.is_poison else 1, self._free)
 
     def _free(self) -> None:
@@ -101,7 +127,8 @@ class ServingReplica:
     def _beat(self) -> None:
         if self.is_alive:
             for gateway in self._gateways:
-                self._say(gateway, Waiting(sum(piece.rows for _, given in self._line for piece in given.pieces)))
+                rows = sum(piece.rows for _, given in self._line for piece in given.pieces)
+                self._say(gateway, Waiting(rows, self._versions))
             self._sockets.clock.later(limits.REPLICA_BEAT_MS, self._beat)
 
     def _say(self, gateway: RoleKey, event: object) -> None:
@@ -121,7 +148,8 @@ class ScriptedGateway:
         self.is_alive = True
         self._sockets = sockets
         self._clock = sockets.clock
-        self._version = launch.model.id
+        self._versions: tuple[str, ...] = (launch.model.id,)
+        """Any of them may compute a request, the newest first."""
         settings = RouterSettings(launch.max_batch, launch.max_wait_ms, launch.exact)
         self._router = Router(settings, Random(self._clock.random.random()))
         self._replicas: dict[RoleKey, PublicKey] = {}
@@ -133,6 +161,7 @@ class ScriptedGateway:
         """By request and piece: the version that computed it last."""
         self._next = 1
         self._tick_at: int | None = None
+        self._first = launch.model.id
         self._has_begun = False
 
     def fleet(self, fleet: Fleet) -> None:
@@ -140,6 +169,9 @@ class ScriptedGateway:
         first, self._has_begun = not self._has_begun, True
         self._replicas = {endpoint.key: endpoint.public_key for endpoint in fleet.replicas}
         self._open &= self._replicas.keys()
+        if fleet.versions is not None:
+            current = fleet.versions.current.id
+            self._versions = (current, *[other for other in self._versions if other != current])
         self._step(on.FleetTold(frozenset(self._replicas.values())))
         if first:
             self._ask()
@@ -157,8 +189,10 @@ class ScriptedGateway:
         if name is None:
             return
         match said.event:
-            case Waiting(rows):
-                self._step(on.Heard(name, rows))
+            case Waiting(rows, versions):
+                self._step(on.Heard(name, rows, versions))
+            case Late(batch):
+                self._step(on.Declined(name, batch))
             case Done(batch, version, has_died):
                 if has_died:
                     self._step(on.Died(name, batch))
@@ -177,7 +211,7 @@ class ScriptedGateway:
         if random.random() < _POISON and rows == 1:
             self._poison.add(request)
         group = random.choice(["a", "a", "b", None])
-        self._step(on.Arrived(request, rows, group, Instant(self._until[request]), rows))
+        self._step(on.Arrived(request, rows, group, Instant(self._until[request]), self._versions, rows))
         self._clock.later(1 + int(_ASK_MS * random.random()), self._ask)
 
     def _look(self) -> None:
@@ -204,9 +238,9 @@ class ScriptedGateway:
     def _do(self, effects: list[on.RouterEffect]) -> None:
         for effect in effects:
             match effect:
-                case on.Dispatch(replica, batch, pieces):
+                case on.Dispatch(replica, batch, version, pieces):
                     is_poison = any(piece.request in self._poison for piece in pieces)
-                    self._sockets.say(self, PublicKey(replica), Said(0, 0, Given(batch, pieces, is_poison)))
+                    self._sockets.say(self, PublicKey(replica), Said(0, 0, Given(batch, version, pieces, is_poison)))
                 case on.Answer(request, version):
                     self._answered(request, version)
                 case on.Refuse(request, why):
@@ -218,7 +252,9 @@ class ScriptedGateway:
         demand("serving", request in self._until, f"{self.key} answers {request} twice")
         demand("serving", request not in self._poison, f"{self.key} answers {request}, which nobody can compute")
         by = {who for (asked, _), who in self._computed.items() if asked == request}
-        demand("serving", by == {version} == {self._version}, f"{self.key} answers {request} by {version}, not by {by}")
+        demand("serving", by == {version}, f"{self.key} answers {request} by {version}, and {by} have computed it")
+        demand("serving", version in self._versions, f"{self.key} answers {request} by {version}, which nobody told it")
+        self._sockets.counters["requests answered by a later version"] += version != self._first
         self._over(request)
         self._sockets.counters["requests answered"] += 1
 

@@ -35,6 +35,7 @@ REQUIRED = (
     "slices computed twice",
     "requests answered",
     "requests refused",
+    "requests answered by a later version",
 )
 
 

@@ -14,6 +14,7 @@ from dmi_protocol.cluster.command import (
     Invite,
     Remove,
     RemoveModel,
+    SetVersions,
     Submit,
     TrainingSpec,
 )
@@ -25,6 +26,7 @@ from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.kinds.job import ENDED
 from dmi_protocol.messages.control import Introduced, Join
+from dmi_protocol.messages.roles import Versions
 from dmi_protocol.model import ModelContent, ModelFile, ModelRef
 from dmi_protocol.peer import Me
 from dmi_protocol.reasons import DiskFull, NoCoordinator, NoQuorum, TimedOut
@@ -76,6 +78,8 @@ class Workload:
             self.add_model(node)
         elif what < 0.58:
             self._remove_model(node)
+        elif what < 0.66:
+            self._set_versions(node)
         else:
             for _ in range(random.choice([1, 1, 3])):
                 self.chat(node)
@@ -116,6 +120,20 @@ class Workload:
         request = self._request("serve")
         self._world.ask(node, Submit(request, spec, BlobHash(""), ()), then=self._submitted)
         return request
+
+    def _set_versions(self, node: Node) -> None:
+        """Of a deployment: any version that there is, sometimes with a canary beside it."""
+        state, random = self._world.agreement.state, self._world.random
+        jobs = [job for job in state.jobs.values() if isinstance(job, DeploymentJob) and job.state not in ENDED]
+        known = [(job, list(state.models.get(job.spec.name, {}).values())) for job in jobs]
+        able = [(job, versions) for job, versions in known if versions]
+        if not able:
+            return
+        job, found = random.choice(able)
+        chosen = random.sample(found, min(len(found), random.choice([1, 1, 2])))
+        current, *more = [ModelRef(version.id, version.content) for version in chosen]
+        versions = Versions(current, more[0] if more else None, share=30 if more else 0)
+        self._world.ask(node, SetVersions(self._request("versions"), job.id, versions, random.random() < 0.2))
 
     def batch(self, model: ModelVersion) -> BatchSpec:
         """Few inputs, in a few or many slices, on all nodes or on some."""

@@ -76,6 +76,31 @@ def rm(mesh: Mesh, name: str, as_json: bool) -> None:
         click.echo(f"removed {', '.join(gone)}")
 
 
+@models.command(epilog="Example: dmi-node models promote digits:3")
+@click.argument("name")
+@asks_mesh
+def promote(mesh: Mesh, name: str, as_json: bool) -> None:
+    """Serve NAME:NUMBER, or the newest of NAME, from now on. Replicas load it while they serve; no request fails."""
+    show_served(mesh.models.promote(name), as_json=as_json)
+
+
+@models.command(epilog="Example: dmi-node models rollback digits")
+@click.argument("name")
+@asks_mesh
+def rollback(mesh: Mesh, name: str, as_json: bool) -> None:
+    """Serve the version of NAME that was served before, and stay with it."""
+    show_served(mesh.models.rollback(name), as_json=as_json)
+
+
+@models.command(epilog="Example: dmi-node models pin digits")
+@click.argument("name")
+@click.option("--undo", is_flag=True, help="Take newer ones again.")
+@asks_mesh
+def pin(mesh: Mesh, name: str, undo: bool, as_json: bool) -> None:
+    """Stay with the version of NAME that is served, whatever a training publishes."""
+    show_served(mesh.models.pin(name, on=not undo), as_json=as_json)
+
+
 @click.command(epilog="Example: dmi-node df")
 @click.option("--all", "everything", is_flag=True, help="Each model and job, too.")
 @asks_mesh
@@ -101,3 +126,13 @@ def _show(found: dict[str, Any], *, as_json: bool) -> None:
         return
     for line in wording.model_lines(found):
         click.echo(line)
+
+
+def show_served(found: dict[str, Any], *, as_json: bool) -> None:
+    """What is served from now on."""
+    if as_json:
+        output.as_json(found)
+        return
+    canary = f", {found['share']} of 100 requests by version {found['canary']}" if found["canary"] is not None else ""
+    pinned = ", and stays" if found["pinned"] else ""
+    click.echo(f"{found['model']}:{found['version']} is served{canary}{pinned}")

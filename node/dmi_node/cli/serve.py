@@ -4,6 +4,7 @@ import click
 
 from dmi.mesh import Mesh
 from dmi_node.cli import output
+from dmi_node.cli.models import show_served
 from dmi_node.cli.options import asks_mesh
 
 
@@ -25,6 +26,15 @@ from dmi_node.cli.options import asks_mesh
 @click.option("--exact", is_flag=True, help="Compute each request alone: its bits depend on no neighbour.")
 @click.option("--port", type=click.IntRange(1, 65_535), help="Where gateways listen; from 8100 on by default.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="torch threads of a replica.")
+@click.option(
+    "--canary",
+    type=click.IntRange(min=1),
+    metavar="V",
+    help="Of a model that is served: another version for some requests.",
+)
+@click.option(
+    "--share", type=click.IntRange(0, 100), help="With --canary: of how many requests of a hundred (10); 0 ends it."
+)
 @click.option("--detach", is_flag=True, help="Do not wait until it serves.")
 @asks_mesh
 def serve(
@@ -38,6 +48,8 @@ def serve(
     exact: bool,
     port: int | None,
     threads: int,
+    canary: int | None,
+    share: int | None,
     detach: bool,
     as_json: bool,
 ) -> None:
@@ -45,6 +57,9 @@ def serve(
 
     Every gateway speaks the Open Inference Protocol, version 2; GET /docs says how to ask.
     """
+    if canary is not None or share is not None:
+        _set_canary(mesh, name, canary, share, as_json=as_json)
+        return
     deployment = mesh.serve(
         name,
         version=version,
@@ -63,6 +78,14 @@ def serve(
     click.echo(f"{deployment.model}:{deployment.version} is served" if urls else deployment.id)
     for url in urls:
         click.echo(url)
+
+
+def _set_canary(mesh: Mesh, name: str, canary: int | None, share: int | None, *, as_json: bool) -> None:
+    if canary is None and share != 0:
+        raise click.UsageError("--share says for how many requests: --canary says which version they go to")
+    show_served(
+        mesh.models.canary(name, canary if share != 0 else None, 10 if share is None else share), as_json=as_json
+    )
 
 
 @click.command(epilog="Example: dmi-node unserve digits")

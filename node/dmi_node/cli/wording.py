@@ -73,7 +73,8 @@ DEPLOYMENT_COLUMNS = ("served", "state", "replicas", "gateways", "requests/s", "
 def deployment_row(found: dict[str, Any]) -> list[str]:
     """What is served in a table; of its gateways' addresses the first."""
     return [
-        f"{found['model']}:{found['version']}",
+        f"{found['model']}:{found['version']}"
+        + (f" (and {found['share']}% :{found['canary']})" if found["canary"] is not None else ""),
         found["state"],
         ", ".join(found["replicas"]),
         ", ".join(found["gateways"]),

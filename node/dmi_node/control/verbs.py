@@ -12,6 +12,7 @@ from dmi_node import clock
 from dmi_node.control import checks
 from dmi_node.control.models import ModelVerbs
 from dmi_node.control.server import Client, RefusalError, Verb
+from dmi_node.control.serving import ServingVerbs
 from dmi_node.control.uploads import Uploads
 from dmi_node.joining import Invitation
 from dmi_node.storage.blobs import Blobs
@@ -24,7 +25,6 @@ from dmi_protocol.effects import Answer
 from dmi_protocol.identity import BlobHash, JobId, NodeId, RequestId
 from dmi_protocol.kinds.any_job import AnyJob
 from dmi_protocol.kinds.batch.state import BatchJob
-from dmi_protocol.kinds.deployment.state import is_deployed
 from dmi_protocol.kinds.job import ENDED, SUCCEEDED
 from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.peer import Peer
@@ -91,6 +91,7 @@ class Verbs:
         self._node = node
         self._uploads = Uploads(node)
         self._models = ModelVerbs(node, self._uploads, self._state, self._ask)
+        self._serving = ServingVerbs(self._state, self._ask)
 
     def table(self) -> dict[str, Verb]:
         """Every verb by its name."""
@@ -102,8 +103,6 @@ class Verbs:
             "why": self.why,
             "submit": self.submit,
             "cancel": self.cancel,
-            "serve": self.serve,
-            "unserve": self.unserve,
             "job-rm": self.remove_job,
             "logs": self.logs,
             "events": self.events,
@@ -117,6 +116,7 @@ class Verbs:
             "stop": self.stop,
             "version": self.version,
             **self._models.table(),
+            **self._serving.table(),
         }
 
     # Questions
@@ -224,22 +224,6 @@ class Verbs:
         files = {blob: size, **checks.packs(args.get("pack_sizes", {}), spec)}
         holders = await self._uploads.take(client, files, "the job's files")
         return {"id": await self._ask(Submit(request, spec, blob, holders))}
-
-    async def serve(self, client: Client, args: dict[str, Any]) -> object:
-        """Serve a model; gives the job and the version."""
-        request = checks.request(args["request"])
-        spec = checks.deployment(args["spec"], self._state())
-        job = await self._ask(Submit(request, spec, BlobHash(""), ()))
-        return {"id": job, "model": spec.name, "version": int(spec.model.id.rpartition(":")[2])}
-
-    async def unserve(self, client: Client, args: dict[str, Any]) -> object:
-        """End a deployment, by the name of its model."""
-        request, name = checks.request(args["request"]), str(args["name"])
-        found = next((job.id for job in self._state().jobs.values() if is_deployed(job, name)), None)
-        if found is None:
-            raise RefusalError("unknown", sentence(reasons.NotServed(name[:80])))
-        await self._ask(Cancel(request, found))
-        return {"id": found}
 
     async def cancel(self, client: Client, args: dict[str, Any]) -> object:
         request, job = checks.request(args["request"]), self._job(args["job"])

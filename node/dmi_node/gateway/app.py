@@ -11,11 +11,13 @@ from dmi_node.gateway import plain, v2
 from dmi_node.gateway.contract import Contract, Inputs, shown
 from dmi_node.gateway.describe import document
 from dmi_node.gateway.http import Exchange, HttpError, Request
+from dmi_node.gateway.offer import Offer
 from dmi_node.gateway.replicas import Outcome, Replicas
 from dmi_node.gateway.statistics import Statistics
 from dmi_node.gateway.tensors import DATATYPES, GivenTensor
 from dmi_protocol import limits
 from dmi_protocol.messages.roles import GatewayLaunch
+from dmi_protocol.model import ModelRef
 from dmi_protocol.serving.events import Full, Killed, Refusal, Rejected, TooLate
 
 _EXTENSIONS = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
@@ -38,10 +40,10 @@ class Place(NamedTuple):
 class App:
     """``handle`` is what the HTTP server calls."""
 
-    def __init__(self, launch: GatewayLaunch, contract: Contract, replicas: Replicas, statistics: Statistics) -> None:
-        self._model, _, self._version = launch.model.id.partition(":")
+    def __init__(self, launch: GatewayLaunch, offer: Offer, replicas: Replicas, statistics: Statistics) -> None:
+        self._model = offer.name
         self._launch = launch
-        self._contract = contract
+        self._offer = offer
         self._replicas = replicas
         self._statistics = statistics
         self._infer = f"/v2/models/{self._model}/infer".encode()
@@ -52,7 +54,7 @@ class App:
         """Answer one request, now or later. Raises ``HttpError``."""
         path = request.path.partition(b"?")[0]
         if path == self._infer:
-            self._ask(request, exchange, "infer")
+            self._ask(request, exchange, "infer", None)
             return
         parts = [_decoded(part) for part in path.strip(b"/").split(b"/")]
         match parts:
@@ -60,7 +62,7 @@ class App:
                 self._v2(rest, request, exchange)
             case ["v1", "models", named] if named.endswith(":predict"):
                 self._demand_model(named.removesuffix(":predict"), None)
-                self._ask(request, exchange, "predict")
+                self._ask(request, exchange, "predict", None)
             case ["v1", "models", name]:
                 self._demand_model(name, None)
                 exchange.json({"name": name, "ready": self.is_ready})
@@ -68,9 +70,9 @@ class App:
                 text = self._statistics.metrics(self._replicas.able, self._replicas.waiting)
                 exchange.reply(200, text.encode(), _METRICS)
             case ["docs"]:
-                exchange.reply(200, plain.page(self._model, self._contract), _HTML)
+                exchange.reply(200, plain.page(self._model, self._offer.contract), _HTML)
             case ["openapi.json"]:
-                exchange.json(document(self._model, self._contract))
+                exchange.json(document(self._model, self._offer.contract))
             case _:
                 raise HttpError(404, f"nothing is at {path.decode('latin-1')[:200]!r}; GET /docs says what is")
 
@@ -93,7 +95,7 @@ class App:
                 exchange.json(self._stats())
             case ["repository", "index"]:
                 _demand(request, b"POST")
-                exchange.json([self._indexed()])
+                exchange.json([self._indexed(ref) for ref in self._offer.versions.all])
             case ["repository", "models", name, "load" | "unload" as what]:
                 _demand(request, b"POST")
                 self._load(name, what, exchange)
@@ -105,58 +107,58 @@ class App:
                 raise HttpError(404, f"nothing is at /v2/{'/'.join(rest)[:200]}; GET /docs says what is")
 
     def _of_model(self, place: Place, request: Request, exchange: Exchange) -> None:
-        self._demand_model(place.model, place.version)
+        ref = self._demand_model(place.model, place.version)
         match place.what:
             case "":
-                exchange.json(self._metadata())
+                exchange.json(self._metadata(ref))
             case "ready":
-                exchange.json({"name": self._model, "ready": self.is_ready}, 200 if self.is_ready else 503)
+                is_ready = self.is_ready and (place.version is None or ref.id in self._replicas.versions)
+                exchange.json({"name": self._model, "ready": is_ready}, 200 if is_ready else 503)
             case "infer":
-                self._ask(request, exchange, "infer")
+                self._ask(request, exchange, "infer", place.version)
             case "config":
-                exchange.json(self._config())
+                exchange.json(self._config(ref))
             case "stats":
                 exchange.json(self._stats())
             case _:
                 raise HttpError(404, f"a model has no {place.what[:80]!r}; GET /docs says what it has")
 
-    def _demand_model(self, name: str, number: str | None) -> None:
+    def _demand_model(self, name: str, number: str | None) -> ModelRef:
         if name != self._model:
             raise HttpError(404, f"no model {name[:80]!r} is served here; {self._model!r} is")
-        if number is not None and number != self._version:
-            raise HttpError(404, f"{self._model!r} is served in version {self._version}, and not in {number[:40]!r}")
+        return self._offer.ref(number)
 
-    def _metadata(self) -> dict[str, Any]:
+    def _metadata(self, ref: ModelRef) -> dict[str, Any]:
         inputs, outputs = (
             [{"name": i.name, "datatype": DATATYPES.get(i.dtype, i.dtype), "shape": shown(i)} for i in infos]
-            for infos in (self._contract.inputs, self._contract.outputs)
+            for infos in (ref.content.inputs, ref.content.outputs)
         )
-        platform = _PLATFORMS[self._launch.model.content.format]
         return {
             "name": self._model,
-            "versions": [self._version],
-            "platform": platform,
+            "versions": [_number(each) for each in self._offer.versions.all],
+            "platform": _PLATFORMS[ref.content.format],
             "inputs": inputs,
             "outputs": outputs,
         }
 
-    def _config(self) -> dict[str, Any]:
+    def _config(self, ref: ModelRef) -> dict[str, Any]:
+        is_batched = Contract(ref.content).is_batched
         inputs, outputs = (
             [
                 {
                     "name": info.name,
                     "data_type": f"TYPE_{DATATYPES.get(info.dtype, info.dtype)}",
-                    "dims": shown(info)[1:] if self._contract.is_batched else shown(info),
+                    "dims": shown(info)[1:] if is_batched else shown(info),
                 }
                 for info in infos
             ]
-            for infos in (self._contract.inputs, self._contract.outputs)
+            for infos in (ref.content.inputs, ref.content.outputs)
         )
         return {
             "name": self._model,
-            "platform": _PLATFORMS[self._launch.model.content.format],
+            "platform": _PLATFORMS[ref.content.format],
             "backend": "pytorch",
-            "max_batch_size": self._launch.max_batch if self._contract.is_batched else 0,
+            "max_batch_size": self._launch.max_batch if is_batched else 0,
             "dynamic_batching": {"max_queue_delay_microseconds": self._launch.max_wait_ms * 1000},
             "input": inputs,
             "output": outputs,
@@ -173,7 +175,7 @@ class App:
 
         mine = {
             "name": self._model,
-            "version": self._version,
+            "version": _number(self._offer.current),
             "last_inference": counted.last_at_ms,
             "inference_count": counted.rows,
             "execution_count": counted.batches.total,
@@ -191,9 +193,10 @@ class App:
         }
         return {"model_stats": [mine]}
 
-    def _indexed(self) -> dict[str, str]:
-        state, reason = ("READY", "") if self.is_ready else ("UNAVAILABLE", "no replica can be reached")
-        return {"name": self._model, "version": self._version, "state": state, "reason": reason}
+    def _indexed(self, ref: ModelRef) -> dict[str, str]:
+        is_there = self.is_ready and ref.id in self._replicas.versions
+        state, reason = ("READY", "") if is_there else ("UNAVAILABLE", "no replica has it in memory now")
+        return {"name": self._model, "version": _number(ref), "state": state, "reason": reason}
 
     def _load(self, name: str, what: str, exchange: Exchange) -> None:
         if what == "load" and name == self._model:
@@ -204,24 +207,25 @@ class App:
 
     # What is computed
 
-    def _ask(self, request: Request, exchange: Exchange, what: str) -> None:
+    def _ask(self, request: Request, exchange: Exchange, what: str, number: str | None) -> None:
         """Read it, have it computed, and answer when it is."""
         begun_at = time.monotonic()
         try:
             _demand(request, b"POST")
-            inputs, within_ms, write = self._read(request, what)
+            choice = self._offer.choose(number, self._replicas.versions)
+            inputs, within_ms, write = self._read(request, what, choice.contract)
         except HttpError as error:
             self._statistics.answered(error.status, time.monotonic() - begun_at, 0, 0)
             raise
         done = partial(self._answer, exchange, begun_at, inputs.rows, write)
-        name = self._replicas.ask(inputs, within_ms, done)
+        name = self._replicas.ask(inputs, choice, within_ms, done)
         exchange.on_gone = partial(self._replicas.abandon, name)
 
-    def _read(self, request: Request, what: str) -> tuple[Inputs, int, Wanted]:
+    def _read(self, request: Request, what: str, contract: Contract) -> tuple[Inputs, int, Wanted]:
         if what == "predict":
-            inputs = plain.read(request, self._contract)
+            inputs = plain.read(request, contract)
             return inputs, _within_ms(request, None), plain.write
-        inputs, wanted = v2.read(request, self._contract)
+        inputs, wanted = v2.read(request, contract)
         return inputs, _within_ms(request, wanted.within_ms), lambda t, v: v2.write(self._model, v, t, wanted)
 
     def _answer(self, exchange: Exchange, begun_at: float, rows: int, write: Wanted, outcome: Outcome) -> None:
@@ -235,6 +239,10 @@ class App:
         written = write(outcome.tensors, outcome.version.rpartition(":")[2])
         self._statistics.answered(200, now - begun_at, rows, waited_s)
         exchange.reply(200, written.body, written.kind, written.headers)
+
+
+def _number(ref: ModelRef) -> str:
+    return ref.id.rpartition(":")[2]
 
 
 def _refused(why: Refusal) -> HttpError:

@@ -28,6 +28,12 @@ class Contract:
         self.is_batched = all(info.is_batched for info in (*content.inputs, *content.outputs))
         """Can requests be joined, and cut, along the first dimension?"""
 
+    def __eq__(self, other: object) -> bool:
+        """Do they take and give the same?"""
+        return isinstance(other, Contract) and (self.inputs, self.outputs) == (other.inputs, other.outputs)
+
+    __hash__ = None  # type: ignore[assignment]
+
     def datatype(self, name: str) -> str:
         """That of an input."""
         return DATATYPES.get(self._known[name].dtype, self._known[name].dtype)

@@ -9,13 +9,14 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from dmi_node.gateway.contract import Contract, Inputs
+from dmi_node.gateway.offer import Choice, Offer
 from dmi_node.gateway.tensors import DATATYPES, DTYPES, Buffer, GivenTensor
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.frames import check_payload
 from dmi_protocol.identity import PublicKey
 from dmi_protocol.instant import Instant
 from dmi_protocol.messages.roles import Endpoint, Fleet
-from dmi_protocol.messages.serving import Broken, Busy, Compute, Computed, Greet
+from dmi_protocol.messages.serving import Broken, Busy, Compute, Computed, Declined, Greet
 from dmi_protocol.serving import events as on
 from dmi_protocol.serving.events import Piece, Refusal, ReplicaId, RouterEffect, RouterEvent
 from dmi_protocol.serving.router import Router, RouterSettings
@@ -44,10 +45,11 @@ class Outcome:
 class _Asked:
     """A request that is not answered yet. ``found`` has the outputs of each piece that is computed."""
 
-    __slots__ = ("begun_at", "done", "found", "inputs")
+    __slots__ = ("begun_at", "contract", "done", "found", "inputs")
 
-    def __init__(self, inputs: Inputs, done: Callable[[Outcome], None]) -> None:
+    def __init__(self, inputs: Inputs, contract: Contract, done: Callable[[Outcome], None]) -> None:
         self.inputs = inputs
+        self.contract = contract
         self.done = done
         self.found: dict[int, tuple[GivenTensor, ...]] = {}
         self.begun_at: float | None = None
@@ -75,14 +77,14 @@ class Replicas:
 
     def __init__(
         self,
-        contract: Contract,
+        offer: Offer,
         settings: RouterSettings,
         name: bytes,
         context: Context,
         keys: KeyPair,
         computed: Callable[[int], None],
     ) -> None:
-        self._contract = contract
+        self._offer = offer
         self._name = name
         self._context = context
         self._keys = keys
@@ -109,12 +111,18 @@ class Replicas:
 
     # Requests
 
-    def ask(self, inputs: Inputs, within_ms: int, done: Callable[[Outcome], None]) -> int:
-        """Have it computed; ``done`` is called once, perhaps before this returns. Gives what ``abandon`` takes."""
+    @property
+    def versions(self) -> frozenset[str]:
+        """Those that a replica has that could compute something now."""
+        return self._router.versions
+
+    def ask(self, inputs: Inputs, choice: Choice, within_ms: int, done: Callable[[Outcome], None]) -> int:
+        """Have it computed, by a version of ``choice``; ``done`` is called once, perhaps before this returns. Gives what
+        ``abandon`` takes."""
         request, self._next_request = self._next_request, self._next_request + 1
-        self._asked[request] = _Asked(inputs, done)
-        rows = inputs.rows if self._contract.is_batched else 1
-        self._step(on.Arrived(request, rows, inputs.group, Instant(_now() + within_ms), inputs.size_bytes))
+        self._asked[request] = _Asked(inputs, choice.contract, done)
+        rows, until = inputs.rows if choice.contract.is_batched else 1, Instant(_now() + within_ms)
+        self._step(on.Arrived(request, rows, inputs.group, until, choice.versions, inputs.size_bytes))
         return request
 
     def abandon(self, request: int) -> None:
@@ -125,7 +133,9 @@ class Replicas:
     # Replicas
 
     def told(self, fleet: Fleet) -> None:
-        """Connect to those that are new, and to no others."""
+        """Connect to those that are new, and to no others; know what they compute with."""
+        if fleet.versions is not None:
+            self._offer.told(fleet.versions)
         wanted = {endpoint.public_key: endpoint for endpoint in fleet.replicas}
         for name, endpoint in wanted.items():
             if name in self._lines:
@@ -197,8 +207,11 @@ class Replicas:
                 print(f"a batch was lost: {how}", flush=True)
                 self._step(on.Heard(replica, waiting))
                 self._step(on.Died(replica, batch))
-            case Busy(waiting):
-                self._step(on.Heard(replica, waiting))
+            case Declined(batch, waiting, versions):
+                self._step(on.Heard(replica, waiting, frozenset(versions)))
+                self._step(on.Declined(replica, batch))
+            case Busy(waiting, versions):
+                self._step(on.Heard(replica, waiting, frozenset(versions)))
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} from a replica")
 
@@ -213,19 +226,10 @@ class Replicas:
             asked = self._asked.get(piece.request)
             if asked is not None:
                 asked.found[piece.number] = tuple(
-                    self._slice(name, spec, frame, first, piece.rows, rows)
+                    _slice(asked.contract, name, spec, frame, first, piece.rows, rows)
                     for name, spec, frame in zip(message.names, message.tensors, frames, strict=True)
                 )
             first += piece.rows
-
-    def _slice(self, name: str, spec: TensorSpec, frame: memoryview, first: int, rows: int, of: int) -> GivenTensor:
-        datatype = DATATYPES.get(spec.dtype, spec.dtype)
-        if not self._contract.is_batched:
-            return GivenTensor(name, datatype, spec.shape, frame)
-        if not spec.shape or spec.shape[0] != of:
-            raise RemoteProtocolError(f"the output {name!r} has not {of} rows")
-        each = spec.length_bytes // of if of else 0
-        return GivenTensor(name, datatype, (rows, *spec.shape[1:]), frame[first * each : (first + rows) * each])
 
     # What the router wants
 
@@ -262,7 +266,8 @@ class Replicas:
         self._do(self._router.tick(_now()))
 
     def _dispatch(self, effect: on.Dispatch) -> None:
-        names = tuple(info.name for info in self._contract.inputs)
+        contract = self._asked[effect.pieces[0].request].contract
+        names = tuple(info.name for info in contract.inputs)
         specs, frames = list[TensorSpec](), list[Buffer]()
         for nth, _ in enumerate(names):
             parts = [self._part(piece, nth) for piece in effect.pieces]
@@ -275,15 +280,15 @@ class Replicas:
                 self._asked[piece.request].begun_at = now
         rows = tuple(piece.rows for piece in effect.pieces)
         within_ms = max(1, effect.until - _now())
-        message = Compute(effect.batch, names, tuple(specs), rows, within_ms)
+        message = Compute(effect.batch, effect.version, names, tuple(specs), rows, within_ms)
         if not self._send(self._lines[effect.replica], message, frames):
             self._loop.call_soon(self._step, on.Broke(effect.replica))
 
     def _part(self, piece: Piece, nth: int) -> GivenTensor:
         """The rows of an input that a piece has."""
-        inputs = self._asked[piece.request].inputs
-        tensor = inputs.tensors[nth]
-        if not self._contract.is_batched or piece.rows == inputs.rows:
+        asked = self._asked[piece.request]
+        inputs, tensor = asked.inputs, asked.inputs.tensors[nth]
+        if not asked.contract.is_batched or piece.rows == inputs.rows:
             return tensor
         each = tensor.length_bytes // inputs.rows
         data = memoryview(tensor.data)[piece.first * each : (piece.first + piece.rows) * each]
@@ -325,3 +330,15 @@ def _can_be_read(socket: "zmq.Socket[bytes]") -> bool:
 
 def _now() -> Instant:
     return Instant(time.monotonic_ns() // 1_000_000)
+
+
+def _slice(
+    contract: Contract, name: str, spec: TensorSpec, frame: memoryview, first: int, rows: int, of: int
+) -> GivenTensor:
+    datatype = DATATYPES.get(spec.dtype, spec.dtype)
+    if not contract.is_batched:
+        return GivenTensor(name, datatype, spec.shape, frame)
+    if not spec.shape or spec.shape[0] != of:
+        raise RemoteProtocolError(f"the output {name!r} has not {of} rows")
+    each = spec.length_bytes // of if of else 0
+    return GivenTensor(name, datatype, (rows, *spec.shape[1:]), frame[first * each : (first + rows) * each])

@@ -4,14 +4,15 @@ import asyncio
 import os
 import signal
 import traceback
+from random import Random
 from typing import NoReturn
 
 import uvloop
 import zmq
 
 from dmi_node.gateway.app import App
-from dmi_node.gateway.contract import Contract
 from dmi_node.gateway.http import Server
+from dmi_node.gateway.offer import Offer
 from dmi_node.gateway.replicas import Replicas
 from dmi_node.gateway.statistics import Statistics
 from dmi_protocol import limits
@@ -41,11 +42,11 @@ class Gateway:
         self._launch = launch
         self._keys = KeyPair.make()
         self._statistics = Statistics(launch.model.id.partition(":")[0])
-        contract = Contract(launch.model.content)
+        offer = Offer(launch.model, Random())
         settings = RouterSettings(launch.max_batch, launch.max_wait_ms, launch.exact)
         name = f"gateway-{launch.key.index}".encode("ascii")
-        self._replicas = Replicas(contract, settings, name, context, self._keys, self._statistics.batches.add)
-        self._app = App(launch, contract, self._replicas, self._statistics)
+        self._replicas = Replicas(offer, settings, name, context, self._keys, self._statistics.batches.add)
+        self._app = App(launch, offer, self._replicas, self._statistics)
         self._server = Server(self._app.handle, _print)
         self._ended = asyncio.Event()
 

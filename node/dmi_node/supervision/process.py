@@ -38,6 +38,7 @@ from dmi_protocol.messages.roles import (
     Stop,
     ToRole,
     Unheard,
+    Unusable,
     Written,
 )
 from dmi_wire.channel import framed, read_framed
@@ -220,7 +221,8 @@ class RoleProcess:
             self._is_busy = False
 
     def _judged(
-        self, message: Bound | Progressed | Served | Ready | CaughtUp | Unheard | Written | Completed | Failed
+        self,
+        message: Bound | Progressed | Served | Unusable | Ready | CaughtUp | Unheard | Written | Completed | Failed,
     ) -> RoleEvent:
         """What job code says goes to every node, so it is bounded here. Raises ``RemoteProtocolError``."""
         match message:
@@ -229,6 +231,8 @@ class RoleProcess:
                 is_ours = is_ours and sum(len(part) for pair in machine for part in pair) <= _MACHINE_CHARACTERS
                 if not is_ours or not is_address(address) or not is_public_key(public_key):
                     raise RemoteProtocolError("it is bound to what is no address, or as another process")
+            case Unusable(version, text):
+                return Unusable(version[: 2 * limits.NAME_CHARACTERS], text[-limits.TRACEBACK_BYTES // 4 :])
             case Failed(kind, text, starting) if (
                 len(kind) > limits.NAME_CHARACTERS or len(text) > limits.TRACEBACK_BYTES
             ):

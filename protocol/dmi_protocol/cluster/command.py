@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
-from dmi_protocol.messages.roles import Assignment, Machine, Role, RoleKey
+from dmi_protocol.messages.roles import Assignment, Machine, Role, RoleKey, Versions
 from dmi_protocol.model import ModelContent, ModelRef
 from dmi_protocol.reasons import Loss, Reason
 
@@ -367,10 +367,28 @@ class Dismiss(Struct, frozen=True, tag="dismiss"):
     dismissed: tuple[RoleKey, ...]
 
 
+class SetVersions(Struct, frozen=True, tag="set-versions"):
+    """A deployment computes with these versions from now on. One that is ``pinned`` takes no newer one by itself."""
+
+    request: RequestId
+    job: JobId
+    versions: Versions
+    pinned: bool = False
+
+
+class RefuseVersion(Struct, frozen=True, tag="refuse-version"):
+    """A replica cannot load a version: the deployment goes back to the one before, or does without the canary."""
+
+    request: RequestId
+    role: RoleKey
+    version: str
+    text: str
+
+
 MemberCommand = Invite | Admit | Remove | Readdress | Drain
 TrainingCommand = Reassign | ReadyRole | SyncReplica | ReportPair | CompleteRole | SetCheckpointHolders | KeepPart
 BatchCommand = LeaseSlices | CommitSlice | ReopenSlices
-DeploymentCommand = Dismiss
+DeploymentCommand = Dismiss | SetVersions | RefuseVersion
 KindCommand = TrainingCommand | BatchCommand | DeploymentCommand
 """Those of one kind of job alone."""
 JobCommand = Submit | Cancel | RemoveJob | Place | Recruit | BindRole | LoseRole | Finish | KindCommand

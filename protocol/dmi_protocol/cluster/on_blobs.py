@@ -3,9 +3,7 @@
 from dmi_protocol.cluster import models
 from dmi_protocol.cluster.command import (
     AddModel,
-    BatchSpec,
     BlobCommand,
-    DeploymentSpec,
     HoldBlob,
     ModelCommand,
     Recopy,
@@ -33,7 +31,7 @@ def do_for_blobs(state: ClusterState, command: BlobCommand | ModelCommand) -> Ou
             return Outcome(value, refusal)
         case RemoveModel():
             going_on = [job for job in state.jobs.values() if job.state not in ENDED]
-            used = {job.spec.model.id: job.id for job in going_on if isinstance(job.spec, BatchSpec | DeploymentSpec)}
+            used = {model: job.id for job in going_on for model in job.models()}
             return Outcome(refusal=models.remove(state.models, command, used))
 
 

@@ -15,10 +15,13 @@ from dmi_protocol.cluster.command import (
     Placement,
     ReadyRole,
     Recruit,
+    RefuseVersion,
     RemoveJob,
     ReportPair,
+    SetVersions,
     Submit,
 )
+from dmi_protocol.cluster.models import find
 from dmi_protocol.cluster.state import ClusterState, Outcome
 from dmi_protocol.identity import JobId, is_public_key, job_id
 from dmi_protocol.kinds.all_kinds import kind_of, new_job
@@ -47,6 +50,7 @@ from dmi_protocol.reasons import (
     RoleUnready,
     Stale,
     UnknownJob,
+    UnknownModel,
 )
 
 _STALE = Outcome(refusal=Stale())
@@ -78,9 +82,16 @@ def do_for_job(state: ClusterState, index: int, command: JobCommand) -> Outcome:
 
 def _do_for_kind(state: ClusterState, command: KindCommand) -> Outcome:
     named = (
-        command.role.job if isinstance(command, ReadyRole | ReportPair | CompleteRole | CommitSlice) else command.job
+        command.role.job
+        if isinstance(command, ReadyRole | ReportPair | CompleteRole | CommitSlice | RefuseVersion)
+        else command.job
     )
     job = state.jobs.get(named)
+    if isinstance(command, SetVersions):
+        known = [find(state.models, ref.id) for ref in command.versions.all]
+        for ref, version in zip(command.versions.all, known, strict=True):
+            if version is None or version.content != ref.content:
+                return Outcome(refusal=UnknownModel(ref.id))
     return _DONE if job is not None and kind_of(job).commands.apply(job, command) else _STALE
 
 

@@ -279,8 +279,8 @@ class Hosting:
 
 
 def _tell(role: RoleKey, local: _Local, job: AnyJob) -> list[Effect]:
-    """What there is to tell, once all that it needs for it is here."""
-    told = local.kind.told(job, role, local.told) if not local.missing() else None
+    """What there is to tell."""
+    told = local.kind.told(job, role, local.told, has_inputs=not local.missing())
     if told is None:
         return []
     local.told, message = told

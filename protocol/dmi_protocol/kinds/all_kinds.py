@@ -24,6 +24,7 @@ from dmi_protocol.kinds.training.plans import TrainingPlans
 from dmi_protocol.kinds.training.processes import TrainingProcesses
 from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.kinds.training.views import TrainingViews
+from dmi_protocol.messages.roles import Versions
 from dmi_protocol.reasons import AlreadyServed, Malformed, Reason, UnknownModel
 
 _TRAINING = Kind("training", TrainingCommands(), TrainingPlans(), TrainingProcesses(), TrainingViews())
@@ -43,7 +44,14 @@ def new_job(job: JobId, command: Submit, index: int, state: ClusterState) -> Any
             return AlreadyServed(command.spec.name, known)
         if not is_deployable(command.spec) or command.bundle:
             return Malformed("deployment", command.spec.name)
-        return DeploymentJob(job, command.spec, command.bundle, command.holders, index)
+        return DeploymentJob(
+            id=job,
+            spec=command.spec,
+            bundle=command.bundle,
+            holders=command.holders,
+            submitted_at=index,
+            versions=Versions(command.spec.model),
+        )
     if isinstance(command.spec, BatchSpec):
         if not is_fit(command.spec):
             return Malformed("job", command.spec.name)

@@ -59,6 +59,10 @@ class Job(Struct):
         """The job's own files, which every process of it begins from, as a blob; a deployment has none."""
         return (self.bundle,) if self.bundle else ()
 
+    def models(self) -> tuple[str, ...]:
+        """The versions of models that it computes with, by id: they stay while it goes on."""
+        return ()
+
     def hold(self, blob: BlobHash, node: NodeId) -> None:
         """``node`` has a further copy of a blob."""
         if blob == self.bundle:

@@ -116,9 +116,12 @@ class Processes(Protocol[OfKind]):
         """The first message to it."""
         ...
 
-    def told(self, job: OfKind, role: RoleKey, since: int) -> tuple[int, Roster | Slices | Fleet] | None:
+    def told(
+        self, job: OfKind, role: RoleKey, since: int, *, has_inputs: bool
+    ) -> tuple[int, Roster | Slices | Fleet] | None:
         """What it is to be told now, and a number that grows with what there is to tell. It was told what there was at
-        ``since``, which is 0 before it was told anything; None while there is nothing else."""
+        ``since``, which is 0 before it was told anything; None while there is nothing else. ``has_inputs`` says that all its
+        ``inputs`` are on this host's disk."""
         ...
 
     def keeps(self, job: OfKind, node: NodeId) -> Iterator[tuple[BlobHash, Command]]:

@@ -171,13 +171,30 @@ class Slices(Struct, frozen=True, tag="slices"):
     files: tuple[str, ...] = ()
 
 
+class Versions(Struct, frozen=True):
+    """What a deployment computes with. Of a hundred requests that name no version ``share`` go to the ``canary``, if there is
+    one."""
+
+    current: ModelRef
+    canary: ModelRef | None = None
+    share: int = 0
+
+    @property
+    def all(self) -> tuple[ModelRef, ...]:
+        """Both, or the one that there is."""
+        return (self.current,) if self.canary is None else (self.current, self.canary)
+
+
 class Fleet(Struct, frozen=True, tag="fleet"):
     """To the replicas and gateways of a deployment: who they are now, all of them bound. Gateways connect to replicas, and nobody
-    else may. ``number`` grows with each such message."""
+    else may. ``number`` grows with each such message. ``versions`` is None for a replica whose host has not all of their files
+    yet; the shell says where the files of each lie."""
 
     number: int
     replicas: tuple[Endpoint, ...]
     gateways: tuple[Endpoint, ...]
+    versions: Versions | None = None
+    files: tuple[tuple[str, ...], ...] = ()
 
 
 class Lease(Struct, frozen=True, tag="lease"):
@@ -226,6 +243,13 @@ class Served(Struct, frozen=True, tag="served"):
     requests_per_second: float
     p50_ms: float
     p99_ms: float
+
+
+class Unusable(Struct, frozen=True, tag="unusable"):
+    """From a deployment's replica: a version that it was told cannot be loaded, and why. It goes on with what it has."""
+
+    version: str
+    text: str
 
 
 class Ready(Struct, frozen=True, tag="ready"):
@@ -309,5 +333,18 @@ class Started(Struct, frozen=True, tag="started"):
 ToRole = TrainingLaunch | BatchLaunch | ReplicaLaunch | GatewayLaunch | Roster | Slices | Fleet | Lease | Stop
 Written = PartWritten | SliceWritten
 """A file of a role process that its daemon is to keep."""
-FromRole = Bound | Moving | Progressed | Served | Ready | CaughtUp | Unheard | Written | Completed | Failed
-RoleEvent = Started | Bound | Progressed | Served | Ready | CaughtUp | Unheard | Written | Completed | Failed | Exited
+FromRole = Bound | Moving | Progressed | Served | Unusable | Ready | CaughtUp | Unheard | Written | Completed | Failed
+RoleEvent = (
+    Started
+    | Bound
+    | Progressed
+    | Served
+    | Unusable
+    | Ready
+    | CaughtUp
+    | Unheard
+    | Written
+    | Completed
+    | Failed
+    | Exited
+)

@@ -14,10 +14,11 @@ class Greet(Struct, frozen=True, tag="serving-greet"):
 
 
 class Compute(Struct, frozen=True, tag="serving-compute"):
-    """A batch: the inputs ``names``, each with so many ``rows`` of one request after the other. Nobody waits for it any longer
-    than ``within_ms``."""
+    """A batch for this ``version`` of the model: the inputs ``names``, each with so many ``rows`` of one request after the other.
+    Nobody waits for it any longer than ``within_ms``."""
 
     batch: int
+    version: str
     names: tuple[str, ...]
     tensors: tuple[TensorSpec, ...]
     rows: tuple[int, ...]
@@ -45,10 +46,20 @@ class Broken(Struct, frozen=True, tag="serving-broken"):
     waiting: int
 
 
+class Declined(Struct, frozen=True, tag="serving-declined"):
+    """The replica has not this version, or too much to do, and has not begun the batch."""
+
+    batch: int
+    waiting: int
+    versions: tuple[str, ...]
+
+
 class Busy(Struct, frozen=True, tag="serving-busy"):
-    """From a replica, every ``limits.REPLICA_BEAT_MS``: it is there, and has so many rows to compute."""
+    """From a replica, every ``limits.REPLICA_BEAT_MS`` and whenever it can compute with another version: it is there, has so many
+    rows to compute, and these versions in memory."""
 
     waiting: int
+    versions: tuple[str, ...]
 
 
-ServingMessage = Greet | Compute | Computed | Broken | Busy
+ServingMessage = Greet | Compute | Computed | Broken | Declined | Busy

@@ -11,12 +11,14 @@ ReplicaId = str
 
 
 class Arrived(Struct, frozen=True):
-    """A request of so many rows. ``request`` was never used before; ``group`` is None where it shares no batch."""
+    """A request of so many rows. ``request`` was never used before; ``group`` is None where it shares no batch. Any of the
+    ``versions`` of the model may compute it, the first one rather than those after it."""
 
     request: int
     rows: int
     group: Hashable | None
     until: Instant
+    versions: tuple[str, ...]
     size_bytes: int = 0
 
 
@@ -45,10 +47,12 @@ class Broke(Struct, frozen=True):
 
 
 class Heard(Struct, frozen=True):
-    """A replica has said something. ``waiting`` are the rows that it was given, by all gateways, and has not computed."""
+    """A replica has said something. ``waiting`` are the rows that it was given, by all gateways, and has not computed;
+    ``versions`` those that it has in memory, None where it did not say."""
 
     replica: ReplicaId
     waiting: int
+    versions: frozenset[str] | None = None
 
 
 class Computed(Struct, frozen=True):
@@ -68,7 +72,14 @@ class Died(Struct, frozen=True):
     batch: int
 
 
-RouterEvent = Arrived | Abandoned | FleetTold | Opened | Broke | Heard | Computed | Died
+class Declined(Struct, frozen=True):
+    """A replica has not the version any more that it was to compute this batch with."""
+
+    replica: ReplicaId
+    batch: int
+
+
+RouterEvent = Arrived | Abandoned | FleetTold | Opened | Broke | Heard | Computed | Died | Declined
 
 
 class Piece(NamedTuple):
@@ -86,10 +97,12 @@ class Piece(NamedTuple):
 
 
 class Dispatch(Struct, frozen=True):
-    """Have a replica compute these pieces together, in this order. Nobody waits for any of it after ``until``."""
+    """Have a replica compute these pieces together, in this order, by this version. Nobody waits for any of it after
+    ``until``."""
 
     replica: ReplicaId
     batch: int
+    version: str
     pieces: tuple[Piece, ...]
     until: Instant
 

@@ -27,6 +27,7 @@ from dmi_protocol.serving.events import (
     Arrived,
     Broke,
     Computed,
+    Declined,
     Died,
     Dispatch,
     FleetTold,
@@ -61,11 +62,12 @@ class RouterSettings(Struct, frozen=True):
 class _Request:
     """One that is not answered yet."""
 
-    __slots__ = ("deaths", "done", "flying", "group", "pieces", "since", "size_bytes", "until", "waiting")
+    __slots__ = ("deaths", "done", "flying", "group", "pieces", "since", "size_bytes", "until", "versions", "waiting")
 
     def __init__(self, event: Arrived, now: Instant, group: Hashable, pieces: tuple[Piece, ...]) -> None:
         self.since = now
         self.until = event.until
+        self.versions = event.versions
         self.size_bytes = event.size_bytes
         self.group = group
         self.pieces = pieces
@@ -81,7 +83,7 @@ class _Request:
 class _Replica:
     """One that there is. ``batches`` are in the order in which it computes them."""
 
-    __slots__ = ("batches", "heard_at", "is_leaving", "is_open", "is_reserved", "is_silent", "rows", "said")
+    __slots__ = ("batches", "heard_at", "is_leaving", "is_open", "is_reserved", "is_silent", "rows", "said", "versions")
 
     def __init__(self, now: Instant) -> None:
         self.is_open = False
@@ -92,6 +94,8 @@ class _Replica:
         self.is_reserved = False
         """It computes suspect requests, and nothing beside them."""
         self.heard_at = now
+        self.versions: frozenset[str] = frozenset()
+        """What it has in memory."""
         self.batches: dict[int, tuple[Piece, ...]] = {}
         self.rows = 0
         """Of its batches."""
@@ -105,6 +109,10 @@ class _Replica:
     @property
     def has_room(self) -> bool:
         return self.is_able and not self.is_reserved and len(self.batches) < limits.REPLICA_BATCHES
+
+    def version_for(self, versions: Sequence[str]) -> str | None:
+        """The first of these that it has."""
+        return next((version for version in versions if version in self.versions), None)
 
     @property
     def load(self) -> int:
@@ -125,7 +133,8 @@ class Router:
         self._requests: dict[int, _Request] = {}
         self._size_bytes = 0
         self._replicas: dict[ReplicaId, _Replica] = {}
-        self._queue = PieceQueue()
+        self._queues: dict[tuple[str, ...], PieceQueue] = {}
+        """By the versions that may compute what waits there."""
         self._suspects: deque[Waiting] = deque()
         """Pieces of suspect requests."""
         self._ends: list[tuple[Instant, int]] = []
@@ -147,6 +156,11 @@ class Router:
     def known(self) -> Collection[ReplicaId]:
         """Those that may still say something that counts."""
         return self._replicas.keys()
+
+    @property
+    def versions(self) -> frozenset[str]:
+        """Those that somebody has who could compute something."""
+        return frozenset().union(*(replica.versions for replica in self._replicas.values() if replica.is_able))
 
     def batch(self, replica: ReplicaId, batch: int) -> tuple[Piece, ...]:
         """What a replica has in hand under this number; nothing, where it was given up."""
@@ -189,17 +203,23 @@ class Router:
         """When ``tick`` is wanted."""
         while self._ends and self._ends[0][1] not in self._requests:
             heapq.heappop(self._ends)
-        head = self._queue.head()
-        is_ready = head is not None and any(replica.has_room for replica in self._replicas.values())
         return earliest(
             self._ends[0][0] if self._ends else None,
-            after(head.since, self._settings.max_wait_ms) if head is not None and is_ready else None,
+            *[self._due(versions, queue) for versions, queue in self._queues.items()],
             *[replica.silent_at for replica in self._replicas.values()],
         )
 
+    def _due(self, versions: tuple[str, ...], queue: PieceQueue) -> Instant | None:
+        head = queue.head()
+        is_ready = head is not None and any(
+            replica.has_room and replica.version_for(versions) for replica in self._replicas.values()
+        )
+        return after(head.since, self._settings.max_wait_ms) if head is not None and is_ready else None
+
     def check(self) -> None:
         """Assert the invariants."""
-        self._queue.check()
+        for queue in self._queues.values():
+            queue.check()
         assert self._size_bytes == sum(request.size_bytes for request in self._requests.values())
         flying = Counter[tuple[int, int]]()
         for replica in self._replicas.values():
@@ -276,7 +296,7 @@ class Router:
         if request.deaths:
             self._suspects.append(waiting)
         else:
-            self._queue.add(waiting, first=first)
+            self._queues.setdefault(request.versions, PieceQueue()).add(waiting, first=first)
 
     def _dequeue(self, request: _Request, index: int) -> None:
         waiting = request.waiting.pop(index, None)
@@ -285,7 +305,7 @@ class Router:
         if waiting in self._suspects:
             self._suspects.remove(waiting)
         else:
-            self._queue.take(waiting)
+            self._queues[request.versions].take(waiting)
 
     def _again(self, pieces: Iterable[Piece]) -> None:
         """To another replica, before all that came later."""
@@ -312,19 +332,22 @@ class Router:
 
     def _happen(self, now: Instant, event: RouterEvent) -> None:
         """To a replica."""
-        assert isinstance(event, Opened | Broke | Heard | Died)
+        assert isinstance(event, Opened | Broke | Heard | Died | Declined)
         replica = self._replicas.get(event.replica)
         if replica is None:
             return
         match event:
             case Opened():
                 replica.is_open, replica.is_silent, replica.heard_at = True, False, now
-            case Heard(_, waiting):
+            case Heard(_, waiting, versions):
                 replica.said, replica.heard_at, replica.is_silent = waiting, now, False
+                replica.versions = replica.versions if versions is None else versions
             case Broke():
                 self._lose(replica)
             case Died(_, batch):
                 self._blame(self._take_back(event.replica, batch))
+            case Declined(_, batch):
+                self._again(self._take_back(event.replica, batch))
         if replica.is_leaving and not replica.batches:
             del self._replicas[event.replica]
 
@@ -366,19 +389,32 @@ class Router:
     def _go_on(self, now: Instant) -> None:
         """Hand out whatever can be computed now."""
         self._go_on_with_suspects()
-        while (head := self._queue.head()) is not None:
-            able = [name for name, replica in self._replicas.items() if replica.has_room]
-            idle = [name for name in able if not self._replicas[name].batches]
-            is_due = now >= after(head.since, self._settings.max_wait_ms)
-            is_full = self._queue.rows(head.group) >= self._settings.max_batch
-            if not idle and not (able and (is_due or is_full)):
-                return
-            pieces = self._queue.batch(head.group, self._settings.max_batch)
-            self._dispatch(self._less_loaded(idle or able), pieces)
+        for versions, queue in list(self._queues.items()):
+            while self._hand_out(now, versions, queue):
+                pass
+            if queue.head() is None:
+                del self._queues[versions]
+
+    def _hand_out(self, now: Instant, versions: tuple[str, ...], queue: PieceQueue) -> bool:
+        """One batch of those that wait, if somebody can be given one now."""
+        head = queue.head()
+        if head is None:
+            return False
+        able = [name for name, each in self._replicas.items() if each.has_room and each.version_for(versions)]
+        idle = [name for name in able if not self._replicas[name].batches]
+        is_due = now >= after(head.since, self._settings.max_wait_ms)
+        is_full = queue.rows(head.group) >= self._settings.max_batch
+        if not idle and not (able and (is_due or is_full)):
+            return False
+        self._dispatch(self._less_loaded(idle or able), queue.batch(head.group, self._settings.max_batch))
+        return True
 
     def _go_on_with_suspects(self) -> None:
         """Each alone. Up to half of the replicas are kept for them, as soon as they have nothing else in hand."""
-        able = [name for name, replica in self._replicas.items() if replica.is_able]
+        able = [name for name, replica in self._replicas.items() if replica.is_able and self._suspect_for(replica)]
+        for replica in self._replicas.values():
+            if replica.is_reserved and not replica.batches and not self._suspect_for(replica):
+                replica.is_reserved = False
         reserved = [name for name in able if self._replicas[name].is_reserved]
         wanted = min(len(self._suspects), max(1, len(able) // 2) if able else 0)
         free = sorted((n for n in able if n not in reserved), key=lambda name: self._replicas[name].load)
@@ -387,10 +423,16 @@ class Router:
             reserved.append(name)
         for name in reserved:
             replica = self._replicas[name]
-            if self._suspects and not replica.batches:
-                self._dispatch(name, [self._suspects.popleft().piece])
+            suspect = self._suspect_for(replica) if not replica.batches else None
+            if suspect is not None:
+                self._suspects.remove(suspect)
+                self._dispatch(name, [suspect.piece])
             elif not replica.batches:
                 replica.is_reserved = False
+
+    def _suspect_for(self, replica: _Replica) -> Waiting | None:
+        """The first suspect piece that it could compute."""
+        return next((w for w in self._suspects if replica.version_for(self._requests[w.piece.request].versions)), None)
 
     def _less_loaded(self, names: Sequence[ReplicaId]) -> ReplicaId:
         two = names if len(names) <= 2 else self._random.sample(names, 2)
@@ -398,6 +440,8 @@ class Router:
 
     def _dispatch(self, name: ReplicaId, pieces: list[Piece]) -> None:
         replica, until = self._replicas[name], Instant(0)
+        version = replica.version_for(self._requests[pieces[0].request].versions)
+        assert version is not None
         for piece in pieces:
             request = self._requests[piece.request]
             request.waiting.pop(piece.number, None)
@@ -406,7 +450,7 @@ class Router:
         batch, self._next_batch = self._next_batch, self._next_batch + 1
         replica.batches[batch] = tuple(pieces)
         replica.rows += sum(piece.weight for piece in pieces)
-        self._effects.append(Dispatch(name, batch, tuple(pieces), until))
+        self._effects.append(Dispatch(name, batch, version, tuple(pieces), until))
 
 
 def _cut(request: int, rows: int, most: int) -> Iterable[Piece]:

@@ -90,3 +90,29 @@ class Models:
         """``name:number``, or all versions of ``name``, that no job uses; their files are freed. Gives their ids."""
         found: list[str] = self._connection.ask("model-rm", name=name, request=secrets.token_hex(8))["removed"]
         return found
+
+    # Of what is served
+
+    def promote(self, name: str) -> dict[str, Any]:
+        """Serve ``name:number``, or the newest of ``name``, from now on: replicas load it while they serve, and no request fails.
+        Gives ``{"model", "version", "canary", "share", "pinned"}``, as the others do. Raises ``UnknownJobError`` where nothing is
+        served so."""
+        return self._serving("promote", name=name)
+
+    def rollback(self, name: str) -> dict[str, Any]:
+        """Serve what was served before, and take no newer version by itself from then on."""
+        return self._serving("rollback", name=name)
+
+    def pin(self, name: str, *, on: bool = True) -> dict[str, Any]:
+        """Take no newer version by itself; with ``on`` false do so again."""
+        return self._serving("pin", name=name, on=on)
+
+    def canary(self, name: str, version: int | None, share: int = 10) -> dict[str, Any]:
+        """Of a hundred requests that name no version ``share`` go to ``version``; None, and there is no canary any more."""
+        if version is None:
+            return self._serving("canary", name=name, share=0)
+        return self._serving("canary", name=name, version=version, share=share)
+
+    def _serving(self, verb: str, **args: Any) -> dict[str, Any]:
+        found: dict[str, Any] = self._connection.ask(verb, request=secrets.token_hex(8), **args)
+        return found

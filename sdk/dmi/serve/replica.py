@@ -1,75 +1,59 @@
 """The process of a deployment's replica: ``python -m dmi.serve.replica``, a child of the daemon.
 
-It takes batches from gateways and has them computed, one after another, by a child of its own, so that it outlives whatever a
-request does to the process that computes: the gateway is told which batch that was, all others are computed by the next process.
+It takes batches from gateways and has them computed by children of its own, one for each version of the model, so that it
+outlives whatever a request does to the process that computes: the gateway is told which batch that was, all others are computed
+by the next process. A new version is loaded by another child while the old one computes; batches go to the new one from then on,
+and the old one ends with the last batch that it has.
 """
 
 import os
 import signal
 import sys
 import time
-from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
-import msgspec
 import zmq
+from msgspec.structs import replace
 
 from dmi.infer.replica import lacking_memory
-from dmi.serve.computing import ComputingProcess, EndedError, FailedError, Outputs
+from dmi.serve.computing import EndedError, FailedError
+from dmi.serve.lane import Batch, Ended, Lane
 from dmi_protocol import limits
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.frames import check_payload
 from dmi_protocol.messages.data import DataMessage
-from dmi_protocol.messages.roles import Bound, ReplicaLaunch
-from dmi_protocol.messages.serving import Broken, Busy, Compute, Computed, Greet
+from dmi_protocol.messages.roles import Bound, Fleet, ReplicaLaunch, Unusable
+from dmi_protocol.messages.serving import Broken, Busy, Compute, Computed, Declined, Greet
 from dmi_wire.bulk import Context, DataListener, Delivery
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
 
-_TRIES = 3
-"""So often a process may end without having computed anything since the last one: others may do better."""
 _LATE_S = 0.5
 """Beyond the time that anybody waits for a batch."""
 
 
-class Batch(msgspec.Struct):
-    """A batch of a gateway. ``gives_up_at`` is when nobody waits for it any more; ``number`` is our own."""
-
-    gateway: bytes
-    message: Compute
-    frames: tuple[memoryview, ...]
-    gives_up_at: float
-    number: int = 0
-
-    @property
-    def rows(self) -> int:
-        """How many it has."""
-        return sum(self.message.rows)
-
-
 class Replica:
-    """One loop: nothing in it waits for the computing process."""
+    """One loop: nothing in it waits for a computing process."""
 
     def __init__(self, child: Child, launch: ReplicaLaunch, listener: DataListener) -> None:
         self._child = child
         self._launch = launch
         self._listener = listener
-        self._process: ComputingProcess | None = None
-        self._queue: deque[Batch] = deque()
-        self._told: deque[Batch] = deque()
-        """What the computing process has in hand; it computes the first."""
+        self._lanes: dict[str, Lane] = {}
+        """By version; those that are wanted, and those that end."""
+        self._wanted: tuple[str, ...] = (launch.model.id,)
         self._gateways: dict[bytes, float] = {}
         """Who has greeted, under its full name, and when it was last seen there."""
         self._most = 0
-        self._next_number = 1
-        self._deaths = 0
-        """Of processes that have computed nothing."""
         self._beat_at = 0.0
         self._is_leaving = False
         self._poller = zmq.Poller()
         listener.register(self._poller)
         self._poller.register(child.fd, zmq.POLLIN)
+        self._polled: dict[str, int] = {}
+        """By version: the descriptor that is polled."""
 
     def leave(self) -> None:
         """End as soon as all that is in hand is computed."""
@@ -77,35 +61,94 @@ class Replica:
 
     def start(self) -> None:
         """The model is in memory when it returns. Raises ``FailedError`` and ``EndedError``."""
-        self._begin()
-        while self._process is not None and not self._process.is_ready:
-            self._process.hear()
+        lane = self._lanes[self._launch.model.id] = Lane(self._launch)
+        lane.start()
 
     def run(self) -> None:
         """Until it has left. Raises ``FailedError`` and ``EndedError`` when nothing can be computed here any more."""
-        while not (self._is_leaving and not self._queue and not self._told):
+        while not (self._is_leaving and not any(lane.batches for lane in self._lanes.values())):
+            self._poll_lanes()
             ready = {source for source, _ in self._poller.poll(limits.REPLICA_BEAT_MS // 2)}
-            if not ready or ready - {self._listener.socket, self._computing.fd}:
+            if not ready or ready - {self._listener.socket, *self._polled.values()}:
                 self._listener.authenticate()
-                self._hear_of_gateways()
+                self._hear_of_the_fleet()
             if self._listener.socket in ready:
                 self._take_in()
-            if self._computing.fd in ready:
-                self._hear()
-            self._go_on()
+            for version, lane in list(self._lanes.items()):
+                self._go_on(version, lane, is_heard=self._polled.get(version) in ready)
             self._look()
         self._beat()
 
+    # Versions
+
+    def _poll_lanes(self) -> None:
+        """A process that was started anew has another descriptor."""
+        wanted = {version: lane.fd for version, lane in self._lanes.items()}
+        if wanted != self._polled:
+            for descriptor in set(self._polled.values()) - set(wanted.values()):
+                self._poller.unregister(descriptor)
+            for descriptor in wanted.values():
+                self._poller.register(descriptor, zmq.POLLIN)
+            self._polled = wanted
+
+    def _take_versions(self, fleet: Fleet) -> None:
+        """Load what is new; what is not wanted any more ends once a wanted one can compute."""
+        if fleet.versions is None:
+            return
+        self._wanted = tuple(ref.id for ref in fleet.versions.all)
+        for ref, files in zip(fleet.versions.all, fleet.files, strict=True):
+            if ref.id not in self._lanes:
+                self._lanes[ref.id] = Lane(replace(self._launch, model=ref, files=files))
+
+    @property
+    def _versions(self) -> tuple[str, ...]:
+        """Those that can be asked for."""
+        ready = [version for version, lane in self._lanes.items() if lane.is_ready]
+        wanted = [version for version in self._wanted if version in ready]
+        return tuple(wanted if wanted and wanted[0] == self._wanted[0] else ready)
+
+    def _retire(self) -> None:
+        """Lanes that are not wanted, and have nothing to do any more."""
+        versions = self._versions
+        for version, lane in list(self._lanes.items()):
+            if version not in self._wanted and version not in versions and not lane.batches:
+                lane.close()
+                del self._lanes[version]
+
+    def _go_on(self, version: str, lane: Lane, *, is_heard: bool) -> None:
+        was_ready = lane.is_ready
+        try:
+            if is_heard:
+                self._tell(lane.hear())
+            self._tell(lane.go_on())
+        except (FailedError, EndedError) as error:
+            self._fail(version, lane, error, was_ready=was_ready)
+            return
+        if lane.is_ready and not was_ready:
+            self._beat()  # gateways wait for it
+            self._retire()
+
+    def _fail(self, version: str, lane: Lane, error: FailedError | EndedError, *, was_ready: bool) -> None:
+        """A version that cannot be loaded is one's own fault; where another one can compute, that goes on."""
+        if was_ready or not self._versions:
+            raise error
+        lane.close()
+        del self._lanes[version]
+        self._wanted = tuple(other for other in self._wanted if other != version) or self._versions
+        self._child.tell(Unusable(version, str(error)))
+
     # Gateways
 
-    def _hear_of_gateways(self) -> None:
+    def _hear_of_the_fleet(self) -> None:
         fleet = self._child.fleet()
-        if fleet is not None:
-            names = {each.public_key: f"gateway-{each.key.index}".encode("ascii") for each in fleet.gateways}
-            self._listener.admit(names)
-            known = set(names.values())
-            self._gateways = {name: at for name, at in self._gateways.items() if name.partition(b"/")[0] in known}
-            self._most = limits.REPLICA_BATCHES * max(1, len(names))
+        if fleet is None:
+            return
+        names = {each.public_key: f"gateway-{each.key.index}".encode("ascii") for each in fleet.gateways}
+        self._listener.admit(names)
+        known = set(names.values())
+        self._gateways = {name: at for name, at in self._gateways.items() if name.partition(b"/")[0] in known}
+        self._most = limits.REPLICA_BATCHES * max(1, len(names))
+        self._take_versions(fleet)
 
     def _take_in(self) -> None:
         while True:
@@ -121,36 +164,57 @@ class Replica:
         self._gateways[delivery.sender] = time.monotonic()
         match delivery.message:
             case Greet():
-                self._listener.send(delivery.sender, Busy(self._waiting))
+                self._say(delivery.sender, Busy(self._waiting, self._versions))
             case Compute() as message:
                 check_payload(message.tensors, delivery.frames)
-                if len(self._queue) >= 4 * self._most or len(message.names) != len(message.tensors):
-                    raise RemoteProtocolError("more batches than a gateway may give, or tensors without a name")
+                if len(message.names) != len(message.tensors):
+                    raise RemoteProtocolError("tensors without a name")
+                lane = self._lanes.get(message.version) if message.version in self._versions else None
+                if lane is None or lane.batches >= 4 * self._most:
+                    self._say(delivery.sender, Declined(message.batch, self._waiting, self._versions))
+                    return
                 until = time.monotonic() + message.within_ms / 1000 + _LATE_S
-                self._queue.append(Batch(delivery.sender, message, delivery.frames, until))
+                lane.add(Batch(delivery.sender, message, delivery.frames, until))
             case _:
                 raise RemoteProtocolError(f"a {type(delivery.message).__name__} from a gateway")
 
     @property
     def _waiting(self) -> int:
-        return sum(batch.rows for batch in (*self._queue, *self._told))
+        return sum(lane.rows for lane in self._lanes.values())
 
     def _look(self) -> None:
-        """Now and then: say that we are here, and see whether the process that computes moves."""
+        """Now and then: say that we are here, and see whether the processes that compute move."""
         now = time.monotonic()
         if now - self._beat_at < limits.REPLICA_BEAT_MS / 1000:
             return
         self._beat_at = now
         self._listener.authenticate()
         self._beat()
-        if self._told and now >= self._told[0].gives_up_at:
-            self._died("it was not computed in its time, and the process that computed it was ended")
-        elif self._computing.has_stopped:
-            self._died("it stopped the process that computed it")
+        for version, lane in list(self._lanes.items()):
+            try:
+                self._tell(lane.look())
+            except (FailedError, EndedError) as error:
+                self._fail(version, lane, error, was_ready=lane.is_ready)
+        self._retire()
 
     def _beat(self) -> None:
         for gateway in list(self._gateways):
-            self._say(gateway, Busy(self._waiting))
+            self._say(gateway, Busy(self._waiting, self._versions))
+
+    def _tell(self, ended: Iterable[Ended]) -> None:
+        """The gateway hears what became of its batch."""
+        for each in ended:
+            message, outputs = each.batch.message, each.outputs
+            if outputs is not None:
+                answer: DataMessage = Computed(
+                    message.batch, outputs.version, outputs.names, outputs.specs, outputs.rejected, self._waiting
+                )
+                self._say(each.batch.gateway, answer, outputs.frames)
+            elif each.refused:
+                rejected = tuple((nth, each.refused) for nth in range(len(message.rows)))
+                self._say(each.batch.gateway, Computed(message.batch, message.version, (), (), rejected, self._waiting))
+            else:
+                self._say(each.batch.gateway, Broken(message.batch, each.how, self._waiting))
 
     def _say(self, gateway: bytes, message: DataMessage, frames: tuple[bytes, ...] = ()) -> None:
         """A gateway that does not take in what it is told has other replicas to ask."""
@@ -160,77 +224,10 @@ class Replica:
         except zmq.Again:
             self._gateways.pop(gateway, None)
 
-    # The process that computes
-
-    @property
-    def _computing(self) -> ComputingProcess:
-        assert self._process is not None
-        return self._process
-
-    def _begin(self) -> None:
-        self._process = ComputingProcess(self._launch)
-        self._poller.register(self._process.fd, zmq.POLLIN)
-
-    def _go_on(self) -> None:
-        """It has one batch to compute and the next one in hand; those that nobody waits for any more are left out."""
-        process = self._computing
-        while process.is_ready and self._queue and len(self._told) < limits.COMPUTING_BATCHES:
-            batch = self._queue.popleft()
-            if time.monotonic() >= batch.gives_up_at:
-                continue
-            batch.number, self._next_number = self._next_number, self._next_number + 1
-            message = batch.message
-            try:
-                process.say(batch.number, message.names, message.tensors, batch.frames, message.rows)
-            except OSError as error:
-                text = f"this host has no memory for it: {error}"
-                rejected = tuple((nth, text) for nth in range(len(message.rows)))
-                self._say(
-                    batch.gateway, Computed(message.batch, self._launch.model.id, (), (), rejected, self._waiting)
-                )
-                continue
-            self._told.append(batch)
-
-    def _hear(self) -> None:
-        process = self._computing
-        try:
-            while process.has_something():
-                outputs = process.hear()
-                if outputs is not None:
-                    self._answer(outputs)
-        except EndedError as error:
-            self._died(str(error))
-
-    def _answer(self, outputs: Outputs) -> None:
-        batch = self._told.popleft()
-        if batch.number != outputs.batch:
-            raise FailedError("model", f"batch {outputs.batch} was answered where {batch.number} was asked")
-        self._deaths = 0
-        answer = Computed(
-            batch.message.batch, outputs.version, outputs.names, outputs.specs, outputs.rejected, self._waiting
-        )
-        self._say(batch.gateway, answer, outputs.frames)
-
-    def _died(self, how: str) -> None:
-        """What it was computing is to blame; what it had in hand beside that was not begun."""
-        print(how, file=sys.stderr, flush=True)
-        self._poller.unregister(self._computing.fd)
-        self._computing.close()
-        self._deaths += 1
-        if self._told:
-            culprit = self._told.popleft()
-            self._say(culprit.gateway, Broken(culprit.message.batch, how, self._waiting))
-            self._deaths = 0
-        self._queue.extendleft(reversed(self._told))
-        self._told.clear()
-        if self._deaths >= _TRIES:
-            raise EndedError(how)
-        self._begin()
-
     def close(self) -> None:
         """No process is left."""
-        if self._process is not None:
-            self._process.close()
+        for lane in self._lanes.values():
+            lane.close()
 
 
 def main() -> None:
@@ -266,6 +263,7 @@ def _live(child: Child, replica: Replica, context: Context, listener: DataListen
         replica.close()
         child.fail(error.kind, str(error), starting=False)
     except EndedError as error:
+        replica.close()
         child.fail("compute-died", f"the process that computes ends again and again: {error}", starting=False)
     replica.close()
     listener.close(linger_ms=1_000)

@@ -3,13 +3,15 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from random import Random
 from typing import Any
 
 import numpy as np
 
 from dmi_node.gateway.app import App
-from dmi_node.gateway.contract import Contract, Inputs
+from dmi_node.gateway.contract import Inputs
 from dmi_node.gateway.http import Server
+from dmi_node.gateway.offer import Choice, Offer
 from dmi_node.gateway.replicas import Outcome
 from dmi_node.gateway.statistics import Statistics
 from dmi_node.gateway.tensors import DATATYPES, DTYPES, GivenTensor
@@ -53,6 +55,8 @@ class Computing:
     def __init__(self, model: ModelContent) -> None:
         self.model = model
         self.able = 1
+        self.versions = frozenset({"net:3"})
+        self.choices: list[Choice] = []
         self.waiting = 0
         self.asked: list[Inputs] = []
         self.within_ms: list[int] = []
@@ -61,8 +65,9 @@ class Computing:
         self.held: list[Callable[[], None]] = []
         self.refusal: Refusal | None = None
 
-    def ask(self, inputs: Inputs, within_ms: int, done: Callable[[Outcome], None]) -> int:
+    def ask(self, inputs: Inputs, choice: Choice, within_ms: int, done: Callable[[Outcome], None]) -> int:
         """See ``Replicas``."""
+        self.choices.append(choice)
         self.asked.append(inputs)
         self.within_ms.append(within_ms)
         if self.is_held:
@@ -101,9 +106,10 @@ class Served:
 
     def __init__(self, model: ModelContent) -> None:
         self.replicas = Computing(model)
+        self.offer = Offer(launch(model).model, Random(0))
         self.statistics = Statistics("net")
         self.failed: list[BaseException] = []
-        self.app = App(launch(model), Contract(model), self.replicas, self.statistics)  # type: ignore[arg-type]
+        self.app = App(launch(model), self.offer, self.replicas, self.statistics)  # type: ignore[arg-type]
         self.server = Server(self.app.handle, self.failed.append)
         self.port = 0
 

@@ -220,13 +220,33 @@ def test_no_answer_mixes_two_versions() -> None:
     world = World(0, BATCHED, replicas=2)
     for replica in world.replicas.values():
         replica.row_ms = 10
+    world.versions = ("m:2", "m:1")
     client = world.ask(rows=80)
     world.run(200)
-    for replica in world.replicas.values():
-        replica.version = "m:2"
+    world.swap("r0", "m:2")
     world.run(5_000)
     assert client.answer is not None
-    assert client.answer.version == "m:2"
+    assert len(set(client.computed.values())) == 1
+
+
+def test_a_version_that_is_named_computes_and_no_other() -> None:
+    world = World(0, BATCHED, replicas=2)
+    world.swap("r1", "m:2")
+    clients = [world.ask(versions=(f"m:{1 + nth % 2}",)) for nth in range(20)]
+    late = world.ask(versions=("m:9",), within_ms=50)
+    world.run(1_000)
+    assert [client.answer and client.answer.version for client in clients] == ["m:1", "m:2"] * 10
+    assert late.refusal is not None, "nobody has it, and nobody waited behind it"
+
+
+def test_a_replica_that_has_swapped_meanwhile_declines_and_nobody_is_blamed() -> None:
+    world = World(0, BATCHED, replicas=2)
+    for replica in world.replicas.values():
+        replica.row_ms = 20
+    clients = [world.ask() for _ in range(8)]
+    world.replicas["r0"].version = "m:2"  # the gateway hears of it later
+    world.run(3_000)
+    assert all(map(is_answered, clients))
 
 
 @pytest.mark.parametrize("seed", [*range(30), *(pytest.param(seed, marks=pytest.mark.deep) for seed in range(30, 300))])
@@ -293,10 +313,12 @@ def _trouble(world: World, chance: Random) -> None:
         world.join(f"n{world.now}", row_ms=chance.choice([0.2, 1, 5]))
     else:
         for name in names:
-            world.replicas[name].version = f"m:{world.now}"
+            world.swap(name, f"m:{world.now}")
 
 
 def _heal(world: World) -> None:
     for replica in world.replicas.values():
         replica.is_mute = False
-    world.join("healed")
+    world.join("healed", version=world.versions[0])
+    for name in list(world.replicas):
+        world.swap(name, world.versions[0])

@@ -14,6 +14,7 @@ from dmi_protocol.serving.events import (
     Arrived,
     Broke,
     Computed,
+    Declined,
     Died,
     Dispatch,
     FleetTold,
@@ -51,7 +52,7 @@ class Replica(Struct):
     name: ReplicaId
     version: str = "m:1"
     row_ms: float = 1.0
-    line: list[tuple[int, tuple[Piece, ...]]] = field(default_factory=list)
+    line: list[tuple[int, str, tuple[Piece, ...]]] = field(default_factory=list)
     is_busy: bool = False
     is_alive: bool = True
     is_mute: bool = False
@@ -72,6 +73,8 @@ class World:
         self.clients: dict[int, Client] = {}
         self.replicas: dict[ReplicaId, Replica] = {}
         self._kills_whole = kills_whole
+        self.versions: tuple[str, ...] = ("m:1",)
+        """What any request may be computed by, the newest first."""
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
         self._count = 0
         for n in range(replicas):
@@ -110,8 +113,8 @@ class World:
     def _do(self, effects: list[RouterEffect]) -> None:
         for effect in effects:
             match effect:
-                case Dispatch(replica, batch, pieces):
-                    self.later(RTT_MS, lambda r=replica, b=batch, p=pieces: self._given(r, b, p))  # type: ignore[misc]
+                case Dispatch(replica, batch, version, pieces):
+                    self.later(RTT_MS, lambda r=replica, b=batch, v=version, p=pieces: self._given(r, b, v, p))  # type: ignore[misc]
                 case Answer(request):
                     client = self._over(request)
                     client.answer = effect
@@ -137,9 +140,12 @@ class World:
         *,
         is_poison: bool = False,
         is_bad: bool = False,
+        versions: tuple[str, ...] = (),
     ) -> Client:
         """A request arrives."""
-        arrived = Arrived(len(self.clients) + 1, rows, group, Instant(self.now + within_ms), rows)
+        arrived = Arrived(
+            len(self.clients) + 1, rows, group, Instant(self.now + within_ms), versions or self.versions, rows
+        )
         client = self.clients[arrived.request] = Client(arrived, is_poison, is_bad)
         self.tell(arrived)
         return client
@@ -157,6 +163,7 @@ class World:
         replica = self.replicas[name] = Replica(name, version, row_ms)
         self._fleet()
         self.tell(Opened(name))
+        self.tell(Heard(name, 0, frozenset({version})))
         self.later(BEAT_MS, lambda: self._beat(replica))
         return replica
 
@@ -186,21 +193,32 @@ class World:
     def _beat(self, replica: Replica) -> None:
         if replica.is_alive:
             if not replica.is_mute:
-                waiting = sum(piece.rows for _, pieces in replica.line for piece in pieces)
-                self.tell(Heard(replica.name, waiting))
+                waiting = sum(piece.rows for _, _, pieces in replica.line for piece in pieces)
+                self.tell(Heard(replica.name, waiting, frozenset({replica.version})))
             self.later(BEAT_MS, lambda: self._beat(replica))
 
-    def _given(self, name: ReplicaId, batch: int, pieces: tuple[Piece, ...]) -> None:
+    def _given(self, name: ReplicaId, batch: int, version: str, pieces: tuple[Piece, ...]) -> None:
         replica = self.replicas.get(name)
-        if replica is not None and replica.is_alive:
-            replica.line.append((batch, pieces))
-            self._go_on(replica)
+        if replica is None or not replica.is_alive:
+            return
+        if version != replica.version:
+            self.later(RTT_MS, lambda: self.tell(Declined(name, batch)))
+            return
+        replica.line.append((batch, version, pieces))
+        self._go_on(replica)
+
+    def swap(self, name: ReplicaId, version: str) -> None:
+        """From now on it computes with another version; what it has in hand it computes with the one that it was given for."""
+        self.replicas[name].version = version
+        self.versions = (version, *[other for other in self.versions if other != version])
+        if not self.replicas[name].is_mute:
+            self.tell(Heard(name, 0, frozenset({version})))
 
     def _go_on(self, replica: Replica) -> None:
         if replica.is_busy or not replica.line:
             return
         replica.is_busy = True
-        _, pieces = replica.line[0]
+        *_, pieces = replica.line[0]
         replica.batches.append(pieces)
         rows = sum(piece.rows for piece in pieces)
         self.later(max(1, int(rows * replica.row_ms)), lambda life=replica.life: self._done(replica, life))  # type: ignore[misc]
@@ -208,7 +226,7 @@ class World:
     def _done(self, replica: Replica, life: int) -> None:
         if life != replica.life:
             return
-        batch, pieces = replica.line.pop(0)
+        batch, version, pieces = replica.line.pop(0)
         replica.is_busy = False
         poison = next((piece.request for piece in pieces if self.clients[piece.request].is_poison), None)
         if poison is not None:
@@ -222,7 +240,7 @@ class World:
             return
         bad = tuple((place, "no") for place, piece in enumerate(pieces) if self.clients[piece.request].is_bad)
         if not replica.is_mute:
-            self.later(RTT_MS, lambda v=replica.version: self._computed(replica, batch, v, pieces, bad))  # type: ignore[misc]
+            self.later(RTT_MS, lambda v=version: self._computed(replica, batch, v, pieces, bad))  # type: ignore[misc]
         self._go_on(replica)
 
     def _succeed(self, replica: Replica) -> None:

@@ -38,9 +38,9 @@ class BatchProcesses:
             slice_inputs=job.spec.slice_inputs,
         )
 
-    def told(self, job: BatchJob, role: RoleKey, since: int) -> tuple[int, Slices] | None:
-        """Its leases, whenever some were decided on."""
-        if since >= job.decided or role.index not in job.leases:
+    def told(self, job: BatchJob, role: RoleKey, since: int, *, has_inputs: bool) -> tuple[int, Slices] | None:
+        """Its leases, whenever some were decided on, and their inputs are here."""
+        if not has_inputs or since >= job.decided or role.index not in job.leases:
             return None
         slices = job.leases[role.index]
         return job.decided, Slices(job.decided, slices, job.reopened, job.packs_of(slices))

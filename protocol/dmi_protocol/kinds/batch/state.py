@@ -55,6 +55,10 @@ class BatchJob(Job, tag="batch"):
     packs: dict[BlobHash, tuple[NodeId, ...]] = field(default_factory=dict)
     """Inputs that travel, by the blob of a slice: who is said to have them."""
 
+    def models(self) -> tuple[str, ...]:
+        """The one that it computes with."""
+        return (self.spec.model.id,)
+
     def packs_of(self, slices: Iterable[int]) -> tuple[BlobHash, ...]:
         """The inputs of these slices; nothing where they do not travel."""
         return tuple(self.spec.packs[slice_] for slice_ in slices) if self.spec.packs else ()

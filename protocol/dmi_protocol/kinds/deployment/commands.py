@@ -1,10 +1,21 @@
 """What the commands of a deployment do to it: total, and deterministic."""
 
-from dmi_protocol.cluster.command import BindRole, DeploymentStart, Dismiss, Finish, KindCommand, LoseRole, Place
+from dmi_protocol import limits
+from dmi_protocol.cluster.command import (
+    BindRole,
+    DeploymentStart,
+    Dismiss,
+    Finish,
+    KindCommand,
+    LoseRole,
+    Place,
+    RefuseVersion,
+    SetVersions,
+)
 from dmi_protocol.kinds.deployment.state import DeploymentJob
-from dmi_protocol.kinds.job import QUEUED, RECOVERING, RUNNING, STARTING
-from dmi_protocol.messages.roles import RoleKey
-from dmi_protocol.reasons import Loss
+from dmi_protocol.kinds.job import ENDED, QUEUED, RECOVERING, RUNNING, STARTING
+from dmi_protocol.messages.roles import RoleKey, Versions
+from dmi_protocol.reasons import Loss, VersionUnusable
 
 _ROLES = {"replica", "gateway"}
 
@@ -32,8 +43,8 @@ class DeploymentCommands:
         job.changes += 1
         if job.serves:
             job.state, job.has_run = RUNNING, True
-        if len(job.endpoints) == len(job.placements):
-            job.reason = None if job.serves else job.reason
+        if len(job.endpoints) == len(job.placements) and job.serves and not isinstance(job.reason, VersionUnusable):
+            job.reason = None
 
     def is_safe_without(self, job: DeploymentJob, role: RoleKey) -> bool:
         """Whoever is gone must not be asked any more."""
@@ -62,7 +73,15 @@ class DeploymentCommands:
 
     def apply(self, job: DeploymentJob, command: KindCommand) -> bool:
         """Did ``command``, which is one of a deployment alone, change anything?"""
-        return isinstance(command, Dismiss) and _dismiss(job, command)
+        match command:
+            case Dismiss():
+                return _dismiss(job, command)
+            case SetVersions():
+                return _set_versions(job, command)
+            case RefuseVersion():
+                return _refuse_version(job, command)
+            case _:
+                return False
 
 
 def _is_bound(job: DeploymentJob, role: RoleKey) -> bool:
@@ -92,4 +111,47 @@ def _dismiss(job: DeploymentJob, command: Dismiss) -> bool:
     _look(job, None)
     if job.serves and len(job.endpoints) == len(job.placements):
         job.reason = None
+    return True
+
+
+def _set_versions(job: DeploymentJob, command: SetVersions) -> bool:
+    versions = command.versions
+    are_fit = 0 <= versions.share <= 100 and all(_is_of(job, ref.id) for ref in versions.all)
+    if job.state in ENDED or not are_fit or len({ref.id for ref in versions.all}) < len(versions.all):
+        return False
+    before, job.pinned = job.versions, command.pinned
+    if versions.current.id != before.current.id:
+        job.history = (*job.history, before.current)[-limits.VERSIONS_REMEMBERED :]
+    for ref in versions.all:
+        job.unusable.pop(ref.id, None)
+    if versions != before:
+        job.versions, job.changes = versions, job.changes + 1
+    if isinstance(job.reason, VersionUnusable):
+        job.reason = None
+    return True
+
+
+def _is_of(job: DeploymentJob, version: str) -> bool:
+    return version.partition(":")[0] == job.spec.name
+
+
+def _refuse_version(job: DeploymentJob, command: RefuseVersion) -> bool:
+    """Nobody computes with it, and it is not taken again by itself. The first one of all has nothing before it: its replicas say
+    so as they start."""
+    versions, refused = job.versions, command.version
+    if not job.wants(command.role) or refused not in job.models():
+        return False
+    if versions.canary is not None and refused == versions.canary.id:
+        job.versions = Versions(versions.current)
+    elif job.history:
+        *history, before = job.history
+        job.history, job.versions = tuple(history), Versions(before)
+    else:
+        return False
+    while len(job.unusable) >= limits.VERSIONS_REMEMBERED:
+        del job.unusable[next(iter(job.unusable))]
+    job.unusable[refused] = command.text
+    job.changes += 1
+    if job.reason is None:
+        job.reason = VersionUnusable(refused, job.versions.current.id, command.text)
     return True

@@ -8,7 +8,7 @@ from dmi_protocol.identity import NodeId, RequestId
 from dmi_protocol.kinds.deployment.placing import ROLES, missing, surplus
 from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.messages.roles import RoleKey
-from dmi_protocol.reasons import ModelLost, Reason, RoleFailed
+from dmi_protocol.reasons import ModelLost, Reason, RoleDied, RoleFailed
 
 
 class DeploymentPlans:
@@ -32,13 +32,14 @@ class DeploymentPlans:
     def hopeless(self, job: DeploymentJob, state: ClusterState) -> Reason | None:
         """No replica has the model in memory, and no member can give all of it; or it has never served, and was tried on every
         member."""
-        model = find(state.models, job.spec.model.id)
+        current = job.versions.current.id
+        model = find(state.models, current)
         holders = model.nodes.values() if model is not None else [()]
         if not job.bound("replica") and not all(set(nodes) & state.members.keys() for nodes in holders):
-            return ModelLost(job.spec.model.id)
+            return ModelLost(current)
         able = [node for node, member in state.members.items() if not member.witness]
         is_tried = bool(able) and all(job.misses.get(node, 0) >= limits.MISSES for node in able)
-        return job.trouble if is_tried and not job.has_run and isinstance(job.trouble, RoleFailed) else None
+        return job.trouble if is_tried and not job.has_run and isinstance(job.trouble, RoleFailed | RoleDied) else None
 
     def part(self, job: DeploymentJob, state: ClusterState) -> list[Command]:
         """A gateway that cannot reach a replica asks another one."""

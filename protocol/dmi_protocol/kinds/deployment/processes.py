@@ -2,23 +2,33 @@
 
 from collections.abc import Iterator
 
-from dmi_protocol.cluster.command import Command
+from dmi_protocol.cluster.command import Command, RefuseVersion
 from dmi_protocol.identity import BlobHash, NodeId
 from dmi_protocol.kinds.deployment.state import DeploymentJob
-from dmi_protocol.kinds.kind import Host
-from dmi_protocol.messages.roles import Fleet, GatewayLaunch, Launch, Progressed, ReplicaLaunch, RoleEvent, RoleKey
+from dmi_protocol.kinds.kind import Host, request_of
+from dmi_protocol.messages.roles import (
+    Fleet,
+    GatewayLaunch,
+    Launch,
+    Progressed,
+    ReplicaLaunch,
+    RoleEvent,
+    RoleKey,
+    Unusable,
+)
+from dmi_protocol.model import ModelRef
 
 
 class DeploymentProcesses:
     """See ``Processes``."""
 
     def needs(self, job: DeploymentJob, role: RoleKey) -> tuple[BlobHash, ...]:
-        """The files of the model, for who computes."""
-        return tuple(file.blob for file in job.spec.model.content.files) if role.role == "replica" else ()
+        """The files of the current version, for who computes."""
+        return _blobs(job.versions.current) if role.role == "replica" else ()
 
     def inputs(self, job: DeploymentJob, role: RoleKey) -> tuple[BlobHash, ...]:
-        """Nothing more."""
-        return ()
+        """The files of the versions of now."""
+        return tuple(dict.fromkeys(_all_blobs(job))) if role.role == "replica" else ()
 
     def launch(self, job: DeploymentJob, role: RoleKey, host: Host, needs: tuple[BlobHash, ...]) -> Launch:
         """Paths are the shell's to fill in."""
@@ -34,7 +44,7 @@ class DeploymentProcesses:
                 host=host.address,
                 ports=host.ports,
                 needs=needs,
-                model=spec.model,
+                model=next((ref for ref in job.known() if _blobs(ref) == needs), job.versions.current),
                 max_batch=spec.max_batch,
             )
         return GatewayLaunch(
@@ -46,7 +56,7 @@ class DeploymentProcesses:
             threads=1,
             host=host.address,
             ports=host.ports,
-            model=spec.model,
+            model=job.versions.current,
             max_batch=spec.max_batch,
             max_wait_ms=spec.max_wait_ms,
             exact=spec.exact,
@@ -54,11 +64,13 @@ class DeploymentProcesses:
             may_move=spec.may_move,
         )
 
-    def told(self, job: DeploymentJob, role: RoleKey, since: int) -> tuple[int, Fleet] | None:
-        """Who serves, whenever that has changed, once it is one of them."""
-        if since >= job.changes or all(record.endpoint.key != role for record in job.endpoints):
+    def told(self, job: DeploymentJob, role: RoleKey, since: int, *, has_inputs: bool) -> tuple[int, Fleet] | None:
+        """Who serves, whenever that has changed, once it is one of them; and what they compute with, as soon as it is here."""
+        number = 2 * job.changes + has_inputs
+        if since >= number or all(record.endpoint.key != role for record in job.endpoints):
             return None
-        return job.changes, Fleet(job.changes, job.bound("replica"), job.bound("gateway"))
+        versions = job.versions if has_inputs else None
+        return number, Fleet(number, job.bound("replica"), job.bound("gateway"), versions)
 
     def keeps(self, job: DeploymentJob, node: NodeId) -> Iterator[tuple[BlobHash, Command]]:
         """Nothing: the model is kept as a model."""
@@ -74,4 +86,16 @@ class DeploymentProcesses:
 
     def says(self, role: RoleKey, event: RoleEvent, node: NodeId, progress: Progressed | None) -> list[Command]:
         """How busy it is concerns nobody for ever: it is gossip."""
-        return []
+        if not isinstance(event, Unusable):
+            return []
+        request = request_of(role, f"unusable-{event.version}")
+        return [RefuseVersion(request, role, event.version, event.text)]
+
+
+def _blobs(ref: ModelRef) -> tuple[BlobHash, ...]:
+    return tuple(file.blob for file in ref.content.files)
+
+
+def _all_blobs(job: DeploymentJob) -> Iterator[BlobHash]:
+    for ref in job.versions.all:
+        yield from _blobs(ref)

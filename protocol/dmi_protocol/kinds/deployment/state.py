@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 
+from msgspec import field
+
 from dmi_protocol import limits
 from dmi_protocol.cluster.command import DeploymentSpec
 from dmi_protocol.identity import BlobHash, NodeId
 from dmi_protocol.kinds.job import ENDED, Job
-from dmi_protocol.messages.roles import Endpoint, Role, RoleKey
+from dmi_protocol.messages.roles import Endpoint, Role, RoleKey, Versions
+from dmi_protocol.model import ModelRef
 from dmi_protocol.reasons import Loss
 
 PORTS = range(1, 65_536)
@@ -20,16 +23,31 @@ def is_fit(spec: DeploymentSpec) -> bool:
     return are_few and is_positive and spec.max_wait_ms >= 0 and spec.port in PORTS
 
 
-class DeploymentJob(Job, tag="deployment"):
+class DeploymentJob(Job, tag="deployment", kw_only=True):
     """It has no files of its own: what its replicas need are those of the model."""
 
     spec: DeploymentSpec
     changes: int = 0
-    """How often the bound processes were others."""
+    """How often the bound processes were others, or what they compute with."""
     has_run: bool = False
     """Was there ever a replica, and a gateway that could ask it?"""
     trouble: Loss | None = None
     """Why a process was lost last."""
+    versions: Versions
+    history: tuple[ModelRef, ...] = ()
+    """What was current before, the last one last."""
+    pinned: bool = False
+    """Does it take no newer version by itself?"""
+    unusable: dict[str, str] = field(default_factory=dict)
+    """By version: why it could not be loaded."""
+
+    def known(self) -> tuple[ModelRef, ...]:
+        """Every version that it computes with, or did."""
+        return (*self.versions.all, *reversed(self.history), self.spec.model)
+
+    def models(self) -> tuple[str, ...]:
+        """Those that it computes with now."""
+        return tuple(ref.id for ref in self.versions.all)
 
     def bound(self, role: Role) -> tuple[Endpoint, ...]:
         """The processes of this role that are bound."""

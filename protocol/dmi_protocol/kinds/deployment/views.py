@@ -22,7 +22,7 @@ class DeploymentViews:
 
     def running(self, job: DeploymentJob) -> reasons.Reason:
         """All is well."""
-        return reasons.Serving(job.spec.model.id, _nodes(job, "replica"), _nodes(job, "gateway"))
+        return reasons.Serving(job.versions.current.id, _nodes(job, "replica"), _nodes(job, "gateway"))
 
     def weakened(self, job: DeploymentJob, loss: reasons.Loss) -> reasons.Reason:
         """It serves, and somebody is missing."""

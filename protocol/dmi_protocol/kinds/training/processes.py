@@ -54,7 +54,7 @@ class TrainingProcesses:
             needs=needs,
         )
 
-    def told(self, job: TrainingJob, role: RoleKey, since: int) -> tuple[int, Roster] | None:
+    def told(self, job: TrainingJob, role: RoleKey, since: int, *, has_inputs: bool) -> tuple[int, Roster] | None:
         """Once in each generation its roster, if this process has a part in it."""
         if since >= job.generation or job.state != RUNNING:
             return None

@@ -3,14 +3,27 @@
 import pytest
 
 from dmi_protocol import limits
-from dmi_protocol.cluster.command import Cancel, Dismiss, Place, Recruit, RemoveModel, Submit
+from dmi_protocol.cluster.command import (
+    Cancel,
+    Dismiss,
+    Place,
+    Recruit,
+    RefuseVersion,
+    RemoveModel,
+    SetVersions,
+    Submit,
+)
+from dmi_protocol.cluster.models import ModelVersion
+from dmi_protocol.cluster.state import Outcome
 from dmi_protocol.identity import BlobHash, RequestId
 from dmi_protocol.kinds.job import CANCELLED, FAILED, RECOVERING, RUNNING, STARTING
-from dmi_protocol.reasons import AlreadyServed, CrashedOften, Malformed, ModelInUse, RoleFailed, UnknownModel
+from dmi_protocol.messages.roles import Versions
+from dmi_protocol.model import ModelRef
+from dmi_protocol.reasons import AlreadyServed, CrashedOften, Malformed, ModelInUse, RoleFailed, Stale, UnknownModel
 from dmi_protocol.sentences import sentence
 from dmi_protocol.view import why
 from tests.protocol.kinds.deployment.table import NO_FILES, A, B, C, D, Table
-from tests.protocol.models import deployment
+from tests.protocol.models import content, deployment
 
 
 def begun(replicas: int | None = None, gateways: int | None = None, nodes: str = "abc") -> Table:
@@ -179,3 +192,73 @@ def test_what_no_deployment_can_be_is_refused() -> None:
 def test_the_model_of_a_deployment_stays() -> None:
     table = begun()
     assert table.do(RemoveModel(RequestId("rm"), "m", 1)).refusal == ModelInUse("m:1", table.id)
+
+
+# Versions
+
+
+def versions(table: Table, current: int, canary: int | None = None, share: int = 0, *, pinned: bool = False) -> Outcome:
+    refs = [ModelRef(f"m:{n}", content()) for n in (current, canary) if n is not None]
+    told = Versions(refs[0], refs[1] if canary is not None else None, share)
+    return table.do(SetVersions(RequestId(f"set-{table.job.changes}-{current}-{canary}"), table.id, told, pinned))
+
+
+def with_versions(count: int = 3) -> Table:
+    table = begun(2)
+    for number in range(2, count + 1):
+        table.state.models["m"][number] = replace_version(table.state.models["m"][1], number)
+    return table
+
+
+def replace_version(version: ModelVersion, number: int) -> ModelVersion:
+    return ModelVersion("m", number, version.content, f"digest-{number}", 1, dict(version.nodes))
+
+
+def test_another_version_is_told_to_all() -> None:
+    table = with_versions()
+    before = table.job.changes
+    assert versions(table, 2).refusal is None
+    assert (table.job.versions.current.id, table.job.history[0].id) == ("m:2", "m:1")
+    assert table.job.changes == before + 1
+    assert versions(table, 2).refusal is None
+    assert (table.job.changes, len(table.job.history)) == (before + 1, 1), "it is what it was"
+    assert versions(table, 9).refusal == UnknownModel("m:9")
+
+
+def test_a_canary_has_a_share() -> None:
+    table = with_versions()
+    versions(table, 1, 2, 10)
+    assert table.job.models() == ("m:1", "m:2")
+    assert table.do(RemoveModel(RequestId("rm"), "m", 2)).refusal == ModelInUse("m:2", table.id)
+    assert versions(table, 1, 1, 10).refusal == Stale()
+    assert versions(table, 1, 2, 101).refusal == Stale()
+
+
+def test_a_version_that_cannot_be_loaded_is_gone_back_from() -> None:
+    table = with_versions()
+    versions(table, 2)
+    role = table.job.placed("replica")[0][0]
+    assert table.do(RefuseVersion(RequestId("no"), role, "m:2", "ModelError: damaged")).refusal is None
+    assert (table.job.versions.current.id, table.job.unusable) == ("m:1", {"m:2": "ModelError: damaged"})
+    assert "m:2 cannot be loaded (ModelError: damaged); m:1 is served" in sentence(
+        why(table.job, table.state, table.nodes)
+    )
+    assert table.do(RefuseVersion(RequestId("again"), role, "m:2", "x")).refusal == Stale(), (
+        "another replica says so, too"
+    )
+    versions(table, 3)
+    assert table.job.reason is None
+
+
+def test_a_canary_that_cannot_be_loaded_is_done_without() -> None:
+    table = with_versions()
+    versions(table, 1, 2, 10)
+    role = table.job.placed("replica")[0][0]
+    table.do(RefuseVersion(RequestId("no"), role, "m:2", "x"))
+    assert table.job.versions == Versions(ModelRef("m:1", content()))
+
+
+def test_the_first_version_has_nothing_before_it() -> None:
+    table = with_versions()
+    role = table.job.placed("replica")[0][0]
+    assert table.do(RefuseVersion(RequestId("no"), role, "m:1", "x")).refusal == Stale()
