@@ -237,6 +237,7 @@ class Mesh:
         exact: bool = False,
         port: int | None = None,
         threads: int = 1,
+        follow: str | None = None,
     ) -> Deployment:
         """See ``dmi.mesh.Mesh.serve``."""
         served = await asyncio.to_thread(
@@ -250,6 +251,7 @@ class Mesh:
             exact=exact,
             port=port,
             threads=threads,
+            follow=follow,
         )
         return Deployment(served)
 

@@ -89,14 +89,17 @@ class Mesh:
         exact: bool = False,
         port: int | None = None,
         threads: int = 1,
+        follow: str | None = None,
     ) -> Deployment:
         """Serve ``model`` (a name, or ``name:number``) on the mesh; returns once that is committed: ``ready()`` of what is
         returned waits until it serves, and gives the URLs.
 
         ``replicas`` compute (two by default), ``gateways`` is how many nodes take requests in (all by default, up to 8). A
         request waits for others, to be computed with them, only while every replica is busy, and at most ``max_wait_ms``; with
-        ``exact`` it is computed alone. Raises ``UnknownJobError`` for a model that there is not, ``RefusedError`` (it is served
-        already), ``UsageError``, ``NoQuorumError``.
+        ``exact`` it is computed alone. With ``follow``, a training, each version that it publishes is taken.
+
+        Raises ``UnknownJobError`` for a model or a training that there is not, ``RefusedError`` (it is served already),
+        ``UsageError``, ``NoQuorumError``.
         """
         return serve(
             self._connection,
@@ -108,6 +111,7 @@ class Mesh:
             exact=exact,
             port=port,
             threads=threads,
+            follow=follow,
         )
 
     def unserve(self, model: str) -> str:

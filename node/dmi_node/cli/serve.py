@@ -26,6 +26,7 @@ from dmi_node.cli.options import asks_mesh
 @click.option("--exact", is_flag=True, help="Compute each request alone: its bits depend on no neighbour.")
 @click.option("--port", type=click.IntRange(1, 65_535), help="Where gateways listen; from 8100 on by default.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="torch threads of a replica.")
+@click.option("--follow", metavar="JOB", help="Take each version of it that this training publishes (run.publish).")
 @click.option(
     "--canary",
     type=click.IntRange(min=1),
@@ -48,6 +49,7 @@ def serve(
     exact: bool,
     port: int | None,
     threads: int,
+    follow: str | None,
     canary: int | None,
     share: int | None,
     detach: bool,
@@ -70,6 +72,7 @@ def serve(
         exact=exact,
         port=port,
         threads=threads,
+        follow=follow,
     )
     urls = deployment.urls() if detach else deployment.ready()
     if as_json:

@@ -3,12 +3,14 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from msgspec.structs import replace
+
 from dmi_node.control import checks
 from dmi_node.control.server import Client, RefusalError, Verb
 from dmi_protocol.cluster.command import Cancel, Command, SetVersions, Submit
 from dmi_protocol.cluster.models import find
 from dmi_protocol.cluster.state import ClusterState
-from dmi_protocol.identity import BlobHash
+from dmi_protocol.identity import BlobHash, JobId
 from dmi_protocol.kinds.deployment.state import DeploymentJob, is_deployed
 from dmi_protocol.messages.roles import Versions
 from dmi_protocol.model import ModelRef
@@ -17,10 +19,16 @@ from dmi_protocol.sentences import sentence
 
 
 class ServingVerbs:
-    """``ask`` has a command agreed, and raises ``RefusalError`` when it is not."""
+    """``ask`` has a command agreed, and raises ``RefusalError`` when it is not; ``named`` gives the job of a name."""
 
-    def __init__(self, state: Callable[[], ClusterState], ask: Callable[[Command], Awaitable[str]]) -> None:
+    def __init__(
+        self,
+        state: Callable[[], ClusterState],
+        ask: Callable[[Command], Awaitable[str]],
+        named: Callable[[str], JobId],
+    ) -> None:
         self._state = state
+        self._named = named
         self._ask = ask
 
     def table(self) -> dict[str, Verb]:
@@ -38,6 +46,8 @@ class ServingVerbs:
         """Serve a model; gives the job and the version."""
         request = checks.request(args["request"])
         spec = checks.deployment(args["spec"], self._state())
+        if spec.follow is not None:
+            spec = replace(spec, follow=self._named(spec.follow))
         job = await self._ask(Submit(request, spec, BlobHash(""), ()))
         return {"id": job, "model": spec.name, "version": _number(spec.model)}
 

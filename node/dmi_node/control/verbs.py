@@ -91,7 +91,7 @@ class Verbs:
         self._node = node
         self._uploads = Uploads(node)
         self._models = ModelVerbs(node, self._uploads, self._state, self._ask)
-        self._serving = ServingVerbs(self._state, self._ask)
+        self._serving = ServingVerbs(self._state, self._ask, lambda name: self._job(name).id)
 
     def table(self) -> dict[str, Verb]:
         """Every verb by its name."""

@@ -30,6 +30,7 @@ from dmi_protocol.messages.roles import (
     Launch,
     Moving,
     Progressed,
+    Published,
     Ready,
     ReplicaLaunch,
     RoleEvent,
@@ -222,7 +223,17 @@ class RoleProcess:
 
     def _judged(
         self,
-        message: Bound | Progressed | Served | Unusable | Ready | CaughtUp | Unheard | Written | Completed | Failed,
+        message: Bound
+        | Progressed
+        | Served
+        | Unusable
+        | Ready
+        | CaughtUp
+        | Unheard
+        | Written
+        | Published
+        | Completed
+        | Failed,
     ) -> RoleEvent:
         """What job code says goes to every node, so it is bounded here. Raises ``RemoteProtocolError``."""
         match message:

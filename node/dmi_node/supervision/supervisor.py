@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import logging
 import os
 import shutil
 import signal
@@ -20,13 +21,14 @@ from dmi_node.supervision.process import RoleProcess, kept
 from dmi_node.tasks import Tasks
 from dmi_protocol.effects import StartRole, StopRole, TellRole
 from dmi_protocol.events import RoleHappened
-from dmi_protocol.identity import JobId
+from dmi_protocol.identity import BlobHash, JobId
 from dmi_protocol.messages.roles import (
     BatchLaunch,
     Exited,
     Failed,
     Fleet,
     PartWritten,
+    Published,
     ReplicaLaunch,
     RoleEvent,
     RoleKey,
@@ -34,6 +36,7 @@ from dmi_protocol.messages.roles import (
     Written,
 )
 
+_logger = logging.getLogger("dmi.roles")
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
 
@@ -85,14 +88,24 @@ class Supervisor:
                 await asyncio.to_thread(self._take_in, self._home.role(role), event)
             except (OSError, ValueError, WrongHashError) as error:
                 event = Failed("disk", f"{_what(event)} could not be kept: {error}")
+        elif isinstance(event, Published):
+            try:
+                for path, file in zip(event.paths, event.content.files, strict=True):
+                    await asyncio.to_thread(self._adopt, self._home.role(role), path, file.blob)
+            except (OSError, ValueError, WrongHashError) as error:
+                _logger.warning("a version of %s is not published: %s", event.name[:80], error)
+                return
         self._happened(RoleHappened(role, event))
 
     def _take_in(self, directory: Path, event: Written) -> None:
+        self._adopt(directory, event.path, event.blob)
+
+    def _adopt(self, directory: Path, given: str, blob: BlobHash) -> None:
         """Job code names the file, so it must be one of its own."""
-        path = Path(event.path).resolve()
+        path = Path(given).resolve()
         if not path.is_relative_to(directory.resolve()):
-            raise WrongHashError(f"{event.path[:200]!r} is no file of this role")
-        self._blobs.adopt(path, event.blob)
+            raise WrongHashError(f"{given[:200]!r} is no file of this role")
+        self._blobs.adopt(path, blob)
 
     def tell(self, effect: TellRole) -> None:
         """Hand it over."""

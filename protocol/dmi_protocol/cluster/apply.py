@@ -12,6 +12,7 @@ from dmi_protocol.cluster.command import (
     Drain,
     HoldBlob,
     Invite,
+    PublishVersion,
     Readdress,
     Recopy,
     Remove,
@@ -58,7 +59,7 @@ def _do(state: ClusterState, index: int, command: Command) -> Outcome:
             return _readdress(state, command)
         case Drain():
             return _drain(state, command)
-        case AddModel() | RemoveModel() | Recopy() | HoldBlob():
+        case AddModel() | RemoveModel() | PublishVersion() | Recopy() | HoldBlob():
             return do_for_blobs(state, command)
         case _:
             return do_for_job(state, index, command)

@@ -59,6 +59,8 @@ class DeploymentSpec(JobSpec, frozen=True, tag="deployment"):
     port: int = 8_100
     may_move: bool = True
     threads: int = 1
+    follow: JobId | None = None
+    """The training whose versions it takes, as they are published."""
 
 
 Spec = TrainingSpec | BatchSpec | DeploymentSpec
@@ -256,6 +258,17 @@ class AddModel(Struct, frozen=True, tag="add-model"):
     at_unix: int
 
 
+class PublishVersion(Struct, frozen=True, tag="publish"):
+    """A training has a version of a model; all of its files are on the node of ``role``, which is a worker's. Of the versions
+    that it published the oldest go, beyond a number, unless they are used."""
+
+    request: RequestId
+    role: RoleKey
+    name: str
+    content: ModelContent
+    at_unix: int
+
+
 class RemoveModel(Struct, frozen=True, tag="remove-model"):
     """A version of a model, or all of them, that no job uses."""
 
@@ -392,6 +405,6 @@ DeploymentCommand = Dismiss | SetVersions | RefuseVersion
 KindCommand = TrainingCommand | BatchCommand | DeploymentCommand
 """Those of one kind of job alone."""
 JobCommand = Submit | Cancel | RemoveJob | Place | Recruit | BindRole | LoseRole | Finish | KindCommand
-ModelCommand = AddModel | RemoveModel
+ModelCommand = AddModel | RemoveModel | PublishVersion
 BlobCommand = Recopy | HoldBlob
 Command = MemberCommand | JobCommand | ModelCommand | BlobCommand

@@ -7,7 +7,7 @@ from msgspec import Struct, field
 
 from dmi_protocol import limits
 from dmi_protocol.cluster.command import AddModel, RemoveModel
-from dmi_protocol.identity import BlobHash, NodeId
+from dmi_protocol.identity import BlobHash, JobId, NodeId
 from dmi_protocol.model import ModelContent
 from dmi_protocol.reasons import LimitReached, Malformed, ModelInUse, Reason, UnknownModel
 
@@ -24,6 +24,8 @@ class ModelVersion(Struct):
     added_unix: int
     nodes: dict[BlobHash, tuple[NodeId, ...]]
     """By file: who has it."""
+    origin: JobId | None = None
+    """The training that published it, and did so last."""
     copies: dict[BlobHash, NodeId] = field(default_factory=dict)
     recopied: int = 0
 
@@ -63,7 +65,7 @@ def find(models: Models, name: str) -> ModelVersion | None:
     return versions[max(versions)] if versions else None
 
 
-def add(models: Models, command: AddModel) -> tuple[str, Reason | None]:
+def add(models: Models, command: AddModel, origin: JobId | None = None) -> tuple[str, Reason | None]:
     """Gives the version's id. The same content is the same version, and what is said of its files is added to what is known."""
     content = command.content
     if not is_model_name(command.name):
@@ -83,10 +85,19 @@ def add(models: Models, command: AddModel) -> tuple[str, Reason | None]:
         nodes = {file.blob: command.holders for file in content.files}
         known = ModelVersion(command.name, number, content, digest, command.at_unix, nodes)
         models[command.name] = versions | {number: known}
+    known.origin = origin or known.origin
     for blob in known.nodes:
         for node in command.holders:
             known.hold(blob, node)
     return known.id, None
+
+
+def prune(models: Models, name: str, origin: JobId, used: Mapping[str, str]) -> None:
+    """Of what a training published under this name the last ones stay, and what is used."""
+    mine = [n for n, version in sorted(models[name].items()) if version.origin == origin]
+    for number in mine[: -limits.VERSIONS_REMEMBERED]:
+        if models[name][number].id not in used:
+            del models[name][number]
 
 
 def remove(models: Models, command: RemoveModel, used: Mapping[str, str]) -> Reason | None:

@@ -6,6 +6,7 @@ from dmi_protocol.cluster.command import (
     BlobCommand,
     HoldBlob,
     ModelCommand,
+    PublishVersion,
     Recopy,
     RemoveModel,
 )
@@ -30,9 +31,27 @@ def do_for_blobs(state: ClusterState, command: BlobCommand | ModelCommand) -> Ou
             value, refusal = models.add(state.models, command)
             return Outcome(value, refusal)
         case RemoveModel():
-            going_on = [job for job in state.jobs.values() if job.state not in ENDED]
-            used = {model: job.id for job in going_on for model in job.models()}
-            return Outcome(refusal=models.remove(state.models, command, used))
+            return Outcome(refusal=models.remove(state.models, command, _used(state)))
+        case PublishVersion():
+            return _publish(state, command)
+
+
+def _used(state: ClusterState) -> dict[str, JobId]:
+    """The versions that jobs compute with, and by whom."""
+    going_on = [job for job in state.jobs.values() if job.state not in ENDED]
+    return {model: job.id for job in going_on for model in job.models()}
+
+
+def _publish(state: ClusterState, command: PublishVersion) -> Outcome:
+    job = state.jobs.get(command.role.job)
+    if job is None or not job.wants(command.role) or command.role.role != "worker":
+        return _STALE
+    node = dict(job.roles())[command.role]
+    add = AddModel(command.request, command.name, command.content, (node,), command.at_unix)
+    value, refusal = models.add(state.models, add, job.id)
+    if refusal is None:
+        models.prune(state.models, command.name, job.id, _used(state))
+    return Outcome(value, refusal)
 
 
 def _owner(state: ClusterState, owner: str) -> Holding | None:

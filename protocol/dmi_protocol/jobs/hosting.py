@@ -26,6 +26,7 @@ from dmi_protocol.messages.roles import (
     Lease,
     PartWritten,
     Progressed,
+    Published,
     RoleEvent,
     RoleKey,
     SliceWritten,
@@ -251,6 +252,8 @@ class Hosting:
                 return self._ended(role, local, event)
             case PartWritten() | SliceWritten():
                 local.written.add(event.blob)
+            case Published():
+                local.written |= {file.blob for file in event.content.files}
             case _:
                 pass
         return local.kind.says(role, event, self._host.node, local.progress)

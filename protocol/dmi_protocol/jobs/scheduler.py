@@ -45,6 +45,8 @@ class Scheduler:
             if why_not is not None:
                 request = RequestId(f"{job.id}/{job.generation}/finish-{FAILED}")
                 commands += [Finish(request, job.id, job.generation, FAILED, why_not)]
+            elif followed := plans.follow(job, state):
+                commands += followed
             elif not job.is_placed:
                 commands += plans.finish(job, there) or plans.place(job, nodes, there, load)
             else:

@@ -87,6 +87,10 @@ class Plans(Protocol[OfKind]):
         """Of processes that cannot talk to each other, lose one."""
         ...
 
+    def follow(self, job: OfKind, state: ClusterState) -> list[Command]:
+        """What it does since something else in the state is new."""
+        ...
+
     def keep_up(self, job: OfKind, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
         """What its processes do from now on, and who is missing."""
         ...

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
 from dmi_protocol.instant import Instant
-from dmi_protocol.model import ModelRef
+from dmi_protocol.model import ModelContent, ModelRef
 
 Role = Literal["server", "worker", "replica", "gateway"]
 
@@ -301,6 +301,18 @@ class SliceWritten(Struct, frozen=True, tag="slice-written"):
     failed: int
 
 
+class Published(Struct, frozen=True, tag="published"):
+    """From the lead worker: the parameters after ``step`` steps are to be a version of the model ``name``, which is made of
+    ``content``. Its files are durable at ``paths`` (in the worker's directory), in their order; the daemon takes them into the
+    blobs. ``at_unix`` is the clock of the worker."""
+
+    name: str
+    step: int
+    content: ModelContent
+    paths: tuple[str, ...]
+    at_unix: int
+
+
 class Completed(Struct, frozen=True, tag="completed"):
     """The role has done all its work: a worker's script returned 0, a server's final part is durable. Both stay until they are
     stopped: a server's last word to a worker may be lost, and is asked for again; a server may be lost with its final part,
@@ -333,7 +345,20 @@ class Started(Struct, frozen=True, tag="started"):
 ToRole = TrainingLaunch | BatchLaunch | ReplicaLaunch | GatewayLaunch | Roster | Slices | Fleet | Lease | Stop
 Written = PartWritten | SliceWritten
 """A file of a role process that its daemon is to keep."""
-FromRole = Bound | Moving | Progressed | Served | Unusable | Ready | CaughtUp | Unheard | Written | Completed | Failed
+FromRole = (
+    Bound
+    | Moving
+    | Progressed
+    | Served
+    | Unusable
+    | Ready
+    | CaughtUp
+    | Unheard
+    | Written
+    | Published
+    | Completed
+    | Failed
+)
 RoleEvent = (
     Started
     | Bound
@@ -344,6 +369,7 @@ RoleEvent = (
     | CaughtUp
     | Unheard
     | Written
+    | Published
     | Completed
     | Failed
     | Exited

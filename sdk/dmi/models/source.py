@@ -70,7 +70,7 @@ def _of_factory(
 
 
 def _tried(factory: str, form: Format, files: dict[str, Path], said: tuple[TensorInfo, ...], what: str) -> Source:
-    made = tuple(ModelFile(name, _hash_of(path), path.stat().st_size) for name, path in sorted(files.items()))
+    made = tuple(ModelFile(name, hash_of(path), path.stat().st_size) for name, path in sorted(files.items()))
     content = ModelContent(form, made, factory=factory)
     asked = {
         "content": msgspec.to_builtins(content),
@@ -96,7 +96,8 @@ def _tried(factory: str, form: Format, files: dict[str, Path], said: tuple[Tenso
     return Source(msgspec.convert(answer["content"], ModelContent), files)
 
 
-def _hash_of(path: Path) -> BlobHash:
+def hash_of(path: Path) -> BlobHash:
+    """The name of a file's bytes."""
     with path.open("rb") as file:
         return BlobHash(hashlib.file_digest(file, "sha256").hexdigest())
 

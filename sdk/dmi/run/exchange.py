@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from msgspec import Struct
+from torch import Tensor
 
 from dmi_protocol.training.layout import Definition
 from dmi_tensor.buckets import Buckets
@@ -97,6 +98,10 @@ class Exchange(Protocol):
 
     def checkpoint(self, step: int, extra: Callable[[], bytes]) -> None:
         """Keep version ``step`` with its optimizer state; ``extra`` gives what the run itself must remember."""
+        ...
+
+    def publish(self, name: str, step: int, tensors: Mapping[str, Tensor], model: str, inputs: Sequence[str]) -> None:
+        """Make ``tensors`` a version of the model ``name``, which ``model`` makes. Raises ``UsageError`` and ``OSError``."""
         ...
 
     def optimizer_state(self) -> dict[str, object]:

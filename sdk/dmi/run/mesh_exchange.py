@@ -14,6 +14,7 @@ import zmq
 from dmi.errors import UsageError
 from dmi.run.collected import Collected
 from dmi.run.exchange import Arrival
+from dmi.run.publish import Publisher
 from dmi.run.records import Ledger, ProgressReporter
 from dmi.run.servers import Heard, Servers
 from dmi.run.shares import Neighbour, Shares, neighbours
@@ -49,6 +50,7 @@ class MeshExchange:
 
     def __init__(self, child: Child, launch: TrainingLaunch, roster: Roster, keys: KeyPair) -> None:
         self._child, self._launch, self._roster = child, launch, roster
+        self._publisher = Publisher(Path(launch.directory), child.tell)
         self.worker = launch.key.index
         self.is_lead = roster.assignment.lead == self.worker
         self.is_joiner = launch.key.generation != roster.start_generation
@@ -392,6 +394,13 @@ class MeshExchange:
         self._kept = (step, extra)
         self._send_all(self._ask_for_checkpoint)
 
+    def publish(
+        self, name: str, step: int, tensors: Mapping[str, torch.Tensor], model: str, inputs: Sequence[str]
+    ) -> None:
+        """See ``Exchange.publish``. The lead does it."""
+        if self.is_lead:
+            self._publisher.publish(name, step, tensors, model, inputs)
+
     def optimizer_state(self) -> dict[str, object]:
         """See ``Exchange.optimizer_state``. Only the lead can have it; raises ``UsageError`` elsewhere."""
         if not self.is_lead:
@@ -423,6 +432,7 @@ class MeshExchange:
 
     def close(self, step: int, extra: bytes) -> None:
         """See ``Exchange.close``."""
+        self._publisher.close()
 
         def finish(shard: int) -> None:
             self._servers.send(shard, say.Finish(self._roster.generation, shard, step, extra))

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from torch import Tensor
+
 from dmi.errors import UsageError
 from dmi_protocol.training.layout import Definition
 from dmi_protocol.training.step import Gathering, Handle, Subtree, Sum
@@ -118,6 +120,9 @@ class PlainExchange:
 
     def checkpoint(self, step: int, extra: Callable[[], bytes]) -> None:
         """A plain run keeps no checkpoints: it starts again from step 0."""
+
+    def publish(self, name: str, step: int, tensors: Mapping[str, Tensor], model: str, inputs: Sequence[str]) -> None:
+        """A plain run has nobody to publish to."""
 
     def optimizer_state(self) -> dict[str, object]:
         """See ``Exchange.optimizer_state``."""

@@ -17,7 +17,9 @@ from dmi.run.exchange import Arrival, Exchange, provided
 from dmi.run.kept import Kept, put_back, replace, states_of
 from dmi.run.model import Model, define
 from dmi.run.optimizer import adopt, has_scheduler
+from dmi.run.publish import checked
 from dmi.run.steps import DoneStep, Step, batches, check_dataset, count
+from dmi_protocol.cluster.models import is_model_name
 from dmi_protocol.training.tree import leaf_sizes
 from dmi_tensor import fingerprint
 from dmi_tensor.checkpoint import export, named_tensors
@@ -331,6 +333,26 @@ class Run:
         if self._opened and self._checkpointed != self._step:
             self._exchange.checkpoint(self._step, self._extra)
             self._checkpointed = self._step
+
+    def publish(self, name: str, model: str, *, inputs: Sequence[str] = ()) -> None:
+        """Make the parameters and buffers of now a version of the model ``name``, which ``dmi-node serve NAME --follow JOB``
+        takes as soon as it is there, and ``infer`` and ``models`` know too. Between steps, on every worker; the lead does it.
+
+        ``model`` makes the module without its weights: ``net.py:make``, a file of the job's, or ``module:function``. ``inputs``
+        say what goes in where that cannot be found out, as in ``x=float32[N,3,224,224]``. A plain run publishes nothing. The
+        versions of a training beyond the last 16 that nobody uses are removed.
+
+        Raises ``UsageError`` inside a step, before the first one, and for what makes no such model; ``OSError`` when the version
+        before could not be written.
+        """
+        if self._phase != "between":
+            raise UsageError("run.publish() belongs between steps")
+        if self._model is None or not self._opened:
+            raise UsageError("run.publish() belongs after the first step: there is nothing to publish yet")
+        if not is_model_name(name):
+            raise UsageError(f"{name[:80]!r} is no name of a model: letters, digits, '.', '-' and '_'")
+        tensors = named_tensors(self._model.definition, self._model.buckets)
+        self._exchange.publish(name, self._step, tensors, checked(model), inputs)
 
     def export(self, path: str | Path) -> None:
         """Write parameters and buffers as they are now: safetensors, or a torch file with a ``.pt`` suffix.

@@ -59,6 +59,10 @@ class BatchPlans:
         """Replicas do not talk to each other."""
         return []
 
+    def follow(self, job: BatchJob, state: ClusterState) -> list[Command]:
+        """Its inputs and its model are what they were."""
+        return []
+
     def keep_up(
         self, job: BatchJob, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]
     ) -> list[Command]:

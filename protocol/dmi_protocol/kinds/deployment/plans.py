@@ -1,13 +1,16 @@
 """What a deployment needs next: pure, from the state and who is there."""
 
+from msgspec.structs import replace
+
 from dmi_protocol import limits
-from dmi_protocol.cluster.command import Command, DeploymentStart, Dismiss, Place, Placement, Recruit
+from dmi_protocol.cluster.command import Command, DeploymentStart, Dismiss, Place, Placement, Recruit, SetVersions
 from dmi_protocol.cluster.models import find
 from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.identity import NodeId, RequestId
 from dmi_protocol.kinds.deployment.placing import ROLES, missing, surplus
 from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.messages.roles import RoleKey
+from dmi_protocol.model import ModelRef
 from dmi_protocol.reasons import ModelLost, Reason, RoleDied, RoleFailed
 
 
@@ -44,6 +47,17 @@ class DeploymentPlans:
     def part(self, job: DeploymentJob, state: ClusterState) -> list[Command]:
         """A gateway that cannot reach a replica asks another one."""
         return []
+
+    def follow(self, job: DeploymentJob, state: ClusterState) -> list[Command]:
+        """The newest version that the training published which it follows, unless it is to stay with what it has."""
+        if job.spec.follow is None or job.pinned:
+            return []
+        published = [v for v in state.models.get(job.spec.name, {}).values() if v.origin == job.spec.follow]
+        newest = max((v for v in published if v.id not in job.unusable), key=lambda v: v.number, default=None)
+        if newest is None or newest.number <= int(job.versions.current.id.rpartition(":")[2]):
+            return []
+        versions = replace(job.versions, current=ModelRef(newest.id, newest.content))
+        return [SetVersions(RequestId(f"{job.id}/follow-{newest.id}-{job.changes}"), job.id, versions)]
 
     def keep_up(
         self, job: DeploymentJob, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]

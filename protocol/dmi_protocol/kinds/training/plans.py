@@ -79,6 +79,10 @@ class TrainingPlans:
             lost.setdefault(victim, LoseRole(request, victim, reason))
         return list(lost.values())
 
+    def follow(self, job: TrainingJob, state: ClusterState) -> list[Command]:
+        """It depends on nothing else."""
+        return []
+
     def keep_up(
         self, job: TrainingJob, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]
     ) -> list[Command]:

@@ -2,7 +2,16 @@
 
 from collections.abc import Iterator
 
-from dmi_protocol.cluster.command import Command, CompleteRole, KeepPart, Part, ReadyRole, ReportPair, SyncReplica
+from dmi_protocol.cluster.command import (
+    Command,
+    CompleteRole,
+    KeepPart,
+    Part,
+    PublishVersion,
+    ReadyRole,
+    ReportPair,
+    SyncReplica,
+)
 from dmi_protocol.identity import BlobHash, NodeId, RequestId
 from dmi_protocol.kinds.job import RUNNING
 from dmi_protocol.kinds.kind import Host, request_of
@@ -13,6 +22,7 @@ from dmi_protocol.messages.roles import (
     Launch,
     PartWritten,
     Progressed,
+    Published,
     Ready,
     RoleEvent,
     RoleKey,
@@ -90,6 +100,8 @@ class TrainingProcesses:
             case Completed():
                 step, loss = (None, None) if progress is None else (progress.step, progress.loss)
                 return [CompleteRole(request_of(role, "complete"), role, step, loss)]
+            case Published(name, step, content, _, at_unix) if role.role == "worker":
+                return [PublishVersion(request_of(role, f"published-{name}-{step}"), role, name, content, at_unix)]
             case Ready() if role.role == "worker":
                 return [ReadyRole(request_of(role, "ready"), role)]
             case CaughtUp(generation, shard, server) if role.role == "server":

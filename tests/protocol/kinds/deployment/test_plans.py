@@ -1,29 +1,33 @@
 """Where a deployment's processes are put, and what becomes of a loss."""
 
 import pytest
+from msgspec.structs import replace
 
 from dmi_protocol import limits
 from dmi_protocol.cluster.command import (
     Cancel,
+    DeploymentSpec,
     Dismiss,
     Place,
+    PublishVersion,
     Recruit,
     RefuseVersion,
     RemoveModel,
     SetVersions,
     Submit,
+    TrainingSpec,
 )
 from dmi_protocol.cluster.models import ModelVersion
 from dmi_protocol.cluster.state import Outcome
-from dmi_protocol.identity import BlobHash, RequestId
+from dmi_protocol.identity import BlobHash, JobId, RequestId
 from dmi_protocol.kinds.job import CANCELLED, FAILED, RECOVERING, RUNNING, STARTING
-from dmi_protocol.messages.roles import Versions
+from dmi_protocol.messages.roles import RoleKey, Versions
 from dmi_protocol.model import ModelRef
 from dmi_protocol.reasons import AlreadyServed, CrashedOften, Malformed, ModelInUse, RoleFailed, Stale, UnknownModel
 from dmi_protocol.sentences import sentence
 from dmi_protocol.view import why
 from tests.protocol.kinds.deployment.table import NO_FILES, A, B, C, D, Table
-from tests.protocol.models import content, deployment
+from tests.protocol.models import adding, content, deployment
 
 
 def begun(replicas: int | None = None, gateways: int | None = None, nodes: str = "abc") -> Table:
@@ -262,3 +266,79 @@ def test_the_first_version_has_nothing_before_it() -> None:
     table = with_versions()
     role = table.job.placed("replica")[0][0]
     assert table.do(RefuseVersion(RequestId("no"), role, "m:1", "x")).refusal == Stale()
+
+
+# Following a training
+
+
+def training(table: Table) -> JobId:
+    """One that runs, with a worker on A."""
+    spec = TrainingSpec("t", "t.py", workers=1, servers=1, backups=0)
+    job = JobId(table.do(Submit(RequestId("train"), spec, BlobHash("f" * 64), (A, B))).value)
+    for command in table.propose():
+        if isinstance(command, Place):
+            table.do(command)
+    return job
+
+
+def publish(table: Table, job: JobId, weights: str, name: str = "m") -> Outcome:
+    role = next(role for role, _ in table.state.jobs[job].roles() if role.role == "worker")
+    made = content(BlobHash(weights * 64))
+    return table.do(PublishVersion(RequestId(f"publish-{weights}-{name}"), role, name, made, 1))
+
+
+def follows(spec: DeploymentSpec, job: JobId) -> DeploymentSpec:
+    return replace(spec, follow=job)
+
+
+def test_each_version_that_is_published_is_taken() -> None:
+    table = begun(2)
+    job = training(table)
+    table.do(Cancel(RequestId("end"), table.id))
+    table.id = JobId(table.do(Submit(RequestId("again"), follows(deployment(), job), NO_FILES, ())).value)
+    table.settle()
+    assert table.job.versions.current.id == "m:1"
+    assert publish(table, job, "1").value == "m:2"
+    table.settle()
+    assert table.job.versions.current.id == "m:2"
+    table.do(adding("m", A, blob=BlobHash("9" * 64), request="another"))
+    table.settle()
+    assert table.job.versions.current.id == "m:2", "it was not the training that made it"
+    versions(table, 1, pinned=True)
+    publish(table, job, "3")
+    table.settle()
+    assert table.job.versions.current.id == "m:1", "it is pinned"
+    versions(table, 1)
+    table.settle()
+    assert table.job.versions.current.id == "m:4"
+    role = table.job.placed("replica")[0][0]
+    table.do(RefuseVersion(RequestId("no"), role, "m:4", "x"))
+    table.settle()
+    assert table.job.versions.current.id == "m:2", "the newest that can be loaded"
+
+
+def test_only_a_worker_of_the_training_publishes() -> None:
+    table = begun(2)
+    job = training(table)
+    assert publish(table, job, "1").refusal is None
+    assert publish(table, job, "1", name="a/b").refusal is not None
+    table.do(Cancel(RequestId("end"), job))
+    role = RoleKey(job, 1, "worker", 0)
+    late = PublishVersion(RequestId("late"), role, "m", content(BlobHash("2" * 64)), 1)
+    assert table.do(late).refusal == Stale()
+
+
+def test_of_many_versions_the_last_stay_and_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "VERSIONS_REMEMBERED", 3)
+    table = begun(2)
+    job = training(table)
+    for weights in "23456789":
+        publish(table, job, weights)
+        if weights == "3":
+            versions_to(table, 3)
+    assert sorted(table.state.models["m"]) == [1, 3, 7, 8, 9], "the first is nobody's, and m:3 is served"
+
+
+def versions_to(table: Table, number: int) -> None:
+    ref = ModelRef(f"m:{number}", table.state.models["m"][number].content)
+    assert table.do(SetVersions(RequestId(f"to-{number}"), table.id, Versions(ref))).refusal is None

@@ -1,0 +1,112 @@
+"""A deployment that follows a training: each version that it publishes is served soon, and no request fails."""
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+
+import dmi
+from tests.mesh.local import LocalMesh, until
+
+pytestmark = [pytest.mark.mesh, pytest.mark.timeout(240)]
+
+MakeMesh = Callable[[int], LocalMesh]
+SOON_S = 2.0
+
+NET = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(4))
+        self.ballast = torch.nn.Parameter(torch.zeros({floats}))
+    def forward(self, x):
+        return x * self.weight.mean() + self.ballast[0]
+def make():
+    return Net()
+"""
+TRAIN = """
+import sys, time, torch, dmi
+from net import make
+run = dmi.init(seed=0, leaves=2)
+model = run.model(make())
+optimizer = run.optimizer(torch.optim.SGD(model.parameters(), lr=1.0))
+data = [torch.ones(4) for _ in range(4)]
+for epoch in run.epochs({versions}):
+    for step in run.steps(data, batch_size=4):
+        for x in step:
+            loss = -(x * model.weight).mean() + 0 * model.ballast.sum()
+            loss.backward()
+            run.report(loss=loss)
+        optimizer.step()
+    run.publish("grown", model="net.py:make", inputs=["x=float32[N,4]"])
+    if run.is_lead:
+        print("published", time.time(), flush=True)
+    time.sleep({pause})
+"""
+
+
+class Asking:
+    """Asks one gateway again and again, from several threads: when each version was answered by first, and what failed."""
+
+    def __init__(self, url: str) -> None:
+        self.first: dict[int, float] = {}
+        self.failed: list[str] = []
+        self.count = 0
+        self._url = url
+        self._over = Event()
+        self._threads = [Thread(target=self._ask) for _ in range(3)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self) -> None:
+        body = json.dumps({"instances": [[4.0, 0.0, 0.0, 0.0]]}).encode()
+        while not self._over.is_set():
+            try:
+                with urllib.request.urlopen(self._url, body, timeout=40) as answer:
+                    found = json.load(answer)
+            except OSError as error:
+                self.failed.append(repr(error))
+                continue
+            self.count += 1
+            self.first.setdefault(int(found["model_version"]), time.time())
+            self._over.wait(0.005)
+
+    def end(self) -> None:
+        """No more."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("versions", "pause", "megabytes"), [(4, 1.0, 1), pytest.param(20, 2.5, 10, marks=pytest.mark.deep)]
+)
+def test_versions_are_followed(
+    make_mesh: MakeMesh, tmp_path: Path, versions: int, pause: float, megabytes: int
+) -> None:
+    local = make_mesh(3)
+    mesh = dmi.connect(local.node(0))
+    (tmp_path / "net.py").write_text(NET.format(floats=megabytes << 18))
+    (tmp_path / "train.py").write_text(TRAIN.format(versions=versions, pause=pause))
+    job = mesh.submit(tmp_path / "train.py", include=[tmp_path / "net.py"], workers=2, servers=1, backups=0)
+    until(lambda: any(each["name"] == "grown" for each in mesh.models.versions()), 60, "a first version")
+    deployment = mesh.serve("grown", replicas=2, follow=job.id)
+    asking = Asking(f"{deployment.ready()[0]}/v1/models/grown:predict")
+    try:
+        job.wait()
+        until(lambda: versions in asking.first, 30, "the last version answers")
+    finally:
+        asking.end()
+    assert asking.failed == []
+    told = [float(line.split()[1]) for _, line in job.logs() if line.startswith("published")]
+    late = [asking.first[n + 1] - told[n] for n in range(versions) if n + 1 in asking.first and n > 1]
+    print(f"{asking.count} requests; from publish to the first answer: {sorted(late)}")
+    assert max(late) < SOON_S, late
+    assert mesh.deployments()[0]["version"] == versions
+    stored = [each for each in mesh.models.versions() if each["name"] == "grown"]
+    assert len(stored) == min(versions, 16)
