@@ -9,7 +9,7 @@ from msgspec import Struct
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.messages.consensus import Entry, Snapshot
 from dmi_protocol.messages.mesh import Message
-from dmi_protocol.messages.roles import Fleet, Launch, Lease, RoleKey, Roster, Slices
+from dmi_protocol.messages.roles import Access, Fleet, Launch, Lease, RoleKey, Roster, Slices
 from dmi_protocol.reasons import Reason
 
 
@@ -90,10 +90,11 @@ class StartRole(Struct, frozen=True):
 
 
 class TellRole(Struct, frozen=True):
-    """Hand the role process of this host the addresses and keys of its peers, a lease, or the slices that it computes."""
+    """Hand the role process of this host the addresses and keys of its peers, a lease, the slices that it computes, or whom to
+    let in."""
 
     role: RoleKey
-    message: Roster | Slices | Fleet | Lease
+    message: Roster | Slices | Fleet | Access | Lease
 
 
 class StopRole(Struct, frozen=True):

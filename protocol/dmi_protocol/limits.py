@@ -112,6 +112,7 @@ MEMBERS = 10_000
 VOTERS = 5
 NAME_CHARACTERS = 63
 INVITATIONS = 256
+TOKENS = 1_024
 RUMORS = 64
 """What one member may spread at a time; further things of its own it does not spread, and others do not take in."""
 RUMOR_BYTES = 512

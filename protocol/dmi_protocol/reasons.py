@@ -309,6 +309,12 @@ class UnknownMember(Struct, frozen=True, tag="unknown-member"):
     name: str
 
 
+class UnknownToken(Struct, frozen=True, tag="unknown-token"):
+    """No token of that name."""
+
+    name: str
+
+
 class DiskFull(Struct, frozen=True, tag="disk-full"):
     """A node can make nothing durable, so it promises nothing."""
 
@@ -400,6 +406,7 @@ Reason = (
     | NameTaken
     | UnknownMember
     | UnknownModel
+    | UnknownToken
     | ModelInUse
     | DiskFull
     | DiskFree

@@ -46,6 +46,7 @@ from dmi_protocol.reasons import (
     UnknownJob,
     UnknownMember,
     UnknownModel,
+    UnknownToken,
     VersionUnusable,
     Waiting,
     WasExpelled,
@@ -195,7 +196,7 @@ def _refused(reason: Reason) -> str:
             return "cancelled"
         case NotYet(what):
             return f"{what} is not built yet; leave it out"
-        case UnknownJob() | UnknownMember() | UnknownModel() | NotServed():
+        case UnknownJob() | UnknownMember() | UnknownModel() | UnknownToken() | NotServed():
             return _unknown(reason)
         case ModelInUse() | JobEnded() | JobGoesOn() | AlreadyServed():
             return _at_another_time(reason)
@@ -227,8 +228,10 @@ def _at_another_time(reason: ModelInUse | JobEnded | JobGoesOn | AlreadyServed) 
             return f"{job} is {state}: cancel it, or wait for its end"
 
 
-def _unknown(reason: UnknownJob | UnknownMember | UnknownModel | NotServed) -> str:
+def _unknown(reason: UnknownJob | UnknownMember | UnknownModel | UnknownToken | NotServed) -> str:
     match reason:
+        case UnknownToken(name):
+            return f"no token is named {name!r}; `dmi-node token` lists them"
         case NotServed(name):
             return f"nothing is served as {name!r}; `dmi-node status` shows what is"
         case UnknownJob(name):

@@ -19,7 +19,19 @@ from dmi_protocol import limits
 from dmi_protocol.codec import decode_struct, encode_struct
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.instant import Instant
-from dmi_protocol.messages.roles import Failed, Fleet, FromRole, Launch, Lease, Moving, Roster, Slices, Stop, ToRole
+from dmi_protocol.messages.roles import (
+    Access,
+    Failed,
+    Fleet,
+    FromRole,
+    Launch,
+    Lease,
+    Moving,
+    Roster,
+    Slices,
+    Stop,
+    ToRole,
+)
 from dmi_wire.channel import framed, unframed
 
 OfLaunch = TypeVar("OfLaunch", bound=Launch)
@@ -50,6 +62,8 @@ class Child:
         self._told: queue.Queue[Roster] = queue.Queue(maxsize=limits.ROSTERS)
         self._leased: queue.Queue[Slices] = queue.Queue(maxsize=limits.ROSTERS)
         self._fleets: queue.Queue[Fleet] = queue.Queue(maxsize=limits.ROSTERS)
+        self.access = Access(())
+        """Who may ask us, as we were told last."""
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         """Can be read when ``newest`` may have a roster to give or ``fleet`` a fleet, or ``lease`` is another one."""
         self.lease = Lease(Instant(0))
@@ -164,6 +178,8 @@ class Child:
                 self._fleets.get_nowait()
             self._fleets.put_nowait(message)
             os.eventfd_write(self.fd, 1)
+        elif isinstance(message, Access):
+            self.access = message
         elif isinstance(message, Lease):
             self.lease = message
             os.eventfd_write(self.fd, 1)

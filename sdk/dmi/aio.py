@@ -259,9 +259,25 @@ class Mesh:
         """See ``dmi.mesh.Mesh.unserve``."""
         return await asyncio.to_thread(self._mesh.unserve, model)
 
-    async def predict(self, name: str, inputs: Any, *, version: int | None = None, timeout_s: float = 30.0) -> Any:
+    async def predict(
+        self, name: str, inputs: Any, *, version: int | None = None, timeout_s: float = 30.0, token: str | None = None
+    ) -> Any:
         """See ``dmi.mesh.Mesh.predict``."""
-        return await asyncio.to_thread(self._mesh.predict, name, inputs, version=version, timeout_s=timeout_s)
+        return await asyncio.to_thread(
+            self._mesh.predict, name, inputs, version=version, timeout_s=timeout_s, token=token
+        )
+
+    async def tokens(self) -> list[dict[str, Any]]:
+        """See ``dmi.mesh.Mesh.tokens``."""
+        return await asyncio.to_thread(self._mesh.tokens)
+
+    async def add_token(self, name: str, scope: str = "infer") -> dict[str, Any]:
+        """See ``dmi.mesh.Mesh.add_token``."""
+        return await asyncio.to_thread(self._mesh.add_token, name, scope)
+
+    async def remove_token(self, name: str) -> None:
+        """See ``dmi.mesh.Mesh.remove_token``."""
+        await asyncio.to_thread(self._mesh.remove_token, name)
 
     async def deployments(self) -> list[dict[str, Any]]:
         """See ``dmi.mesh.Mesh.deployments``."""

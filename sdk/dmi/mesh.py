@@ -119,20 +119,37 @@ class Mesh:
         found: str = self._connection.ask("unserve", name=model, request=secrets.token_hex(8))["id"]
         return found
 
-    def predict(self, name: str, inputs: Any, *, version: int | None = None, timeout_s: float = 30.0) -> Any:
+    def predict(
+        self, name: str, inputs: Any, *, version: int | None = None, timeout_s: float = 30.0, token: str | None = None
+    ) -> Any:
         """Ask what is served under ``name``. ``inputs`` is a NumPy array, a torch tensor or nested lists for the model's one
         input, or a dict of such by the inputs' names; the first dimension counts the inputs. Gives the one output, or a dict of
         all: tensors where a tensor was given, arrays otherwise (bfloat16 as float32). Asks another gateway where one is gone.
+        Gateways that are not on loopback want a ``token`` (or ``DMI_TOKEN``).
 
         Raises ``UnknownJobError`` where nothing is served so, ``RefusedError`` for inputs that the model does not take,
         ``dmi.serve.client.NotAnsweredError`` when there is no answer within ``timeout_s``.
         """
-        return predict(self._connection, name, inputs, version=version, timeout_s=timeout_s)
+        return predict(self._connection, name, inputs, version=version, timeout_s=timeout_s, token=token)
 
     def deployments(self) -> list[dict[str, Any]]:
         """What is served; ``docs/json.md`` has the shape."""
         found: list[dict[str, Any]] = self._connection.ask("status")["deployments"]
         return found
+
+    def tokens(self) -> list[dict[str, Any]]:
+        """The tokens that let one ask gateways: ``{"name", "scope", "added_unix"}`` of each."""
+        found: list[dict[str, Any]] = self._connection.ask("tokens")
+        return found
+
+    def add_token(self, name: str, scope: str = "infer") -> dict[str, Any]:
+        """Make one: ``{"name", "scope", "token"}``. It is shown this once. Raises ``RefusedError`` for a name that is taken."""
+        found: dict[str, Any] = self._connection.ask("token-add", name=name, scope=scope, request=secrets.token_hex(8))
+        return found
+
+    def remove_token(self, name: str) -> None:
+        """It lets nobody in any more. Raises ``RefusedError`` where there is none of that name."""
+        self._connection.ask("token-rm", name=name, request=secrets.token_hex(8))
 
     def job(self, name: str) -> Job:
         """A job by its id, a prefix of it, or its name. Raises ``UnknownJobError``."""

@@ -83,9 +83,8 @@ class Asking:
             thread.join()
 
 
-@pytest.mark.parametrize(
-    ("versions", "pause", "megabytes"), [(4, 1.0, 1), pytest.param(20, 2.5, 10, marks=pytest.mark.deep)]
-)
+@pytest.mark.deep
+@pytest.mark.parametrize(("versions", "pause", "megabytes"), [(4, 1.0, 1), (20, 2.5, 10)])
 def test_versions_are_followed(
     make_mesh: MakeMesh, tmp_path: Path, versions: int, pause: float, megabytes: int
 ) -> None:

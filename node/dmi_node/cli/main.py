@@ -31,6 +31,7 @@ _VERBS = {
     "infer": "infer",
     "serve": "serve",
     "unserve": "serve",
+    "token": "token",
 }
 _SUMMARIES = {
     "run": "Run one node, in the foreground.",
@@ -55,6 +56,7 @@ _SUMMARIES = {
     "infer": "Compute many inputs with a model.",
     "serve": "Answer requests with a model.",
     "unserve": "End that.",
+    "token": "Who may ask gateways: add, rm.",
     "df": "What lies on the nodes' disks.",
     "models": "The models that the mesh keeps: add, show, rm.",
 }

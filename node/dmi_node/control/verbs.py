@@ -13,6 +13,7 @@ from dmi_node.control import checks
 from dmi_node.control.models import ModelVerbs
 from dmi_node.control.server import Client, RefusalError, Verb
 from dmi_node.control.serving import ServingVerbs
+from dmi_node.control.tokens import TokenVerbs
 from dmi_node.control.uploads import Uploads
 from dmi_node.joining import Invitation
 from dmi_node.storage.blobs import Blobs
@@ -91,6 +92,7 @@ class Verbs:
         self._node = node
         self._uploads = Uploads(node)
         self._models = ModelVerbs(node, self._uploads, self._state, self._ask)
+        self._tokens = TokenVerbs(self._state, self._ask)
         self._serving = ServingVerbs(self._state, self._ask, lambda name: self._job(name).id)
 
     def table(self) -> dict[str, Verb]:
@@ -117,6 +119,7 @@ class Verbs:
             "version": self.version,
             **self._models.table(),
             **self._serving.table(),
+            **self._tokens.table(),
         }
 
     # Questions

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from dmi_node.gateway import plain, v2
+from dmi_node.gateway.access import demand_token
 from dmi_node.gateway.contract import Contract, Inputs, shown
 from dmi_node.gateway.describe import document
 from dmi_node.gateway.http import Exchange, HttpError, Request
@@ -16,7 +17,7 @@ from dmi_node.gateway.replicas import Outcome, Replicas
 from dmi_node.gateway.statistics import Statistics
 from dmi_node.gateway.tensors import DATATYPES, GivenTensor
 from dmi_protocol import limits
-from dmi_protocol.messages.roles import GatewayLaunch
+from dmi_protocol.messages.roles import Access, GatewayLaunch
 from dmi_protocol.model import ModelRef
 from dmi_protocol.serving.events import Full, Killed, Refusal, Rejected, TooLate
 
@@ -25,7 +26,8 @@ _PLATFORMS = {"torchscript": "pytorch_torchscript", "exported": "pytorch_exporte
 _CONFIG_TYPES = {"BYTES": "TYPE_STRING"}
 _METRICS = b"text/plain; version=0.0.4; charset=utf-8"
 _HTML = b"text/html; charset=utf-8"
-_ASK = {"infer", "predict"}
+_OPEN = {b"/v2/health/live", b"/v2/health/ready"}
+"""A balancer may look whether we live."""
 Wanted = Callable[[tuple[GivenTensor, ...], str], v2.Written]
 
 
@@ -47,12 +49,16 @@ class App:
         self._replicas = replicas
         self._statistics = statistics
         self._infer = f"/v2/models/{self._model}/infer".encode()
+        self.access: Callable[[], Access] | None = None
+        """Whom to let in, where not everybody may ask."""
         self.is_leaving = False
         """Who asks whether it is ready is sent elsewhere."""
 
     def handle(self, request: Request, exchange: Exchange) -> None:
         """Answer one request, now or later. Raises ``HttpError``."""
         path = request.path.partition(b"?")[0]
+        if self.access is not None and path not in _OPEN:
+            demand_token(request, self.access())
         if path == self._infer:
             self._ask(request, exchange, "infer", None)
             return

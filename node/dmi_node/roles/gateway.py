@@ -10,6 +10,7 @@ from typing import NoReturn
 import uvloop
 import zmq
 
+from dmi_node.gateway.access import is_open
 from dmi_node.gateway.app import App
 from dmi_node.gateway.http import Server
 from dmi_node.gateway.offer import Offer
@@ -47,6 +48,8 @@ class Gateway:
         name = f"gateway-{launch.key.index}".encode("ascii")
         self._replicas = Replicas(offer, settings, name, context, self._keys, self._statistics.batches.add)
         self._app = App(launch, offer, self._replicas, self._statistics)
+        if not is_open(launch.host):
+            self._app.access = lambda: child.access
         self._server = Server(self._app.handle, _print)
         self._ended = asyncio.Event()
 

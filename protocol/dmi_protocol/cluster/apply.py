@@ -1,12 +1,15 @@
 """What each command does to the state: total (any command, in any state) and deterministic. Those of jobs are in
 ``on_jobs.py``."""
 
+import re
+
 from msgspec.structs import replace
 
 from dmi_protocol import limits
 from dmi_protocol.address import is_address
 from dmi_protocol.cluster.command import (
     AddModel,
+    AddToken,
     Admit,
     Command,
     Drain,
@@ -17,10 +20,11 @@ from dmi_protocol.cluster.command import (
     Recopy,
     Remove,
     RemoveModel,
+    RemoveToken,
 )
 from dmi_protocol.cluster.on_blobs import do_for_blobs
 from dmi_protocol.cluster.on_jobs import do_for_job
-from dmi_protocol.cluster.state import ClusterState, MemberRecord, Outcome
+from dmi_protocol.cluster.state import ClusterState, MemberRecord, Outcome, Token
 from dmi_protocol.identity import is_public_key, node_id
 from dmi_protocol.reasons import (
     InvitationExpired,
@@ -29,9 +33,11 @@ from dmi_protocol.reasons import (
     Malformed,
     NameTaken,
     UnknownMember,
+    UnknownToken,
 )
 
 _DONE = Outcome()
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def apply(state: ClusterState, index: int, command: Command) -> Outcome:
@@ -59,6 +65,10 @@ def _do(state: ClusterState, index: int, command: Command) -> Outcome:
             return _readdress(state, command)
         case Drain():
             return _drain(state, command)
+        case AddToken():
+            return _add_token(state, command)
+        case RemoveToken():
+            return _remove_token(state, command)
         case AddModel() | RemoveModel() | PublishVersion() | Recopy() | HoldBlob():
             return do_for_blobs(state, command)
         case _:
@@ -122,4 +132,27 @@ def _drain(state: ClusterState, command: Drain) -> Outcome:
     if old is None:
         return Outcome(refusal=UnknownMember(command.node))
     state.members[old.node] = replace(old, draining=command.on)
+    return _DONE
+
+
+# Tokens
+
+
+def _add_token(state: ClusterState, command: AddToken) -> Outcome:
+    known = state.tokens.get(command.name)
+    if known is not None:
+        return Outcome() if known.digest == command.digest else Outcome(refusal=NameTaken(command.name))
+    if not command.name.isprintable() or not 0 < len(command.name) <= limits.NAME_CHARACTERS:
+        return Outcome(refusal=Malformed("name", command.name))
+    if _DIGEST.fullmatch(command.digest) is None:
+        return Outcome(refusal=Malformed("SHA-256", command.digest))
+    if len(state.tokens) >= limits.TOKENS:
+        return Outcome(refusal=LimitReached("tokens; `dmi-node token rm` removes some", limits.TOKENS))
+    state.tokens[command.name] = Token(command.digest, command.scope, command.at_unix)
+    return _DONE
+
+
+def _remove_token(state: ClusterState, command: RemoveToken) -> Outcome:
+    if state.tokens.pop(command.name, None) is None:
+        return Outcome(refusal=UnknownToken(command.name))
     return _DONE

@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
-from dmi_protocol.messages.roles import Assignment, Machine, Role, RoleKey, Versions
+from dmi_protocol.messages.roles import Assignment, Machine, Role, RoleKey, Scope, Versions
 from dmi_protocol.model import ModelContent, ModelRef
 from dmi_protocol.reasons import Loss, Reason
 
@@ -117,6 +117,23 @@ class Drain(Struct, frozen=True, tag="drain"):
     request: RequestId
     node: NodeId
     on: bool
+
+
+class AddToken(Struct, frozen=True, tag="add-token"):
+    """Whoever has the token whose SHA-256 is ``digest`` may do what is of ``scope``, until the token is removed."""
+
+    request: RequestId
+    name: str
+    digest: str
+    scope: Scope
+    at_unix: int
+
+
+class RemoveToken(Struct, frozen=True, tag="remove-token"):
+    """Nobody may do anything with it any more."""
+
+    request: RequestId
+    name: str
 
 
 class Submit(Struct, frozen=True, tag="submit"):
@@ -398,7 +415,7 @@ class RefuseVersion(Struct, frozen=True, tag="refuse-version"):
     text: str
 
 
-MemberCommand = Invite | Admit | Remove | Readdress | Drain
+MemberCommand = Invite | Admit | Remove | Readdress | Drain | AddToken | RemoveToken
 TrainingCommand = Reassign | ReadyRole | SyncReplica | ReportPair | CompleteRole | SetCheckpointHolders | KeepPart
 BatchCommand = LeaseSlices | CommitSlice | ReopenSlices
 DeploymentCommand = Dismiss | SetVersions | RefuseVersion

@@ -11,6 +11,7 @@ from dmi_protocol.cluster.models import Models
 from dmi_protocol.codec import convert, pack
 from dmi_protocol.identity import JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.kinds.any_job import AnyJob
+from dmi_protocol.messages.roles import Scope
 from dmi_protocol.reasons import Reason
 
 
@@ -24,6 +25,15 @@ class MemberRecord(Struct, frozen=True):
     witness: bool
     draining: bool = False
     """It gets no new roles, and those that it has move away."""
+
+
+class Token(Struct, frozen=True):
+    """Lets its holder do what is of a scope. ``digest`` is the SHA-256 of the token, in hexadecimal: nobody can read the token
+    here."""
+
+    digest: str
+    scope: Scope
+    added_unix: int
 
 
 class Outcome(Struct, frozen=True):
@@ -40,6 +50,8 @@ class ClusterState(Struct):
     members: dict[NodeId, MemberRecord] = field(default_factory=dict)
     invitations: dict[PublicKey, int] = field(default_factory=dict)
     """The public half of each open invitation, and when it expires (Unix seconds)."""
+    tokens: dict[str, Token] = field(default_factory=dict)
+    """By name."""
     jobs: dict[JobId, AnyJob] = field(default_factory=dict)
     models: Models = field(default_factory=dict)
     """By name and number."""

@@ -20,6 +20,7 @@ from dmi_protocol.kinds.any_job import AnyJob
 from dmi_protocol.kinds.job import FAILED
 from dmi_protocol.kinds.kind import Host, Processes, request_of
 from dmi_protocol.messages.roles import (
+    Access,
     Bound,
     Exited,
     Failed,
@@ -56,6 +57,8 @@ class _Local(Struct):
     """When its process was started; None while something is awaited."""
     told: int = 0
     """What it was told last; see ``Processes.told``."""
+    access: Access | None = None
+    """Whom it was told last to let in."""
     leased: Instant = Instant(0)
     """Until when it may show new versions."""
     is_stopping: bool = False
@@ -169,7 +172,8 @@ class Hosting:
         wanted = local.kind.inputs(job, role)
         missing = [blob for blob in wanted if blob not in local.inputs]
         local.inputs = {blob: local.inputs.get(blob, False) for blob in wanted}
-        return [*[self._keeping.fetch(state, blob) for blob in missing], *_tell(role, local, job)]
+        fetches = [self._keeping.fetch(state, blob) for blob in missing]
+        return [*fetches, *_tell(role, local, job), *_let_in(role, local, state)]
 
     def _start(self, now: Instant, role: RoleKey, local: _Local, job: AnyJob) -> list[Effect]:
         local.started_at = now
@@ -288,6 +292,17 @@ def _tell(role: RoleKey, local: _Local, job: AnyJob) -> list[Effect]:
         return []
     local.told, message = told
     return [TellRole(role, message)]
+
+
+def _let_in(role: RoleKey, local: _Local, state: ClusterState) -> list[Effect]:
+    """Who may ask a gateway that listens, whenever that is new: until then it lets nobody in."""
+    if role.role != "gateway" or local.public_key is None:
+        return []
+    access = Access(tuple(sorted(token.digest for token in state.tokens.values() if token.scope == "infer")))
+    if access == local.access:
+        return []
+    local.access = access
+    return [TellRole(role, access)]
 
 
 def _unready_at(local: _Local) -> Instant | None:

@@ -197,6 +197,16 @@ class Fleet(Struct, frozen=True, tag="fleet"):
     files: tuple[tuple[str, ...], ...] = ()
 
 
+Scope = Literal["infer"]
+"""What a token lets one do: ask gateways."""
+
+
+class Access(Struct, frozen=True, tag="access"):
+    """To a gateway: the SHA-256 digests of the tokens that let one ask it, all of them."""
+
+    digests: tuple[str, ...]
+
+
 class Lease(Struct, frozen=True, tag="lease"):
     """To a server: its node was in contact with a quorum, so workers may be shown new versions until ``until`` (this host's
     monotonic clock, in milliseconds)."""
@@ -342,7 +352,7 @@ class Started(Struct, frozen=True, tag="started"):
     pid: int
 
 
-ToRole = TrainingLaunch | BatchLaunch | ReplicaLaunch | GatewayLaunch | Roster | Slices | Fleet | Lease | Stop
+ToRole = TrainingLaunch | BatchLaunch | ReplicaLaunch | GatewayLaunch | Roster | Slices | Fleet | Access | Lease | Stop
 Written = PartWritten | SliceWritten
 """A file of a role process that its daemon is to keep."""
 FromRole = (

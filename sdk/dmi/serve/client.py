@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import random
 import secrets
 from collections.abc import Mapping
@@ -65,7 +66,13 @@ def serve(connection: Connection, model: str, **options: Any) -> Deployment:
 
 
 def predict(
-    connection: Connection, name: str, inputs: Any, *, version: int | None = None, timeout_s: float = 30.0
+    connection: Connection,
+    name: str,
+    inputs: Any,
+    *,
+    version: int | None = None,
+    timeout_s: float = 30.0,
+    token: str | None = None,
 ) -> Any:
     """See ``Mesh.predict``."""
     deployments = connection.ask("status")["deployments"]
@@ -75,7 +82,7 @@ def predict(
     urls = list(found["urls"])
     random.shuffle(urls)
     where = f"/v2/models/{name}" + (f"/versions/{version}" if version is not None else "")
-    asking = _Asking(urls, where, timeout_s)
+    asking = _Asking(urls, where, timeout_s, token or os.environ.get("DMI_TOKEN", ""))
     named = inputs if isinstance(inputs, Mapping) else {asking.only_input(): inputs}
     outputs = asking.infer(named, as_tensors=any(map(is_tensor, named.values())))
     return next(iter(outputs.values())) if len(outputs) == 1 else outputs
@@ -84,7 +91,8 @@ def predict(
 class _Asking:
     """One gateway after another, until one answers. A refusal of what is asked is an answer."""
 
-    def __init__(self, urls: list[str], where: str, timeout_s: float) -> None:
+    def __init__(self, urls: list[str], where: str, timeout_s: float, token: str) -> None:
+        self._who = {"Authorization": f"Bearer {token}"} if token else {}
         self._urls = urls
         self._where = where
         self._timeout_s = timeout_s
@@ -121,7 +129,7 @@ class _Asking:
             at = urlsplit(url)
             line = http.client.HTTPConnection(at.hostname or "", at.port, timeout=self._timeout_s + _EXTRA_S)
             try:
-                line.request(method, path, body, headers)
+                line.request(method, path, body, headers | self._who)
                 answer = line.getresponse()
                 found = answer.read()
             except (OSError, http.client.HTTPException) as error:

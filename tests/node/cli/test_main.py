@@ -14,7 +14,7 @@ from tests.sdk.fake_node import FakeNode, value
 
 VERBS = [
     "run", "up", "down", "status", "members", "roles", "jobs", "submit", "logs", "why", "cancel", "export",
-    "rm", "models", "df", "infer", "serve", "unserve",
+    "rm", "models", "df", "infer", "serve", "unserve", "token",
     "invite", "join", "leave", "drain", "expel", "version",
 ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import hashlib
 import json
 import random
 import struct
@@ -10,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dmi_node.gateway.access import is_open
 from dmi_node.gateway.v2 import JSON_LENGTH
+from dmi_protocol.messages.roles import Access
 from dmi_protocol.model import TensorInfo
 from dmi_protocol.serving.events import Full, Killed, Rejected, TooLate
 from tests.node.gateway.served import Served, answer, content, head, serving
@@ -401,3 +404,32 @@ async def test_what_is_counted() -> None:
         assert headers["content-type"].startswith("text/plain; version=0.0.4")
         assert b'dmi_requests_total{model="net",code="200"} 3' in body
         assert b'dmi_request_seconds_bucket{model="net",le="+Inf"} 3' in body
+
+
+async def test_where_not_everybody_may_ask_a_token_is_wanted() -> None:
+    async with serving(MODEL) as served:
+        digests = [hashlib.sha256(b"dmi_secret").hexdigest()]
+        served.app.access = lambda: Access(tuple(digests))
+        body = {"inputs": [tensor()]}
+        for said in (
+            {},
+            {"Authorization": "Bearer dmi_other"},
+            {"Authorization": "Basic eDp5"},
+            {"Authorization": "Bearer "},
+        ):
+            status, headers, _ = await ask(served, "POST", INFER, json.dumps(body).encode(), **said)
+            assert (status, headers["www-authenticate"]) == (401, "bearer")
+        assert (await post(served, body, Authorization="Bearer dmi_secret"))[0] == 200
+        assert (await post(served, body, Authorization="bearer dmi_secret"))[0] == 200
+        assert (await get(served, "/v2/health/ready"))[0] == 200
+        assert (await ask(served, "GET", "/metrics"))[0] == 401
+        digests.clear()
+        assert (await post(served, body, Authorization="Bearer dmi_secret"))[0] == 401, "it was taken back"
+
+
+@pytest.mark.parametrize(
+    ("host", "is_it"),
+    [("127.0.0.1", True), ("127.3.2.1", True), ("::1", True), ("10.0.0.1", False), ("0.0.0.0", False), ("x.y", False)],
+)
+def test_only_loopback_is_open(host: str, *, is_it: bool) -> None:
+    assert is_open(host) is is_it

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from dmi_protocol import limits
 from dmi_protocol.cluster.apply import apply
 from dmi_protocol.cluster.command import (
+    AddToken,
     Admit,
     BindRole,
     Cancel,
@@ -18,6 +19,7 @@ from dmi_protocol.cluster.command import (
     Place,
     Readdress,
     Remove,
+    RemoveToken,
     SetCheckpointHolders,
     Submit,
     TrainingSpec,
@@ -39,6 +41,7 @@ from dmi_protocol.reasons import (
     RoleFailed,
     Stale,
     UnknownMember,
+    UnknownToken,
 )
 from tests.protocol.assignments import placing, training, workers
 
@@ -360,3 +363,17 @@ def test_a_member_moves_to_what_can_be_dialled_only() -> None:
     assert apply(state, 2, Readdress(RequestId("r"), A, "h:2")).refusal is None
     assert isinstance(apply(state, 3, Readdress(RequestId("t"), A, "h")).refusal, Malformed)
     assert state.members[A].address == "h:2"
+
+
+def test_a_token_is_known_by_its_digest_until_it_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, digest = ClusterState("mesh"), "d" * 64
+    assert apply(state, 1, AddToken(RequestId("1"), "site", digest, "infer", 5)).refusal is None
+    assert apply(state, 2, AddToken(RequestId("2"), "site", digest, "infer", 6)).refusal is None, "asked twice"
+    assert apply(state, 3, AddToken(RequestId("3"), "site", "e" * 64, "infer", 6)).refusal == NameTaken("site")
+    assert apply(state, 4, AddToken(RequestId("4"), "", digest, "infer", 6)).refusal == Malformed("name", "")
+    assert apply(state, 5, AddToken(RequestId("5"), "x", "no", "infer", 6)).refusal == Malformed("SHA-256", "no")
+    monkeypatch.setattr(limits, "TOKENS", 1)
+    assert isinstance(apply(state, 6, AddToken(RequestId("6"), "x", digest, "infer", 6)).refusal, LimitReached)
+    assert ClusterState.decode(state.encode()).tokens == state.tokens
+    assert apply(state, 7, RemoveToken(RequestId("7"), "site")).refusal is None
+    assert apply(state, 8, RemoveToken(RequestId("8"), "site")).refusal == UnknownToken("site")
