@@ -73,6 +73,7 @@ def trouble(node: Mesh) -> str | None:
     return found
 
 
+@pytest.mark.deep
 def test_a_voter_with_a_full_disk_steps_aside_and_comes_back_by_itself(mesh: LocalMesh) -> None:
     full, other = dmi.connect(mesh.node(0)), dmi.connect(mesh.node(1))
     until(lambda: len(voters(full)) == 3, 20, "three voters")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import random
 import struct
 import threading
@@ -42,9 +43,12 @@ def expected(values: list[int], version: int) -> list[float]:
 
 
 class Load:
-    """``total`` requests to one gateway, ``connections`` at a time; begins at once, in a thread. Every other one is binary."""
+    """``total`` requests to one gateway, ``connections`` at a time, or as many as there are until ``end``; begins at once, in a
+    thread. Every other one is binary."""
 
-    def __init__(self, url: str, model: str, total: int, connections: int = 8, pause_s: float = 0.0) -> None:
+    def __init__(
+        self, url: str, model: str, total: float = math.inf, connections: int = 8, pause_s: float = 0.0
+    ) -> None:
         at = urlsplit(url)
         self._host, self._port = at.hostname or "", at.port or 0
         self._path = f"/v2/models/{model}/infer"
@@ -63,6 +67,11 @@ class Load:
     def is_over(self) -> bool:
         """Is everything answered?"""
         return not self._thread.is_alive()
+
+    def end(self) -> None:
+        """No further ones; those that were asked are answered."""
+        self._left = 0
+        self.wait()
 
     def wait(self) -> None:
         """Until all are answered."""

@@ -72,6 +72,7 @@ def all_alive(mesh: LocalMesh) -> bool:
     return [member["state"] for member in mesh.status()["members"]] == ["alive"] * 3
 
 
+@pytest.mark.deep
 def test_three_nodes_are_ready_within_three_seconds(tmp_path: Path) -> None:
     times = []
     for attempt in range(3):

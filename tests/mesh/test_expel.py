@@ -48,6 +48,7 @@ def start_again(mesh: LocalMesh, index: int) -> tuple[int, str]:
     return done.returncode, done.stderr.splitlines()[-1]
 
 
+@pytest.mark.deep
 def test_a_node_that_is_expelled_ends_and_its_jobs_go_on(make_mesh: MakeMesh) -> None:
     mesh = make_mesh(3)
     node = dmi.connect(mesh.node(0))

@@ -18,7 +18,7 @@ LINEAR = Path(__file__).parent / "scripts" / "linear.py"
     ("trouble", "hint"),
     [
         ("raises", "planted in line 16"),
-        ("data", "digest of the data"),
+        pytest.param("data", "digest of the data", marks=pytest.mark.deep),
         pytest.param("package", "'no_such_package' is not installed", marks=pytest.mark.deep),
         pytest.param("samples", "fewer leaves", marks=pytest.mark.deep),
         pytest.param("parameters", "without parameters", marks=pytest.mark.deep),
@@ -46,6 +46,7 @@ def test_a_script_without_a_step_succeeds_with_what_it_began_with(five: LocalMes
     assert "0 steps" in job.why()["sentence"]
 
 
+@pytest.mark.deep
 def test_what_the_lead_exports_stays_where_the_log_says(five: LocalMesh, tmp_path: Path) -> None:
     job = dmi.connect(five.home).submit(LINEAR, ["export"], workers=2)
     assert job.wait()["state"] == "succeeded"

@@ -77,9 +77,9 @@ def test_without_a_step_the_weights_are_those_of_the_beginning(tmp_path: Path) -
     [
         (1, 1, "none"),
         (2, 2, "none"),
-        (3, 1, "0.1"),
+        pytest.param(3, 1, "0.1", marks=pytest.mark.deep),
         (3, 3, "0.1"),
-        (5, 3, "none"),
+        pytest.param(5, 3, "none", marks=pytest.mark.deep),
         pytest.param(9, 1, "none", marks=pytest.mark.deep),
     ],
 )
