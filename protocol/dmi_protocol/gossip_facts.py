@@ -59,7 +59,7 @@ def unpack_progress(value: bytes) -> Progressed | None:
 def unpack_served(value: bytes) -> Served | None:
     """What ``pack_told`` packed of a ``Served``; None for anything else."""
     try:
-        return Served(*convert(unpack(value), tuple[int, int, float, float, float]))
+        return Served(*convert(unpack(value), tuple[int, int, float, float, float, float]))
     except RemoteProtocolError:
         return None
 

@@ -39,6 +39,7 @@ from dmi_protocol.identity import JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.instant import Instant, earliest
 from dmi_protocol.jobs.hosting import Hosting
 from dmi_protocol.jobs.scheduler import Scheduler
+from dmi_protocol.kinds.deployment.scaling import Scaler
 from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.kinds.job import ENDED
 from dmi_protocol.kinds.kind import Host
@@ -111,6 +112,7 @@ class Peer:
         self._expulsion = Expulsion(me.node)
         self._hosting = Hosting(Host(me.node, me.name, me.address.rpartition(":")[0], me.ports), self._reached)
         self._scheduler = Scheduler()
+        self._scaler = Scaler()
         self._is_new = True
         self._is_dirty = True
         """The state or the membership has changed, so what follows from them is looked at again."""
@@ -157,7 +159,7 @@ class Peer:
             self._directory.deadline(),
             self._search.deadline(),
             self._expulsion.deadline(),
-            self._scheduler.deadline() if self._coordinates() else None,
+            earliest(self._scheduler.deadline(), self._scaler.deadline()) if self._coordinates() else None,
             self._hosting.renewal() if self.raft.leads_alone else None,
         )
 
@@ -379,7 +381,7 @@ class Peer:
             self._agree(now, self.raft.compact(now, self.state.encode()), effects)
 
     def _lead_jobs(self, now: Instant, effects: list[Effect]) -> None:
-        schedule = self._scheduler.deadline() if self._coordinates() else None
+        schedule = earliest(self._scheduler.deadline(), self._scaler.deadline()) if self._coordinates() else None
         is_news = self._is_dirty or not self._was_ready or len(self.raft.abreast) != self._abreast
         if (is_news or (schedule is not None and now >= schedule)) and self.raft.is_ready:
             self._coordinate(now, effects)
@@ -402,8 +404,18 @@ class Peer:
                 self._propose_here(now, removal, effects)
         if not self._coordinates():
             return
-        for command in self._scheduler.propose(now, self.state, alive):
+        for command in (*self._scheduler.propose(now, self.state, alive), *self._scale(now)):
             self._proposals.tell(now, command)
+
+    def _scale(self, now: Instant) -> list[Command]:
+        """Deployments follow the load, as gateways gossip it."""
+        assert self.state is not None
+        deployments = [job for job in self.state.jobs.values() if isinstance(job, DeploymentJob) and job.goes_on]
+        return self._scaler.propose(now, deployments, self._served)
+
+    def _served(self, job: DeploymentJob) -> list[Served]:
+        told = [gossip_facts.served_of(self.swim.rumors, job.id, each.node) for each in job.bound("gateway")]
+        return [each for each in told if each is not None]
 
     # What can be asked
 

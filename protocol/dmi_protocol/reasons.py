@@ -87,6 +87,13 @@ class VersionUnusable(Struct, frozen=True, tag="version-unusable"):
     text: str
 
 
+class Asleep(Struct, frozen=True, tag="asleep"):
+    """Nobody has asked for long, so nobody computes; a request changes that."""
+
+    model: str
+    gateways: tuple[str, ...]
+
+
 class Succeeded(Struct, frozen=True, tag="succeeded"):
     """All steps are done and the final parameters are durable."""
 
@@ -377,6 +384,7 @@ Reason = (
     | Serving
     | ServingWithout
     | NotServing
+    | Asleep
     | VersionUnusable
     | Succeeded
     | Cancelled

@@ -2,6 +2,7 @@
 
 from dmi_protocol.reasons import (
     AlreadyServed,
+    Asleep,
     Cancelled,
     CrashedOften,
     DiskFree,
@@ -75,7 +76,7 @@ def sentence(reason: Reason) -> str:
             return _of_training(reason)
         case Inferring() | InferringWithout() | Resuming() | Inferred():
             return _of_batch(reason)
-        case Serving() | ServingWithout() | NotServing() | VersionUnusable():
+        case Serving() | ServingWithout() | NotServing() | VersionUnusable() | Asleep():
             return _of_deployment(reason)
         case CrashedOften(times, last):
             return f"{sentence(last)}; it was crash {times} without getting any further, so the job is given up"
@@ -130,8 +131,10 @@ def _of_batch(reason: Inferring | InferringWithout | Resuming | Inferred) -> str
             return f"succeeded: {inputs} input{'' if inputs == 1 else 's'} done{_failed(failed)}"
 
 
-def _of_deployment(reason: Serving | ServingWithout | NotServing | VersionUnusable) -> str:
+def _of_deployment(reason: Serving | ServingWithout | NotServing | VersionUnusable | Asleep) -> str:
     match reason:
+        case Asleep(model, gateways):
+            return f"{model} is asleep: the next request wakes a replica; gateways on {_list(gateways)}"
         case VersionUnusable(version, current, text):
             return f"{version} cannot be loaded ({_last_line(text)}); {current} is served"
         case Serving(model, replicas, gateways):

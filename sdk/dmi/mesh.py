@@ -7,6 +7,7 @@ from typing import Any
 
 from dmi import bundle, uploads
 from dmi.connection import Connection, Stream
+from dmi.errors import UsageError
 from dmi.infer.client import Inference, dry_run, infer
 from dmi.job import Job
 from dmi.models.library import Models
@@ -82,7 +83,9 @@ class Mesh:
         model: str,
         *,
         version: int | None = None,
-        replicas: int | None = None,
+        replicas: int | str | None = None,
+        least: int | None = None,
+        most: int | None = None,
         gateways: int | None = None,
         max_batch: int = 32,
         max_wait_ms: int = 5,
@@ -94,9 +97,11 @@ class Mesh:
         """Serve ``model`` (a name, or ``name:number``) on the mesh; returns once that is committed: ``ready()`` of what is
         returned waits until it serves, and gives the URLs.
 
-        ``replicas`` compute (two by default), ``gateways`` is how many nodes take requests in (all by default, up to 8). A
-        request waits for others, to be computed with them, only while every replica is busy, and at most ``max_wait_ms``; with
-        ``exact`` it is computed alone. With ``follow``, a training, each version that it publishes is taken.
+        ``replicas`` compute (two by default); with "auto" they follow the load, between ``least`` (1) and ``most`` (as many as
+        nodes), and with 0 they sleep until the first request, and when nobody has asked for a minute. ``gateways`` is how many
+        nodes take requests in (all by default, up to 8). A request waits for others, to be computed with them, only while every
+        replica is busy, and at most ``max_wait_ms``; with ``exact`` it is computed alone. With ``follow``, a training, each
+        version that it publishes is taken.
 
         Raises ``UnknownJobError`` for a model or a training that there is not, ``RefusedError`` (it is served already),
         ``UsageError``, ``NoQuorumError``.
@@ -104,7 +109,7 @@ class Mesh:
         return serve(
             self._connection,
             model if version is None else f"{model}:{version}",
-            replicas=replicas,
+            **_replicas(replicas, least, most, len(self.members())),
             gateways=gateways,
             max_batch=max_batch,
             max_wait_ms=max_wait_ms,
@@ -215,3 +220,15 @@ class Mesh:
         """The version of the node that answers."""
         found: str = self._connection.ask("version")["version"]
         return found
+
+
+def _replicas(replicas: int | str | None, least: int | None, most: int | None, nodes: int) -> dict[str, Any]:
+    """What is said of them to a node. Raises ``UsageError``."""
+    if replicas == "auto" or replicas == 0:
+        first = 0 if replicas == 0 else 1
+        return {"least": first if least is None else least, "most": most or max(nodes, least or 1)}
+    if isinstance(replicas, str):
+        raise UsageError(f"replicas is a number or 'auto', not {replicas!r}")
+    if least is not None or most is not None:
+        raise UsageError("the least and the most replicas are for those that follow the load: replicas='auto'")
+    return {"replicas": replicas}

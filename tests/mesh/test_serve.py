@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -400,3 +401,39 @@ def _versions_of(served: Serving, count: int) -> Counter[int]:
     load.wait()
     assert (load.failed, load.wrong) == ([], [])
     return load.versions
+
+
+@pytest.mark.deep
+def test_replicas_follow_the_load(make_mesh: MakeMesh, tmp_path: Path) -> None:
+    """Asleep; woken by a request, which is answered; more when it is busy."""
+    local = make_mesh(3)
+    mesh = dmi.connect(local.node(0))
+    (tmp_path / "slow.py").write_text(
+        "import time, torch\nclass Slow(torch.nn.Module):\n    def forward(self, x):\n"
+        "        time.sleep(0.05)\n        return x * self.one\n"
+        "def make():\n    made = Slow()\n    made.register_buffer('one', torch.ones(1))\n    return made\n"
+    )
+    save_file({"one": torch.ones(1)}, tmp_path / "slow.safetensors")
+    mesh.models.add(
+        "slow", f"{tmp_path / 'slow.py'}:make", weights=tmp_path / "slow.safetensors", inputs=["x=float32[N,2]"]
+    )
+    command("serve", "slow", "--replicas", 0, "--max", 3, "--max-batch", 1, home=local.node(1))
+    assert not mesh.deployments()[0]["replicas"]
+    assert "asleep" in command("why", "slow", home=local.node(1)).stdout
+    began = time.monotonic()
+    assert mesh.predict("slow", [[1.0, 2.0]]).tolist() == [[1.0, 2.0]]
+    assert time.monotonic() - began < 10
+    with ThreadPoolExecutor(8) as pool:
+        end = time.monotonic() + 40
+
+        def ask() -> None:
+            while time.monotonic() < end and len(mesh_of().deployments()[0]["replicas"]) < 3:
+                assert mesh_of().predict("slow", [[1.0, 2.0]]).tolist() == [[1.0, 2.0]]
+
+        def mesh_of() -> Mesh:
+            connected: Mesh = dmi.connect(local.node(0))
+            return connected
+
+        for done in [pool.submit(ask) for _ in range(8)]:
+            done.result()
+    assert len(mesh.deployments()[0]["replicas"]) == 3

@@ -8,11 +8,11 @@ from typing import NamedTuple
 from dmi_protocol import limits
 from dmi_protocol.identity import PublicKey
 from dmi_protocol.instant import Instant
-from dmi_protocol.messages.roles import Fleet, GatewayLaunch, Lease, ReplicaLaunch, RoleKey, Roster
+from dmi_protocol.messages.roles import Fleet, GatewayLaunch, Lease, ReplicaLaunch, RoleKey, Roster, Wanted
 from dmi_protocol.serving import events as on
 from dmi_protocol.serving.router import Router, RouterSettings
 from tests.simulation.node import Node
-from tests.simulation.sockets import Said, Sockets, exits
+from tests.simulation.sockets import Said, Sockets, exits, tell_daemon
 from tests.simulation.trouble import demand
 
 _ASK_MS = 400
@@ -211,6 +211,8 @@ class ScriptedGateway:
         if random.random() < _POISON and rows == 1:
             self._poison.add(request)
         group = random.choice(["a", "a", "b", None])
+        if not self._replicas:
+            tell_daemon(self, self._clock, Wanted(request))
         self._step(on.Arrived(request, rows, group, Instant(self._until[request]), self._versions, rows))
         self._clock.later(1 + int(_ASK_MS * random.random()), self._ask)
 

@@ -38,6 +38,15 @@ _MOST_NODES = 7
 _BATCHES = 0.3
 """Of all jobs."""
 _DEPLOYMENTS = 0.15
+_SCALES: tuple[tuple[int | None, int, int | None], ...] = (
+    (None, 1, None),
+    (1, 1, None),
+    (3, 1, None),
+    (6, 1, None),
+    (None, 1, 4),
+    (None, 0, 2),
+)
+"""How many replicas; and where that is None, perhaps the fewest and the most of those that follow the load."""
 _TRAVEL = 0.4
 """Of those, the ones whose inputs travel."""
 
@@ -109,10 +118,13 @@ class Workload:
     def serve(self, node: Node, model: ModelVersion) -> RequestId:
         """On few or many processes."""
         random = self._world.random
+        replicas, least, most = random.choice(_SCALES)
         spec = DeploymentSpec(
             model.name,
             ModelRef(model.id, model.content),
-            replicas=random.choice([None, 1, 3, 6]),
+            replicas=replicas,
+            least=least,
+            most=most,
             gateways=random.choice([None, 1, 2]),
             max_batch=random.choice([1, 8, 32]),
             exact=random.random() < 0.2,

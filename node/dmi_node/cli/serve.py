@@ -8,10 +8,26 @@ from dmi_node.cli.models import show_served
 from dmi_node.cli.options import asks_mesh
 
 
+def _replicas_of(context: click.Context, option: click.Parameter, value: str | None) -> int | str | None:
+    """A number, or auto."""
+    if value is None or value == "auto":
+        return value
+    if value.isascii() and value.isdigit():
+        return int(value)
+    raise click.BadParameter(f"{value!r} is neither a number nor auto", context, option)
+
+
 @click.command(epilog="Example: dmi-node serve digits --replicas 3")
 @click.argument("name")
 @click.option("--version", type=click.IntRange(min=1), help="Which version; the newest by default.")
-@click.option("--replicas", type=click.IntRange(min=1), help="How many processes compute; two by default.")
+@click.option(
+    "--replicas",
+    metavar="N|auto",
+    callback=_replicas_of,
+    help="How many processes compute; two by default. auto follows the load; 0 sleeps until the first request.",
+)
+@click.option("--min", "least", type=click.IntRange(min=0), help="With --replicas auto: the fewest (1).")
+@click.option("--max", "most", type=click.IntRange(min=1), help="With --replicas auto: the most (as many as nodes).")
 @click.option(
     "--gateways", type=click.IntRange(min=1), help="How many nodes take requests in; all by default, up to 8."
 )
@@ -42,7 +58,9 @@ def serve(
     mesh: Mesh,
     name: str,
     version: int | None,
-    replicas: int | None,
+    replicas: int | str | None,
+    least: int | None,
+    most: int | None,
     gateways: int | None,
     max_batch: int,
     max_wait_ms: int,
@@ -66,6 +84,8 @@ def serve(
         name,
         version=version,
         replicas=replicas,
+        least=least,
+        most=most,
         gateways=gateways,
         max_batch=max_batch,
         max_wait_ms=max_wait_ms,

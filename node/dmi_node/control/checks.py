@@ -94,8 +94,14 @@ def deployment(value: object, state: ClusterState) -> DeploymentSpec:
         said |= {"port": port, "may_move": False}
     model = ModelRef(version.id, version.content)
     found: DeploymentSpec = convert(said | {"kind": "deployment", "name": version.name, "model": model}, DeploymentSpec)
+    if found.most is not None and (found.replicas is not None or found.least > found.most):
+        raise RefusalError(
+            "usage", "--min and --max go with --replicas auto, and the first is not more than the second"
+        )
     for option, number, least, most in (
         ("--replicas", found.replicas, 1, limits.DEPLOYED_REPLICAS),
+        ("--min", found.least, 0 if found.most is not None else 1, limits.DEPLOYED_REPLICAS),
+        ("--max", found.most, 1, limits.DEPLOYED_REPLICAS),
         ("--gateways", found.gateways, 1, limits.MEMBERS),
         ("--max-batch", found.max_batch, 1, limits.BATCH_ROWS),
         ("--max-wait-ms", found.max_wait_ms, 0, limits.REQUEST_MS),

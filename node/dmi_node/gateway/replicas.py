@@ -93,6 +93,12 @@ class Replicas:
         self._router = Router(settings, Random())
         self._lines: dict[ReplicaId, _Line] = {}
         self._asked: dict[int, _Asked] = {}
+        self._worked: dict[ReplicaId, float] = {}
+        """Which share of the time each computed lately."""
+        self._is_awaited = False
+        """Was it said that there is no replica, and has none come since?"""
+        self.wanted: Callable[[], None] | None = None
+        """Is called when something is asked and there is no replica."""
         self._next_request = 1
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: Instant | None = None
@@ -103,6 +109,11 @@ class Replicas:
     def able(self) -> int:
         """How many could compute something now."""
         return self._router.able
+
+    @property
+    def busy(self) -> float:
+        """The share of the time that they compute, all together."""
+        return round(sum(self._worked.get(name, 0.0) for name in self._lines), 3)
 
     @property
     def waiting(self) -> int:
@@ -123,6 +134,9 @@ class Replicas:
         self._asked[request] = _Asked(inputs, choice.contract, done)
         rows, until = inputs.rows if choice.contract.is_batched else 1, Instant(_now() + within_ms)
         self._step(on.Arrived(request, rows, inputs.group, until, choice.versions, inputs.size_bytes))
+        if not self._lines and not self._is_awaited and self.wanted is not None:
+            self._is_awaited = True
+            self.wanted()
         return request
 
     def abandon(self, request: int) -> None:
@@ -137,6 +151,8 @@ class Replicas:
         if fleet.versions is not None:
             self._offer.told(fleet.versions)
         wanted = {endpoint.public_key: endpoint for endpoint in fleet.replicas}
+        self._is_awaited = self._is_awaited and not wanted
+        self._worked = {name: worked for name, worked in self._worked.items() if name in wanted}
         for name, endpoint in wanted.items():
             if name in self._lines:
                 continue
@@ -210,7 +226,8 @@ class Replicas:
             case Declined(batch, waiting, versions):
                 self._step(on.Heard(replica, waiting, frozenset(versions)))
                 self._step(on.Declined(replica, batch))
-            case Busy(waiting, versions):
+            case Busy(waiting, versions, worked):
+                self._worked[replica] = worked
                 self._step(on.Heard(replica, waiting, frozenset(versions)))
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} from a replica")

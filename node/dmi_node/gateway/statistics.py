@@ -79,8 +79,9 @@ class Statistics:
         self.queue_ns += int(waited_s * 1e9)
         self.compute_ns += int((seconds - waited_s) * 1e9)
 
-    def served(self) -> Served:
-        """For ``status``: the speed and the times are those of the last five to ten seconds."""
+    def served(self, busy: float) -> Served:
+        """For ``status``: the speed and the times are those of the last five to ten seconds; ``busy`` is how much the replicas
+        are."""
         now = time.monotonic()
         since = now - self._window_at
         both = Histogram(_BOUNDS_S)
@@ -91,6 +92,7 @@ class Statistics:
             requests_per_second=round(both.total / max(since + self._before_s, 1.0), 1),
             p50_ms=round(both.quantile(0.5) * 1000, 2),
             p99_ms=round(both.quantile(0.99) * 1000, 2),
+            busy=busy,
         )
         if since >= _WINDOW_S:
             self._before, self._before_s = self._window, since

@@ -17,7 +17,7 @@ from dmi_node.gateway.offer import Offer
 from dmi_node.gateway.replicas import Replicas
 from dmi_node.gateway.statistics import Statistics
 from dmi_protocol import limits
-from dmi_protocol.messages.roles import Bound, GatewayLaunch
+from dmi_protocol.messages.roles import Bound, GatewayLaunch, Wanted
 from dmi_protocol.serving.router import RouterSettings
 from dmi_wire.bulk import Context
 from dmi_wire.child import Child
@@ -50,6 +50,9 @@ class Gateway:
         self._app = App(launch, offer, self._replicas, self._statistics)
         if not is_open(launch.host):
             self._app.access = lambda: child.access
+        self._asked_for = 0
+        """How often it was said that there is no replica."""
+        self._replicas.wanted = self._want
         self._server = Server(self._app.handle, _print)
         self._ended = asyncio.Event()
 
@@ -82,6 +85,10 @@ class Gateway:
                 return port
         raise PortError(f"cannot listen on {self._launch.host}:{first}: {cause.strerror or cause}")
 
+    def _want(self) -> None:
+        self._asked_for += 1
+        self._child.tell(Wanted(self._asked_for))
+
     def _hear(self) -> None:
         fleet = self._child.fleet()
         if fleet is not None:
@@ -92,7 +99,7 @@ class Gateway:
         last = None
         while True:
             await asyncio.sleep(limits.SERVED_MS / 1000)
-            served = self._statistics.served()
+            served = self._statistics.served(self._replicas.busy)
             if served != last:
                 last = served
                 self._child.tell(served)

@@ -40,6 +40,7 @@ from dmi_protocol.messages.roles import (
     ToRole,
     Unheard,
     Unusable,
+    Wanted,
     Written,
 )
 from dmi_wire.channel import framed, read_framed
@@ -226,6 +227,7 @@ class RoleProcess:
         message: Bound
         | Progressed
         | Served
+        | Wanted
         | Unusable
         | Ready
         | CaughtUp

@@ -61,6 +61,10 @@ class DeploymentSpec(JobSpec, frozen=True, tag="deployment"):
     threads: int = 1
     follow: JobId | None = None
     """The training whose versions it takes, as they are published."""
+    least: int = 1
+    most: int | None = None
+    """Where it is said, the replicas follow the load between these two, and ``replicas`` is None. With ``least`` 0 they all end
+    when nobody has asked for long, and the next request wakes one."""
 
 
 Spec = TrainingSpec | BatchSpec | DeploymentSpec
@@ -406,6 +410,21 @@ class SetVersions(Struct, frozen=True, tag="set-versions"):
     pinned: bool = False
 
 
+class SetScale(Struct, frozen=True, tag="set-scale"):
+    """A deployment that follows the load has so many replicas from now on."""
+
+    request: RequestId
+    job: JobId
+    replicas: int
+
+
+class WakeDeployment(Struct, frozen=True, tag="wake"):
+    """A gateway was asked, and there is no replica, because nobody had asked for long."""
+
+    request: RequestId
+    role: RoleKey
+
+
 class RefuseVersion(Struct, frozen=True, tag="refuse-version"):
     """A replica cannot load a version: the deployment goes back to the one before, or does without the canary."""
 
@@ -418,7 +437,7 @@ class RefuseVersion(Struct, frozen=True, tag="refuse-version"):
 MemberCommand = Invite | Admit | Remove | Readdress | Drain | AddToken | RemoveToken
 TrainingCommand = Reassign | ReadyRole | SyncReplica | ReportPair | CompleteRole | SetCheckpointHolders | KeepPart
 BatchCommand = LeaseSlices | CommitSlice | ReopenSlices
-DeploymentCommand = Dismiss | SetVersions | RefuseVersion
+DeploymentCommand = Dismiss | SetVersions | RefuseVersion | SetScale | WakeDeployment
 KindCommand = TrainingCommand | BatchCommand | DeploymentCommand
 """Those of one kind of job alone."""
 JobCommand = Submit | Cancel | RemoveJob | Place | Recruit | BindRole | LoseRole | Finish | KindCommand

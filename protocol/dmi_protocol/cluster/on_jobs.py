@@ -20,6 +20,7 @@ from dmi_protocol.cluster.command import (
     ReportPair,
     SetVersions,
     Submit,
+    WakeDeployment,
 )
 from dmi_protocol.cluster.models import find
 from dmi_protocol.cluster.state import ClusterState, Outcome
@@ -83,7 +84,7 @@ def do_for_job(state: ClusterState, index: int, command: JobCommand) -> Outcome:
 def _do_for_kind(state: ClusterState, command: KindCommand) -> Outcome:
     named = (
         command.role.job
-        if isinstance(command, ReadyRole | ReportPair | CompleteRole | CommitSlice | RefuseVersion)
+        if isinstance(command, ReadyRole | ReportPair | CompleteRole | CommitSlice | RefuseVersion | WakeDeployment)
         else command.job
     )
     job = state.jobs.get(named)

@@ -51,6 +51,7 @@ def new_job(job: JobId, command: Submit, index: int, state: ClusterState) -> Any
             holders=command.holders,
             submitted_at=index,
             versions=Versions(command.spec.model),
+            scale=command.spec.least,
         )
     if isinstance(command.spec, BatchSpec):
         if not is_fit(command.spec):

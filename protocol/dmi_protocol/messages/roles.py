@@ -253,6 +253,14 @@ class Served(Struct, frozen=True, tag="served"):
     requests_per_second: float
     p50_ms: float
     p99_ms: float
+    busy: float = 0.0
+    """The share of the time that replicas computed lately, all of them together: 1.5 of two is three quarters of each."""
+
+
+class Wanted(Struct, frozen=True, tag="wanted"):
+    """From a gateway: it is asked, and there is no replica. ``number`` counts how often it has said so."""
+
+    number: int
 
 
 class Unusable(Struct, frozen=True, tag="unusable"):
@@ -360,6 +368,7 @@ FromRole = (
     | Moving
     | Progressed
     | Served
+    | Wanted
     | Unusable
     | Ready
     | CaughtUp
@@ -374,6 +383,7 @@ RoleEvent = (
     | Bound
     | Progressed
     | Served
+    | Wanted
     | Unusable
     | Ready
     | CaughtUp

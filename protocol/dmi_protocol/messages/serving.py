@@ -60,6 +60,8 @@ class Busy(Struct, frozen=True, tag="serving-busy"):
 
     waiting: int
     versions: tuple[str, ...]
+    worked: float
+    """The share of the time since it said so last that it computed."""
 
 
 ServingMessage = Greet | Compute | Computed | Broken | Declined | Busy

@@ -34,6 +34,27 @@ _LATE_S = 0.5
 """Beyond the time that anybody waits for a batch."""
 
 
+class Worked:
+    """Which share of the time something was computed."""
+
+    def __init__(self, now: float) -> None:
+        self._since = self._at = now
+        self._busy_s = 0.0
+        self._is_busy = False
+
+    def mark(self, now: float, *, is_busy: bool) -> None:
+        """From now on it is so."""
+        self._busy_s += (now - self._at) * self._is_busy
+        self._at, self._is_busy = now, is_busy
+
+    def share(self, now: float) -> float:
+        """Since this was asked last."""
+        self.mark(now, is_busy=self._is_busy)
+        share = self._busy_s / max(now - self._since, 1e-6)
+        self._since, self._busy_s = now, 0.0
+        return round(min(share, 1.0), 3)
+
+
 class Replica:
     """One loop: nothing in it waits for a computing process."""
 
@@ -47,7 +68,10 @@ class Replica:
         self._gateways: dict[bytes, float] = {}
         """Who has greeted, under its full name, and when it was last seen there."""
         self._most = 0
-        self._beat_at = 0.0
+        self._beat_at = time.monotonic()
+        self._worked = Worked(self._beat_at)
+        self._share = 0.0
+        """Of the time between the last two beats: how much of it something was computed."""
         self._is_leaving = False
         self._poller = zmq.Poller()
         listener.register(self._poller)
@@ -76,6 +100,7 @@ class Replica:
                 self._take_in()
             for version, lane in list(self._lanes.items()):
                 self._go_on(version, lane, is_heard=self._polled.get(version) in ready)
+            self._worked.mark(time.monotonic(), is_busy=any(lane.batches for lane in self._lanes.values()))
             self._look()
         self._beat()
 
@@ -164,7 +189,7 @@ class Replica:
         self._gateways[delivery.sender] = time.monotonic()
         match delivery.message:
             case Greet():
-                self._say(delivery.sender, Busy(self._waiting, self._versions))
+                self._say(delivery.sender, self._busy())
             case Compute() as message:
                 check_payload(message.tensors, delivery.frames)
                 if len(message.names) != len(message.tensors):
@@ -188,6 +213,7 @@ class Replica:
         if now - self._beat_at < limits.REPLICA_BEAT_MS / 1000:
             return
         self._beat_at = now
+        self._share = self._worked.share(now)
         self._listener.authenticate()
         self._beat()
         for version, lane in list(self._lanes.items()):
@@ -197,9 +223,12 @@ class Replica:
                 self._fail(version, lane, error, was_ready=lane.is_ready)
         self._retire()
 
+    def _busy(self) -> Busy:
+        return Busy(self._waiting, self._versions, self._share)
+
     def _beat(self) -> None:
         for gateway in list(self._gateways):
-            self._say(gateway, Busy(self._waiting, self._versions))
+            self._say(gateway, self._busy())
 
     def _tell(self, ended: Iterable[Ended]) -> None:
         """The gateway hears what became of its batch."""

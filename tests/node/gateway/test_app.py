@@ -365,7 +365,7 @@ async def test_what_has_no_answer_has_a_reason(why: Any, status: int) -> None:
         assert found == status
         assert ("retry-after" in headers) == (status in {429, 503})
         assert json.loads(body)["error"]
-        counted = served.statistics.served()
+        counted = served.statistics.served(0.0)
         assert (counted.requests, counted.failed) == (1, int(status != 400))
 
 

@@ -10,7 +10,9 @@ from dmi_protocol.cluster.command import (
     LoseRole,
     Place,
     RefuseVersion,
+    SetScale,
     SetVersions,
+    WakeDeployment,
 )
 from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.kinds.job import ENDED, QUEUED, RECOVERING, RUNNING, STARTING
@@ -80,6 +82,10 @@ class DeploymentCommands:
                 return _set_versions(job, command)
             case RefuseVersion():
                 return _refuse_version(job, command)
+            case SetScale(_, _, replicas):
+                return _set_scale(job, replicas)
+            case WakeDeployment(_, role):
+                return job.wants(role) and job.is_asleep and _set_scale(job, 1)
             case _:
                 return False
 
@@ -154,4 +160,13 @@ def _refuse_version(job: DeploymentJob, command: RefuseVersion) -> bool:
     job.changes += 1
     if job.reason is None:
         job.reason = VersionUnusable(refused, job.versions.current.id, command.text)
+    return True
+
+
+def _set_scale(job: DeploymentJob, replicas: int) -> bool:
+    most = job.spec.most
+    if job.state in ENDED or most is None or not job.spec.least <= replicas <= most or replicas == job.scale:
+        return False
+    job.scale = replicas
+    job.changes += 1
     return True

@@ -22,6 +22,8 @@ def target(job: DeploymentJob, role: Role, nodes: Sequence[NodeId]) -> int:
     """How many of this role there should be on these nodes: one gateway on a node at most, because of its port."""
     if role == "gateway":
         return min(job.spec.gateways or limits.GATEWAYS, len(nodes))
+    if job.spec.most is not None:
+        return job.scale if nodes else 0
     return (job.spec.replicas or min(_REPLICAS, len(nodes))) if nodes else 0
 
 
@@ -54,6 +56,8 @@ def surplus(job: DeploymentJob, role: Role, nodes: Sequence[NodeId]) -> list[Rol
     staying = [(key, node) for key, node in job.placed(role) if node in nodes]
     leaving = [key for key, node in job.placed(role) if node not in nodes]
     wanted = target(job, role, fit(job, nodes))
+    if role == "replica" and job.is_asleep:
+        return [key for key, _ in job.placed(role)]
     ready = [(key, node) for key, node in staying if key in bound]
     if not wanted or len(ready) < wanted:
         return [key for key in leaving if key not in bound]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from dmi_protocol.cluster.command import Command, RefuseVersion
+from dmi_protocol.cluster.command import Command, RefuseVersion, WakeDeployment
 from dmi_protocol.identity import BlobHash, NodeId
 from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.kinds.kind import Host, request_of
@@ -15,6 +15,7 @@ from dmi_protocol.messages.roles import (
     RoleEvent,
     RoleKey,
     Unusable,
+    Wanted,
 )
 from dmi_protocol.model import ModelRef
 
@@ -86,6 +87,8 @@ class DeploymentProcesses:
 
     def says(self, role: RoleKey, event: RoleEvent, node: NodeId, progress: Progressed | None) -> list[Command]:
         """How busy it is concerns nobody for ever: it is gossip."""
+        if isinstance(event, Wanted):
+            return [WakeDeployment(request_of(role, f"wanted-{event.number}"), role)]
         if not isinstance(event, Unusable):
             return []
         request = request_of(role, f"unusable-{event.version}")

@@ -18,7 +18,13 @@ PORTS = range(1, 65_536)
 def is_fit(spec: DeploymentSpec) -> bool:
     """Are its numbers those of a deployment?"""
     replicas, gateways = (1 if n is None else n for n in (spec.replicas, spec.gateways))
-    are_few = 0 < replicas <= limits.DEPLOYED_REPLICAS and 0 < spec.max_batch <= limits.BATCH_ROWS
+    if spec.most is not None and not (spec.replicas is None and 0 <= spec.least <= spec.most and spec.most > 0):
+        return False
+    are_few = (
+        (spec.most or 1) <= limits.DEPLOYED_REPLICAS
+        and 0 < replicas <= limits.DEPLOYED_REPLICAS
+        and 0 < spec.max_batch <= limits.BATCH_ROWS
+    )
     is_positive = min(gateways, spec.threads) > 0
     return are_few and is_positive and spec.max_wait_ms >= 0 and spec.port in PORTS
 
@@ -34,6 +40,8 @@ class DeploymentJob(Job, tag="deployment", kw_only=True):
     trouble: Loss | None = None
     """Why a process was lost last."""
     versions: Versions
+    scale: int = 0
+    """How many replicas there are to be, where they follow the load."""
     history: tuple[ModelRef, ...] = ()
     """What was current before, the last one last."""
     pinned: bool = False
@@ -59,8 +67,13 @@ class DeploymentJob(Job, tag="deployment", kw_only=True):
 
     @property
     def serves(self) -> bool:
-        """Can a request be answered?"""
-        return bool(self.bound("replica") and self.bound("gateway"))
+        """Can a request be answered, or wake it?"""
+        return bool((self.bound("replica") or self.is_asleep) and self.bound("gateway"))
+
+    @property
+    def is_asleep(self) -> bool:
+        """Has it no replica because nobody has asked for long?"""
+        return self.spec.most is not None and self.scale == 0
 
     def kept(self) -> Iterator[tuple[BlobHash, tuple[NodeId, ...]]]:
         """See ``Holding``: nothing."""

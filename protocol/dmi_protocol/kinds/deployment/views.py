@@ -22,6 +22,8 @@ class DeploymentViews:
 
     def running(self, job: DeploymentJob) -> reasons.Reason:
         """All is well."""
+        if job.is_asleep:
+            return reasons.Asleep(job.versions.current.id, _nodes(job, "gateway"))
         return reasons.Serving(job.versions.current.id, _nodes(job, "replica"), _nodes(job, "gateway"))
 
     def weakened(self, job: DeploymentJob, loss: reasons.Loss) -> reasons.Reason:
