@@ -32,7 +32,12 @@ test: check      ## check, then what guards every change; whole meshes one after
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not mesh and not hosts and not deep" tests
 	$(BIN)/python -m pytest -q -m "(mesh or hosts) and not deep" tests
 
-test-all: check  ## every test: what make test has and what is too deep for it, more universes, every planted bug
+.venv-kserve/.ready: constraints.txt
+	test -x .venv-kserve/bin/python || $(PYTHON) -m venv .venv-kserve
+	.venv-kserve/bin/python -m pip install --quiet --disable-pip-version-check kserve==0.21.0
+	@touch $@
+
+test-all: check .venv-kserve/.ready ## every test: what make test has and what is too deep for it, more universes, every planted bug
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not mesh and not hosts" tests
 	$(BIN)/python -m pytest -q -m "mesh or hosts" tests
 
@@ -51,15 +56,16 @@ resilience: $(READY) ## make resilience REPEATS=10: kills, cuts and pauses durin
 soak: $(READY)   ## make soak MINUTES=30: trainings, and every few seconds something is killed
 	$(BIN)/python -m tests.resilience.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
-bench: $(READY)  ## beside others in the same run: the exchange and gloo, AlexNet and the script alone, inference and a loop; models that travel
+bench: $(READY)  ## beside others in the same run: the exchange and gloo, AlexNet and the script alone, inference and a loop, serving; models that travel
 	$(BIN)/python -m bench.exchange
 	$(BIN)/python -m bench.alexnet
 	$(BIN)/python -m bench.inference $(if $(RAY),--ray $(RAY))
 	$(BIN)/python -m bench.models
+	$(BIN)/python -m bench.serving $(if $(STARLETTE),--starlette $(STARLETTE)) $(if $(RAY),--ray $(RAY))
 
 format: $(READY) ## let ruff put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:           ## what the other verbs made
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo build *.egg-info
+	rm -rf .venv .venv-kserve .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo build *.egg-info

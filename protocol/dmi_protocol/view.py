@@ -134,7 +134,7 @@ def deployment_view(job: DeploymentJob, served: Callable[[NodeId], Served | None
         state=job.state,
         replicas=tuple(endpoint.node_name for endpoint in job.bound("replica")),
         gateways=tuple(endpoint.node_name for endpoint in gateways),
-        urls=tuple(f"http://{endpoint.address}" for endpoint in gateways),
+        urls=tuple(f"{'https' if job.spec.certificate else 'http'}://{endpoint.address}" for endpoint in gateways),
         requests=sum(found.requests for found in told),
         failed=sum(found.failed for found in told),
         requests_per_second=sum(found.requests_per_second for found in told) if told else None,

@@ -238,6 +238,8 @@ class Mesh:
         max_wait_ms: int = 5,
         exact: bool = False,
         port: int | None = None,
+        certificate: str | None = None,
+        certificate_key: str | None = None,
         threads: int = 1,
         follow: str | None = None,
     ) -> Deployment:
@@ -254,6 +256,8 @@ class Mesh:
             max_wait_ms=max_wait_ms,
             exact=exact,
             port=port,
+            certificate=certificate,
+            certificate_key=certificate_key,
             threads=threads,
             follow=follow,
         )

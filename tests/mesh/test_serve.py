@@ -437,3 +437,17 @@ def test_replicas_follow_the_load(make_mesh: MakeMesh, tmp_path: Path) -> None:
         for done in [pool.submit(ask) for _ in range(8)]:
             done.result()
     assert len(mesh.deployments()[0]["replicas"]) == 3
+
+
+KSERVE = ROOT / ".venv-kserve" / "bin" / "python"
+"""`make test-all` makes it: kserve wants other versions of what we use."""
+
+
+@pytest.mark.deep
+@pytest.mark.skipif(not KSERVE.exists(), reason="no environment with kserve: `make .venv-kserve/.ready`")
+def test_kserves_client(served: Serving) -> None:
+    script = ROOT / "tests" / "mesh" / "scripts" / "kserve_client.py"
+    done = subprocess.run(
+        [KSERVE, script, served.urls[0], "numbers"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr

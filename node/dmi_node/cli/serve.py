@@ -41,6 +41,10 @@ def _replicas_of(context: click.Context, option: click.Parameter, value: str | N
 )
 @click.option("--exact", is_flag=True, help="Compute each request alone: its bits depend on no neighbour.")
 @click.option("--port", type=click.IntRange(1, 65_535), help="Where gateways listen; from 8100 on by default.")
+@click.option(
+    "--cert", metavar="FILE", help="With --key: gateways speak TLS. Absolute, and on every host with a gateway."
+)
+@click.option("--key", metavar="FILE", help="The certificate's key.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="torch threads of a replica.")
 @click.option("--follow", metavar="JOB", help="Take each version of it that this training publishes (run.publish).")
 @click.option(
@@ -66,6 +70,8 @@ def serve(
     max_wait_ms: int,
     exact: bool,
     port: int | None,
+    cert: str | None,
+    key: str | None,
     threads: int,
     follow: str | None,
     canary: int | None,
@@ -91,6 +97,8 @@ def serve(
         max_wait_ms=max_wait_ms,
         exact=exact,
         port=port,
+        certificate=cert,
+        certificate_key=key,
         threads=threads,
         follow=follow,
     )

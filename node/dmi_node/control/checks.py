@@ -1,5 +1,7 @@
 """What a client may ask for: bounded here, because it goes into the state of every node. All raise ``RefusalError``."""
 
+from pathlib import PurePosixPath
+
 from dmi_node.control.server import RefusalError
 from dmi_node.storage.blobs import is_hash
 from dmi_protocol import limits, reasons
@@ -12,6 +14,7 @@ from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.kinds.job import ENDED
 from dmi_protocol.model import ModelContent, ModelRef
 from dmi_protocol.sentences import sentence
+from dmi_protocol.serving.datatypes import unspeakable
 
 _REQUEST_CHARACTERS = 128
 _SCRIPT_CHARACTERS = 4_096
@@ -86,6 +89,10 @@ def deployment(value: object, state: ClusterState) -> DeploymentSpec:
     version = find(state.models, name)
     if version is None:
         raise RefusalError("unknown", sentence(reasons.UnknownModel(name[:80])))
+    if odd := unspeakable(version.content):
+        raise RefusalError(
+            "refused", f"{version.id} cannot be served: {odd}, for which the Open Inference Protocol has no word"
+        )
     taken = {job.spec.port for job in state.jobs.values() if isinstance(job, DeploymentJob) and job.state not in ENDED}
     port = said.pop("port", None)
     if port is None:
@@ -94,6 +101,10 @@ def deployment(value: object, state: ClusterState) -> DeploymentSpec:
         said |= {"port": port, "may_move": False}
     model = ModelRef(version.id, version.content)
     found: DeploymentSpec = convert(said | {"kind": "deployment", "name": version.name, "model": model}, DeploymentSpec)
+    if bool(found.certificate) != bool(found.certificate_key) or not all(
+        not path or PurePosixPath(path).is_absolute() for path in (found.certificate, found.certificate_key)
+    ):
+        raise RefusalError("usage", "--cert and --key go together, and are absolute paths on every host with a gateway")
     if found.most is not None and (found.replicas is not None or found.least > found.most):
         raise RefusalError(
             "usage", "--min and --max go with --replicas auto, and the first is not more than the second"

@@ -15,10 +15,11 @@ from dmi_node.gateway.http import Exchange, HttpError, Request
 from dmi_node.gateway.offer import Offer
 from dmi_node.gateway.replicas import Outcome, Replicas
 from dmi_node.gateway.statistics import Statistics
-from dmi_node.gateway.tensors import DATATYPES, GivenTensor
+from dmi_node.gateway.tensors import GivenTensor
 from dmi_protocol import limits
 from dmi_protocol.messages.roles import Access, GatewayLaunch
 from dmi_protocol.model import ModelRef
+from dmi_protocol.serving.datatypes import DATATYPES
 from dmi_protocol.serving.events import Full, Killed, Refusal, Rejected, TooLate
 
 _EXTENSIONS = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
@@ -72,6 +73,8 @@ class App:
             case ["v1", "models", name]:
                 self._demand_model(name, None)
                 exchange.json({"name": name, "ready": self.is_ready})
+            case [""]:
+                exchange.json({"status": "alive", "docs": "/docs"})  # as version 1 of the protocol asks whether we live
             case ["metrics"]:
                 text = self._statistics.metrics(self._replicas.able, self._replicas.waiting)
                 exchange.reply(200, text.encode(), _METRICS)

@@ -4,8 +4,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 from dmi_node.gateway.http import HttpError
-from dmi_node.gateway.tensors import DATATYPES, GivenTensor
+from dmi_node.gateway.tensors import GivenTensor
 from dmi_protocol.model import ModelContent, TensorInfo
+from dmi_protocol.serving.datatypes import DATATYPES
 
 
 class Inputs(NamedTuple):

@@ -4,8 +4,9 @@ from importlib.metadata import version
 from typing import Any
 
 from dmi_node.gateway.contract import Contract, shown
-from dmi_node.gateway.tensors import BYTES, DATATYPES, DTYPES
+from dmi_node.gateway.tensors import BYTES, DTYPES
 from dmi_protocol.model import TensorInfo
+from dmi_protocol.serving.datatypes import DATATYPES
 
 
 def document(model: str, contract: Contract) -> dict[str, Any]:

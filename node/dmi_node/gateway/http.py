@@ -6,6 +6,7 @@ can: nothing is awaited, so a request costs no task.
 
 import asyncio
 import json
+import ssl
 import zlib
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +18,8 @@ import httptools
 from dmi_protocol import limits
 
 _SWEEP_S = 1.0
+_HANDSHAKE_S = 10.0
+"""Of TLS."""
 _LINGER_S = 2.0
 """A connection that is closed after an answer is read for so long, or the answer would be lost with what is still coming."""
 _PLAIN_BYTES = 1_400
@@ -151,10 +154,17 @@ class Server:
         self._listener: asyncio.Server | None = None
         self._sweeping: asyncio.TimerHandle | None = None
 
-    async def listen(self, host: str, port: int) -> None:
+    async def listen(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         """Raises ``OSError`` where the port is taken."""
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(lambda: Connection(self), host, port, backlog=1_024)
+        self._listener = await loop.create_server(
+            lambda: Connection(self),
+            host,
+            port,
+            backlog=1_024,
+            ssl=tls,
+            ssl_handshake_timeout=_HANDSHAKE_S if tls else None,
+        )
         self.port = self._listener.sockets[0].getsockname()[1]
         self._sweep()
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from dmi_node.gateway.contract import Contract, Inputs, shown
 from dmi_node.gateway.http import JSON, HttpError, Request
-from dmi_node.gateway.tensors import DATATYPES, GivenTensor, from_json, to_json
+from dmi_node.gateway.tensors import GivenTensor, from_json, to_json
 from dmi_node.gateway.v2 import Written, decode_json
+from dmi_protocol.serving.datatypes import DATATYPES
 
 _encoder = msgspec.json.Encoder()
 

@@ -10,7 +10,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from dmi_node.gateway.contract import Contract, Inputs
 from dmi_node.gateway.offer import Choice, Offer
-from dmi_node.gateway.tensors import DATATYPES, DTYPES, Buffer, GivenTensor
+from dmi_node.gateway.tensors import DTYPES, Buffer, GivenTensor
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.frames import check_payload
 from dmi_protocol.identity import PublicKey
@@ -18,6 +18,7 @@ from dmi_protocol.instant import Instant
 from dmi_protocol.messages.roles import Endpoint, Fleet
 from dmi_protocol.messages.serving import Broken, Busy, Compute, Computed, Declined, Greet
 from dmi_protocol.serving import events as on
+from dmi_protocol.serving.datatypes import DATATYPES
 from dmi_protocol.serving.events import Piece, Refusal, ReplicaId, RouterEffect, RouterEvent
 from dmi_protocol.serving.router import Router, RouterSettings
 from dmi_protocol.tensor_spec import TensorSpec, describe

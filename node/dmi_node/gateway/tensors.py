@@ -11,24 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dmi_node.gateway.http import HttpError
+from dmi_protocol.serving.datatypes import DATATYPES
 from dmi_protocol.tensor_spec import DIMENSIONS, ITEM_BYTES
 
-DATATYPES = {
-    "bool": "BOOL",
-    "uint8": "UINT8",
-    "uint16": "UINT16",
-    "uint32": "UINT32",
-    "uint64": "UINT64",
-    "int8": "INT8",
-    "int16": "INT16",
-    "int32": "INT32",
-    "int64": "INT64",
-    "float16": "FP16",
-    "bfloat16": "BF16",
-    "float32": "FP32",
-    "float64": "FP64",
-}
-"""By torch's name of a dtype, the protocol's."""
 DTYPES = {datatype: dtype for dtype, datatype in DATATYPES.items()}
 BYTES = "BYTES"
 _NUMPY = {dtype: np.dtype("float32" if dtype == "bfloat16" else dtype) for dtype in DATATYPES}

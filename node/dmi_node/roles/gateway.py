@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import ssl
 import traceback
 from random import Random
 from typing import NoReturn
@@ -75,10 +76,10 @@ class Gateway:
         self._replicas.close()
 
     async def _listen(self) -> int:
-        first = self._launch.port
+        first, tls = self._launch.port, _tls(self._launch)
         for port in range(first, min(first + (_PORTS if self._launch.may_move else 1), 65_536)):
             try:
-                await self._server.listen(self._launch.host, port)
+                await self._server.listen(self._launch.host, port, tls)
             except OSError as error:
                 cause = error
             else:
@@ -105,6 +106,22 @@ class Gateway:
                 self._child.tell(served)
 
 
+class CertificateError(Exception):
+    """The files for TLS cannot be used. The text says which, and why."""
+
+
+def _tls(launch: GatewayLaunch) -> ssl.SSLContext | None:
+    """Raises ``CertificateError``."""
+    if not launch.certificate:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(launch.certificate, launch.certificate_key)
+    except (OSError, ssl.SSLError) as error:
+        raise CertificateError(f"{launch.certificate} and {launch.certificate_key}: {error}") from error
+    return context
+
+
 def _print(error: BaseException) -> None:
     """A bug of ours: into the log."""
     traceback.print_exception(error)
@@ -129,6 +146,8 @@ def _live(child: Child, launch: GatewayLaunch) -> NoReturn:
             runner.run(live())
     except PortError as error:
         child.fail("port", str(error), starting=True)
+    except CertificateError as error:
+        child.fail("certificate", str(error), starting=True)
     except Exception:  # noqa: BLE001 (a bug of ours: the daemon gets its traceback, and the process ends)
         child.fail("gateway", traceback.format_exc(), starting=False)
     child.end(0)

@@ -61,6 +61,9 @@ class DeploymentSpec(JobSpec, frozen=True, tag="deployment"):
     threads: int = 1
     follow: JobId | None = None
     """The training whose versions it takes, as they are published."""
+    certificate: str = ""
+    certificate_key: str = ""
+    """Files on each host with a gateway, absolute: with them gateways speak TLS."""
     least: int = 1
     most: int | None = None
     """Where it is said, the replicas follow the load between these two, and ``replicas`` is None. With ``least`` 0 they all end

@@ -229,7 +229,7 @@ def _is_crash(reason: Loss) -> bool:
 
 
 def _is_of_host(reason: Loss) -> bool:
-    return isinstance(reason, RoleFailed) and reason.kind in {"disk", "machine", "memory", "port"}
+    return isinstance(reason, RoleFailed) and reason.kind in {"disk", "machine", "memory", "port", "certificate"}
 
 
 def _finish(state: ClusterState, command: Finish) -> Outcome:

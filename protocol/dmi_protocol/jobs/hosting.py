@@ -36,7 +36,18 @@ from dmi_protocol.reasons import Loss, NodeLost, Reason, RoleDied, RoleFailed, R
 
 GRACE_MS = 3_000
 RECOVERABLE = frozenset(
-    {"peer-silent", "peer-broken", "declined", "server", "disk", "input", "memory", "compute-died", "port"}
+    {
+        "peer-silent",
+        "peer-broken",
+        "declined",
+        "server",
+        "disk",
+        "input",
+        "memory",
+        "compute-died",
+        "port",
+        "certificate",
+    }
 )
 """Kinds of failures that lie in a process or between two of them: others may do the same work."""
 

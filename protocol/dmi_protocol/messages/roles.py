@@ -90,6 +90,8 @@ class GatewayLaunch(Launch, frozen=True, kw_only=True, tag="launch-gateway"):
     exact: bool
     port: int
     may_move: bool
+    certificate: str = ""
+    certificate_key: str = ""
 
 
 class Endpoint(Struct, frozen=True):

@@ -127,7 +127,8 @@ class _Asking:
         last = "it has no gateway now"
         for url in self._urls:
             at = urlsplit(url)
-            line = http.client.HTTPConnection(at.hostname or "", at.port, timeout=self._timeout_s + _EXTRA_S)
+            connection = http.client.HTTPSConnection if at.scheme == "https" else http.client.HTTPConnection
+            line = connection(at.hostname or "", at.port, timeout=self._timeout_s + _EXTRA_S)
             try:
                 line.request(method, path, body, headers | self._who)
                 answer = line.getresponse()

@@ -195,7 +195,7 @@ class Replica:
                 if len(message.names) != len(message.tensors):
                     raise RemoteProtocolError("tensors without a name")
                 lane = self._lanes.get(message.version) if message.version in self._versions else None
-                if lane is None or lane.batches >= 4 * self._most:
+                if lane is None or self._is_leaving or lane.batches >= 4 * self._most:
                     self._say(delivery.sender, Declined(message.batch, self._waiting, self._versions))
                     return
                 until = time.monotonic() + message.within_ms / 1000 + _LATE_S

@@ -14,10 +14,11 @@ from dmi_node.gateway.http import Server
 from dmi_node.gateway.offer import Choice, Offer
 from dmi_node.gateway.replicas import Outcome
 from dmi_node.gateway.statistics import Statistics
-from dmi_node.gateway.tensors import DATATYPES, DTYPES, GivenTensor
+from dmi_node.gateway.tensors import DTYPES, GivenTensor
 from dmi_protocol.identity import JobId, NodeId
 from dmi_protocol.messages.roles import GatewayLaunch, RoleKey
 from dmi_protocol.model import ModelContent, ModelRef, TensorInfo
+from dmi_protocol.serving.datatypes import DATATYPES
 from dmi_protocol.serving.events import Refusal
 
 HOST = "127.0.0.1"

@@ -55,6 +55,7 @@ def tensor(
 async def test_what_it_says_of_itself() -> None:
     async with serving(MODEL) as served:
         assert (await get(served, "/v2"))[1]["name"] == "dmi"
+        assert (await get(served, "/"))[1]["status"] == "alive"
         assert await get(served, "/v2/health/live") == (200, {"live": True})
         assert await get(served, "/v2/health/ready") == (200, {"ready": True})
         assert await get(served, "/v2/models/net/ready") == (200, {"name": "net", "ready": True})
@@ -272,7 +273,7 @@ async def test_bytes_after_the_last_tensor_are_refused() -> None:
     ("method", "path", "status"),
     [
         ("GET", INFER, 405),
-        ("GET", "/", 404),
+        ("GET", "/nothing", 404),
         ("GET", "/v2/models/other", 404),
         ("GET", "/v2/models/net/versions/9", 404),
         ("GET", "/v2/models/a%2Fb", 404),

@@ -2,8 +2,12 @@
 
 import asyncio
 import gzip
+import shutil
+import ssl
+import subprocess
 import zlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -284,3 +288,27 @@ async def test_a_gateway_that_leaves_answers_what_it_has(echo: Echo) -> None:
         await connect(echo)
     writer.close()
     idler.close()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+async def test_with_a_certificate_it_speaks_tls(tmp_path: Path) -> None:
+    made = "-x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=x -keyout k.pem -out c.pem"
+    subprocess.run(["openssl", "req", *made.split()], cwd=tmp_path, check=True, capture_output=True)
+    echo, ours = Echo(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ours.load_cert_chain(tmp_path / "c.pem", tmp_path / "k.pem")
+    await echo.server.listen(HOST, 0, ours)
+    theirs = ssl.create_default_context(cafile=tmp_path / "c.pem")
+    theirs.check_hostname = False
+    reader, writer = await asyncio.open_connection(HOST, echo.server.port, ssl=theirs)
+    writer.write(head("POST", "/", 3) + b"abc")
+    assert (await answer(reader))[2] == b"abc"
+    writer.write(b"no request\r\n\r\n")
+    assert (await answer(reader))[0] == 400
+    writer.close()
+    plain, plainly = await asyncio.open_connection(HOST, echo.server.port)
+    plainly.write(head("GET", "/"))
+    assert b"HTTP" not in await asyncio.wait_for(plain.read(), 5)
+    plainly.close()
+    echo.server.stop_listening()
+    echo.server.close()
+    await asyncio.sleep(0.05)

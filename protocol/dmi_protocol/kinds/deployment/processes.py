@@ -63,6 +63,8 @@ class DeploymentProcesses:
             exact=spec.exact,
             port=spec.port,
             may_move=spec.may_move,
+            certificate=spec.certificate,
+            certificate_key=spec.certificate_key,
         )
 
     def told(self, job: DeploymentJob, role: RoleKey, since: int, *, has_inputs: bool) -> tuple[int, Fleet] | None:

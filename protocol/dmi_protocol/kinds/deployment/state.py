@@ -25,6 +25,8 @@ def is_fit(spec: DeploymentSpec) -> bool:
         and 0 < replicas <= limits.DEPLOYED_REPLICAS
         and 0 < spec.max_batch <= limits.BATCH_ROWS
     )
+    if bool(spec.certificate) != bool(spec.certificate_key):
+        return False
     is_positive = min(gateways, spec.threads) > 0
     return are_few and is_positive and spec.max_wait_ms >= 0 and spec.port in PORTS
 
