@@ -103,8 +103,8 @@ class Mesh:
         nodes), and with 0 they sleep until the first request, and when nobody has asked for a minute. ``gateways`` is how many
         nodes take requests in (all by default, up to 8). A request waits for others, to be computed with them, only while every
         replica is busy, and at most ``max_wait_ms``; with ``exact`` it is computed alone. With ``follow``, a training, each
-        version that it publishes is taken. With ``certificate`` and ``certificate_key``, files on every host with a gateway, gateways speak
-        TLS.
+        version that it publishes is taken. With ``certificate`` and ``certificate_key``, files on every host with a gateway,
+        gateways speak TLS.
 
         Raises ``UnknownJobError`` for a model or a training that there is not, ``RefusedError`` (it is served already),
         ``UsageError``, ``NoQuorumError``.
