@@ -172,7 +172,9 @@ def test_what_cannot_be_served(served: Serving, five: LocalMesh) -> None:
         (("serve", "numbers", "--version", 9), 1, "no model is named 'numbers:9'"),
         (("unserve", "letters"), 1, "nothing is served as 'letters'"),
         (("models", "rm", "numbers"), 1, "numbers:1 is used by"),
-        (("serve", "numbers", "--replicas", 0), 2, "--replicas"),
+        (("serve", "numbers", "--replicas", "many"), 2, "neither a number nor auto"),
+        (("serve", "numbers", "--replicas", 2, "--max", 3), 2, "replicas='auto'"),
+        (("serve", "numbers", "--cert", "c.pem"), 2, "--cert and --key"),
     ):
         done = command(*arguments, home=five.node(0), check=False)
         assert (done.returncode, text in done.stderr) == (code, True), done.stderr

@@ -24,7 +24,6 @@ from dmi_protocol.serving.events import Full, Killed, Refusal, Rejected, TooLate
 
 _EXTENSIONS = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
 _PLATFORMS = {"torchscript": "pytorch_torchscript", "exported": "pytorch_exported", "factory": "pytorch"}
-_CONFIG_TYPES = {"BYTES": "TYPE_STRING"}
 _METRICS = b"text/plain; version=0.0.4; charset=utf-8"
 _HTML = b"text/html; charset=utf-8"
 _OPEN = {b"/v2/health/live", b"/v2/health/ready"}

@@ -53,6 +53,8 @@ class Lane:
         self._next_number = 1
         self._deaths = 0
         """Of processes that have computed nothing."""
+        self.has_loaded = False
+        """Was the model ever in memory?"""
 
     @property
     def fd(self) -> int:
@@ -78,6 +80,7 @@ class Lane:
         """The model is in memory when it returns. Raises ``FailedError`` and ``EndedError``."""
         while not self._process.is_ready:
             self._process.hear()
+        self.has_loaded = True
 
     def add(self, batch: Batch) -> None:
         """One more."""
@@ -103,6 +106,7 @@ class Lane:
         try:
             while self._process.has_something():
                 outputs = self._process.hear()
+                self.has_loaded = self.has_loaded or self._process.is_ready
                 if outputs is not None:
                     yield self._answered(outputs)
         except EndedError as error:

@@ -147,15 +147,15 @@ class Replica:
                 self._tell(lane.hear())
             self._tell(lane.go_on())
         except (FailedError, EndedError) as error:
-            self._fail(version, lane, error, was_ready=was_ready)
+            self._fail(version, lane, error)
             return
         if lane.is_ready and not was_ready:
             self._beat()  # gateways wait for it
             self._retire()
 
-    def _fail(self, version: str, lane: Lane, error: FailedError | EndedError, *, was_ready: bool) -> None:
-        """A version that cannot be loaded is one's own fault; where another one can compute, that goes on."""
-        if was_ready or not self._versions:
+    def _fail(self, version: str, lane: Lane, error: FailedError | EndedError) -> None:
+        """What could never be loaded here is that version's fault; where another one can compute, that goes on."""
+        if lane.has_loaded or not self._versions:
             raise error
         lane.close()
         del self._lanes[version]
@@ -220,7 +220,7 @@ class Replica:
             try:
                 self._tell(lane.look())
             except (FailedError, EndedError) as error:
-                self._fail(version, lane, error, was_ready=lane.is_ready)
+                self._fail(version, lane, error)
         self._retire()
 
     def _busy(self) -> Busy:

@@ -17,18 +17,13 @@ PORTS = range(1, 65_536)
 
 def is_fit(spec: DeploymentSpec) -> bool:
     """Are its numbers those of a deployment?"""
-    replicas, gateways = (1 if n is None else n for n in (spec.replicas, spec.gateways))
-    if spec.most is not None and not (spec.replicas is None and 0 <= spec.least <= spec.most and spec.most > 0):
+    counts = [1 if n is None else n for n in (spec.replicas, spec.most, spec.gateways, spec.threads)]
+    follows_the_load = spec.most is not None
+    are_few = max(counts[:2]) <= limits.DEPLOYED_REPLICAS and 0 < spec.max_batch <= limits.BATCH_ROWS
+    has_both = bool(spec.certificate) == bool(spec.certificate_key)
+    if follows_the_load and (spec.replicas is not None or not 0 <= spec.least <= counts[1]):
         return False
-    are_few = (
-        (spec.most or 1) <= limits.DEPLOYED_REPLICAS
-        and 0 < replicas <= limits.DEPLOYED_REPLICAS
-        and 0 < spec.max_batch <= limits.BATCH_ROWS
-    )
-    if bool(spec.certificate) != bool(spec.certificate_key):
-        return False
-    is_positive = min(gateways, spec.threads) > 0
-    return are_few and is_positive and spec.max_wait_ms >= 0 and spec.port in PORTS
+    return min(counts) > 0 and are_few and has_both and spec.max_wait_ms >= 0 and spec.port in PORTS
 
 
 class DeploymentJob(Job, tag="deployment", kw_only=True):
