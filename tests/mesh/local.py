@@ -1,5 +1,6 @@
 """A mesh of real daemons under one directory, driven through the command as a user would."""
 
+import contextlib
 import json
 import os
 import signal
@@ -148,6 +149,16 @@ class LocalMesh:
         for process in alive:
             process.kill()
         assert not alive, f"outlived `down`: {alive}"
+        until(lambda: not self._left(), 10, f"nobody works in {self.home} any more")
+
+    def _left(self) -> list[psutil.Process]:
+        """Processes that work in a node's directories, also those whose daemon was killed."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if Path(process.cwd()).is_relative_to(self.home):
+                    found.append(process)
+        return found
 
 
 def submit(mesh: LocalMesh, *arguments: object, via: int = 0) -> str:

@@ -4,6 +4,7 @@ ended. The socket is the node's, so who connects meanwhile waits, and is not tur
 import asyncio
 import contextlib
 import logging
+import os
 import select
 import signal
 import socket
@@ -17,6 +18,7 @@ from dmi_node.unix_socket import bound
 VARIABLE = "DMI_FORK_SERVER"
 """Where a replica finds the socket."""
 _SOCKET = "DMI_FORK_SERVER_FD"
+_PARENT = "DMI_FORK_SERVER_PARENT"
 _BACKLOG = 64
 _TRIES = 3
 _CONNECT_S = 30.0
@@ -82,7 +84,7 @@ class ForkServer:
                 "-m",
                 "dmi.infer.fork_server",
                 cwd=self._path.parent,
-                env={**environment, _SOCKET: str(number)},
+                env={**environment, _SOCKET: str(number), _PARENT: str(os.getpid())},
                 pass_fds=(number,),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,

@@ -26,6 +26,8 @@ from dmi.infer.line import Line
 from dmi.infer.started import DESCRIPTORS, NUMBER, PATH_BYTES
 
 SOCKET = "DMI_FORK_SERVER_FD"
+PARENT = "DMI_FORK_SERVER_PARENT"
+"""The id of the node's process."""
 _SET_PARENT_DEATH_SIGNAL = 1
 _ASK_S = 5.0
 """Who connects says at once what it wants."""
@@ -133,6 +135,8 @@ class ForkServer:
 def main() -> None:
     """The process."""
     ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != int(os.environ.pop(PARENT)):
+        return  # the node has died while we imported torch, and the kernel was not asked to say so yet
     listener = socket.socket(fileno=int(os.environ.pop(SOCKET)))
     torch.set_num_threads(1)
     compute.be_deterministic()  # which takes a second of imports

@@ -6,6 +6,8 @@ import os
 import select
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -88,3 +90,19 @@ async def test_where_it_cannot_start_those_who_wait_are_turned_away(server: Fork
     connection, line = asked(found, tmp_path)
     with connection, line, contextlib.suppress(ConnectionResetError):  # it may be told so before what we said was read
         assert await asyncio.to_thread(connection.recv, 4) == b""
+
+
+def test_one_whose_node_died_while_it_started_ends(tmp_path: Path) -> None:
+    """The kernel tells of a parent's death only who has asked it to before."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "fork.sock"))
+        listener.listen()
+        numbers = {"DMI_FORK_SERVER_FD": str(listener.fileno()), "DMI_FORK_SERVER_PARENT": str(os.getppid())}
+        done = subprocess.run(
+            [sys.executable, "-m", "dmi.infer.fork_server"],
+            env={**os.environ, **numbers},
+            pass_fds=[listener.fileno()],
+            timeout=SECONDS,
+            check=False,
+        )
+    assert done.returncode == 0

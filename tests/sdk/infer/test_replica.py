@@ -56,7 +56,11 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess
         patch.setenv("DMI_FORK_SERVER", str(path))
         process = subprocess.Popen(
             [sys.executable, "-m", "dmi.infer.fork_server"],
-            env={**os.environ, "DMI_FORK_SERVER_FD": str(listener.fileno())},
+            env={
+                **os.environ,
+                "DMI_FORK_SERVER_FD": str(listener.fileno()),
+                "DMI_FORK_SERVER_PARENT": str(os.getpid()),
+            },
             pass_fds=[listener.fileno()],
         )
         try:
