@@ -25,6 +25,7 @@ from dmi_protocol.tensor_spec import TensorSpec, describe
 from dmi_wire.bulk import Context, DataConnection
 from dmi_wire.keys import KeyPair
 
+_WANTED_S = 1.0
 _WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
@@ -96,10 +97,10 @@ class Replicas:
         self._asked: dict[int, _Asked] = {}
         self._worked: dict[ReplicaId, float] = {}
         """Which share of the time each computed lately."""
-        self._is_awaited = False
-        """Was it said that there is no replica, and has none come since?"""
+        self._wanted_at: float | None = None
+        """When it was said last that there is no replica, if none has come since."""
         self.wanted: Callable[[], None] | None = None
-        """Is called when something is asked and there is no replica."""
+        """Is called when something is asked and there is no replica; again after a while, for it may have been said too early."""
         self._next_request = 1
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: Instant | None = None
@@ -135,9 +136,11 @@ class Replicas:
         self._asked[request] = _Asked(inputs, choice.contract, done)
         rows, until = inputs.rows if choice.contract.is_batched else 1, Instant(_now() + within_ms)
         self._step(on.Arrived(request, rows, inputs.group, until, choice.versions, inputs.size_bytes))
-        if not self._lines and not self._is_awaited and self.wanted is not None:
-            self._is_awaited = True
-            self.wanted()
+        if not self._lines and self.wanted is not None:
+            now = time.monotonic()
+            if self._wanted_at is None or now - self._wanted_at >= _WANTED_S:
+                self._wanted_at = now
+                self.wanted()
         return request
 
     def abandon(self, request: int) -> None:
@@ -152,7 +155,8 @@ class Replicas:
         if fleet.versions is not None:
             self._offer.told(fleet.versions)
         wanted = {endpoint.public_key: endpoint for endpoint in fleet.replicas}
-        self._is_awaited = self._is_awaited and not wanted
+        if wanted:
+            self._wanted_at = None
         self._worked = {name: worked for name, worked in self._worked.items() if name in wanted}
         for name, endpoint in wanted.items():
             if name in self._lines:
@@ -161,9 +165,6 @@ class Replicas:
             self._watch(line.connection.socket, line, self._receive)
             self._watch(line.monitor, line, self._notice)
         self._step(on.FleetTold(frozenset(wanted)))
-        for gone in self._lines.keys() - wanted.keys():
-            if gone not in self._router.known:
-                self._close(gone)
 
     async def drain(self, within_s: float) -> None:
         """Until all that was asked is answered, or the time is over."""
@@ -191,7 +192,7 @@ class Replicas:
 
     def _notice(self, line: _Line) -> None:
         """The connection was made, or broke."""
-        while line.replica in self._lines and _can_be_read(line.monitor):
+        while self._lines.get(line.replica) is line and _can_be_read(line.monitor):
             event = recv_monitor_message(line.monitor, zmq.NOBLOCK)["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._send(line, Greet())
@@ -200,7 +201,7 @@ class Replicas:
                 self._step(on.Broke(line.replica))
 
     def _receive(self, line: _Line) -> None:
-        while line.replica in self._lines:
+        while self._lines.get(line.replica) is line:
             try:
                 found = line.connection.receive()
                 if found is None:
@@ -265,6 +266,9 @@ class Replicas:
                 case on.Refuse(request, why):
                     if (asked := self._asked.pop(request, None)) is not None:
                         asked.done(Outcome((), "", why, asked.begun_at))
+        if len(self._lines) > len(self._router.known):  # those that have left have answered all that they had
+            for gone in self._lines.keys() - self._router.known:
+                self._close(gone)
         self._set_timer()
         if self._idle is not None and not self._router.waiting and not self._idle.done():
             self._idle.set_result(None)

@@ -244,8 +244,8 @@ class RoleProcess:
                 is_ours = is_ours and sum(len(part) for pair in machine for part in pair) <= _MACHINE_CHARACTERS
                 if not is_ours or not is_address(address) or not is_public_key(public_key):
                     raise RemoteProtocolError("it is bound to what is no address, or as another process")
-            case Unusable(version, text):
-                return Unusable(version[: 2 * limits.NAME_CHARACTERS], text[-limits.TRACEBACK_BYTES // 4 :])
+            case Unusable(version, text, number):
+                return Unusable(version[: 2 * limits.NAME_CHARACTERS], text[-limits.TRACEBACK_BYTES // 4 :], number)
             case Failed(kind, text, starting) if (
                 len(kind) > limits.NAME_CHARACTERS or len(text) > limits.TRACEBACK_BYTES
             ):

@@ -266,10 +266,12 @@ class Wanted(Struct, frozen=True, tag="wanted"):
 
 
 class Unusable(Struct, frozen=True, tag="unusable"):
-    """From a deployment's replica: a version that it was told cannot be loaded, and why. It goes on with what it has."""
+    """From a deployment's replica: a version that it was told cannot be loaded, and why. It goes on with what it has.
+    ``number`` counts how often it has said such a thing: a version may be given to it again."""
 
     version: str
     text: str
+    number: int
 
 
 class Ready(Struct, frozen=True, tag="ready"):

@@ -7,7 +7,6 @@ imports torch, and so outlives whatever the model, a decoder or an input does to
 import hashlib
 import os
 import re
-import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from dmi.infer.config import Config
 from dmi.infer.inputs import Pack
 from dmi.infer.line import GoneError, Line
 from dmi.infer.plan import CONFIG
-from dmi.infer.started import StartedProcess
+from dmi.infer.started import StartedProcess, computed_ticks, how_ended
 from dmi_protocol import limits
 from dmi_protocol.identity import BlobHash
 from dmi_protocol.kinds.batch.queue import SliceQueue
@@ -106,9 +105,9 @@ class Computer:
         assert self._process is not None
         try:
             while True:
-                used = _computed_ticks(self._process.pid)
+                used = computed_ticks(self._process.pid)
                 if self._line.is_quiet(limits.ROLE_STALLED_MS / 1000):
-                    if _computed_ticks(self._process.pid) > used:
+                    if computed_ticks(self._process.pid) > used:
                         continue
                     self.close()
                     raise DiedError("it stopped the process that computed it")
@@ -127,19 +126,7 @@ class Computer:
         self._line.close()
         code = self._process.wait()
         self._process = None
-        if code >= 0:
-            raise DiedError(f"it ended the process that computed it, with code {code}")
-        what = " (out of memory?)" if code == -signal.SIGKILL else ""
-        raise DiedError(f"it ended the process that computed it, by {signal.Signals(-code).name}{what}")
-
-
-def _computed_ticks(pid: int | None) -> int:
-    """The processor time that a process has used: fields 14 and 15 of its line in ``/proc``, in clock ticks."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0
-    return int(fields[11]) + int(fields[12])
+        raise DiedError(how_ended(code))
 
 
 class Replica:

@@ -95,6 +95,23 @@ class StartedProcess:
             self.wait()
 
 
+def how_ended(code: int) -> str:
+    """In words; ``code`` is as ``Popen.poll`` has it."""
+    if code >= 0:
+        return f"it ended the process that computed it, with code {code}"
+    what = " (out of memory?)" if code == -signal.SIGKILL else ""
+    return f"it ended the process that computed it, by {signal.Signals(-code).name}{what}"
+
+
+def computed_ticks(pid: int | None) -> int:
+    """The processor time that a process has used: fields 14 and 15 of its line in ``/proc``, in clock ticks."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return int(fields[11]) + int(fields[12])
+
+
 def _connected() -> socket.socket | None:
     path = os.environ.get(FORK_SERVER)
     if path is None:

@@ -3,22 +3,9 @@
 from typing import Any
 
 from dmi.errors import UsageError
+from dmi_protocol.serving.datatypes import DATATYPES
 
-_DATATYPES = {
-    "bool": "BOOL",
-    "uint8": "UINT8",
-    "uint16": "UINT16",
-    "uint32": "UINT32",
-    "uint64": "UINT64",
-    "int8": "INT8",
-    "int16": "INT16",
-    "int32": "INT32",
-    "int64": "INT64",
-    "float16": "FP16",
-    "float32": "FP32",
-    "float64": "FP64",
-}
-_DTYPES = {datatype: name for name, datatype in _DATATYPES.items()}
+_DTYPES = {datatype: name for name, datatype in DATATYPES.items()}
 
 
 def is_tensor(value: Any) -> bool:
@@ -41,7 +28,7 @@ def written(name: str, value: Any) -> tuple[str, list[int], bytes]:
     array = np.asarray(value)
     if not isinstance(value, np.ndarray | np.generic) and array.dtype == np.float64:
         array = array.astype(np.float32)
-    datatype = _DATATYPES.get(str(array.dtype))
+    datatype = DATATYPES.get(str(array.dtype))
     if datatype is None:
         raise UsageError(f"{name!r} is an array of {array.dtype}; only numbers, true and false can be sent")
     return datatype, list(array.shape), np.ascontiguousarray(array).tobytes()

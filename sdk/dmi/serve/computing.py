@@ -1,17 +1,15 @@
 """The computing process of a deployment's replica, as the replica sees it: it is told, heard and ended, and never waited for."""
 
-import signal
 import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from dmi.infer.line import GoneError, Line
-from dmi.infer.started import StartedProcess
+from dmi.infer.started import StartedProcess, computed_ticks, how_ended
 from dmi.serve.arena import Arenas, Reader, place
 from dmi_protocol import limits
 from dmi_protocol.messages.roles import ReplicaLaunch
@@ -54,7 +52,7 @@ class ComputingProcess:
         self._read = Reader()
         self.is_ready = False
         """Is the model in memory?"""
-        self._moved_at = time.monotonic()
+        self._started_at = self._moved_at = time.monotonic()
         self._ticks = 0
         with suppress(GoneError):
             self._line.say(launch=msgspec.to_builtins(launch))
@@ -80,7 +78,7 @@ class ComputingProcess:
         try:
             found = self._line.hear()
         except GoneError:
-            raise EndedError(_how(self._process.wait())) from None
+            raise EndedError(how_ended(self._process.wait())) from None
         self._moved_at = time.monotonic()
         if "error" in found:
             raise FailedError(found["error"], found["text"])
@@ -104,9 +102,14 @@ class ComputingProcess:
         now = time.monotonic()
         if now - self._moved_at < limits.ROLE_STALLED_MS / 1000:
             return False
-        before, self._ticks = self._ticks, _ticks(self._process.pid)
+        before, self._ticks = self._ticks, computed_ticks(self._process.pid)
         self._moved_at = now if self._ticks > before else self._moved_at
         return self._ticks <= before
+
+    @property
+    def is_overdue(self) -> bool:
+        """Has it not had the model in memory for longer than anything may take to start?"""
+        return not self.is_ready and time.monotonic() - self._started_at >= limits.ROLE_START_MS / 1000
 
     def has_something(self) -> bool:
         """Can it be heard now?"""
@@ -117,19 +120,3 @@ class ComputingProcess:
         self._line.close()
         self._process.kill()
         self._arenas.close()
-
-
-def _how(code: int) -> str:
-    if code >= 0:
-        return f"it ended the process that computed it, with code {code}"
-    what = " (out of memory?)" if code == -signal.SIGKILL else ""
-    return f"it ended the process that computed it, by {signal.Signals(-code).name}{what}"
-
-
-def _ticks(pid: int | None) -> int:
-    """The processor time that a process has used: fields 14 and 15 of its line in ``/proc``, in clock ticks."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0
-    return int(fields[11]) + int(fields[12])

@@ -116,6 +116,8 @@ class Lane:
         """Now and then: does the process that computes move, and in time?"""
         if self._told and time.monotonic() >= self._told[0].gives_up_at:
             yield from self._died("it was not computed in its time, and the process that computed it was ended")
+        elif self._process.is_overdue:
+            yield from self._died(f"it was not in memory within {limits.ROLE_START_MS // 1000} seconds")
         elif self._process.has_stopped:
             yield from self._died("it stopped the process that computed it")
 

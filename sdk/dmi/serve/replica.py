@@ -68,6 +68,8 @@ class Replica:
         self._gateways: dict[bytes, float] = {}
         """Who has greeted, under its full name, and when it was last seen there."""
         self._most = 0
+        self._refused = 0
+        """How often it was said that a version cannot be loaded."""
         self._beat_at = time.monotonic()
         self._worked = Worked(self._beat_at)
         self._share = 0.0
@@ -160,7 +162,8 @@ class Replica:
         lane.close()
         del self._lanes[version]
         self._wanted = tuple(other for other in self._wanted if other != version) or self._versions
-        self._child.tell(Unusable(version, str(error)))
+        self._refused += 1
+        self._child.tell(Unusable(version, str(error), self._refused))
 
     # Gateways
 

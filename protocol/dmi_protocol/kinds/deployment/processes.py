@@ -93,7 +93,7 @@ class DeploymentProcesses:
             return [WakeDeployment(request_of(role, f"wanted-{event.number}"), role)]
         if not isinstance(event, Unusable):
             return []
-        request = request_of(role, f"unusable-{event.version}")
+        request = request_of(role, f"unusable-{event.number}")
         return [RefuseVersion(request, role, event.version, event.text)]
 
 
