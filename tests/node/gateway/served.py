@@ -134,6 +134,13 @@ async def serving(model: ModelContent) -> AsyncIterator[Served]:
     assert served.failed == []
 
 
+async def until(look: Callable[[], object]) -> None:
+    """It is so, or becomes so in time. Raises ``TimeoutError``."""
+    async with asyncio.timeout(10):
+        while not look():
+            await asyncio.sleep(0.001)
+
+
 async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
     """The next answer on a connection: status, headers in lower case, body."""
     lines = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode("latin-1").split("\r\n")

@@ -16,7 +16,7 @@ from dmi_node.gateway.v2 import JSON_LENGTH
 from dmi_protocol.messages.roles import Access
 from dmi_protocol.model import TensorInfo
 from dmi_protocol.serving.events import Full, Killed, Rejected, TooLate
-from tests.node.gateway.served import Served, answer, content, head, serving
+from tests.node.gateway.served import Served, answer, content, head, serving, until
 
 X = TensorInfo("x", "float32", (None, 3))
 MODEL = content(X)
@@ -386,10 +386,9 @@ async def test_who_hangs_up_is_not_computed_for() -> None:
         _, writer = await served.connect()
         body = json.dumps({"inputs": [tensor()]}).encode()
         writer.write(head("POST", INFER, len(body)) + body)
-        await asyncio.sleep(0.05)
+        await until(lambda: served.replicas.asked)
         writer.close()
-        await asyncio.sleep(0.05)
-        assert served.replicas.abandoned == [1]
+        await until(lambda: served.replicas.abandoned == [1])
 
 
 async def test_what_is_counted() -> None:

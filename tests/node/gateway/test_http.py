@@ -14,7 +14,7 @@ import pytest
 from dmi_node.gateway import http
 from dmi_node.gateway.http import Exchange, HttpError, Request, Server
 from dmi_protocol import limits
-from tests.node.gateway.served import HOST, answer, head
+from tests.node.gateway.served import HOST, answer, head, until
 
 
 class Echo:
@@ -55,7 +55,7 @@ async def echo(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Echo]:
     yield found
     found.server.stop_listening()
     found.server.close()
-    await asyncio.sleep(0.01)
+    await until(lambda: not found.server.connections)
 
 
 async def connect(echo: Echo) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -160,7 +160,7 @@ async def test_all_bodies_together_are_bounded(echo: Echo, monkeypatch: pytest.M
     monkeypatch.setattr(limits, "BODIES_BYTES", 1_500)
     reader, writer = await connect(echo)
     writer.write(head("POST", "/", 1_001) + b"x" * 1_000)
-    await asyncio.sleep(0.05)
+    await until(lambda: echo.server.received_bytes >= 1_000)
     status, headers, _ = await ask(echo, head("POST", "/", 1_001) + b"x" * 1_000)
     assert (status, "retry-after" in headers) == (503, True)
     writer.write(b"x")
@@ -220,14 +220,13 @@ async def test_slow_senders_are_many_and_others_are_served(echo: Echo, monkeypat
     for reader, writer in slow:
         assert (await answer(reader))[0] == 408
         writer.close()
-    await asyncio.sleep(0.3)
-    assert not echo.server.connections
+    await until(lambda: not echo.server.connections)
 
 
 async def test_too_many_connections_are_refused(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "GATEWAY_CONNECTIONS", 2)
     kept = [await connect(echo) for _ in range(2)]
-    await asyncio.sleep(0.05)
+    await until(lambda: len(echo.server.connections) == 2)
     reader, writer = await connect(echo)
     assert (await answer(reader))[0] == 503
     for _, each in (*kept, (reader, writer)):
@@ -237,10 +236,9 @@ async def test_too_many_connections_are_refused(echo: Echo, monkeypatch: pytest.
 async def test_who_hangs_up_is_not_answered(echo: Echo) -> None:
     _, writer = await connect(echo)
     writer.write(head("POST", "/hold", 1) + b"x")
-    await asyncio.sleep(0.05)
+    await until(lambda: echo.held)
     writer.close()
-    await asyncio.sleep(0.05)
-    assert echo.gone == 1
+    await until(lambda: echo.gone == 1)
     echo.held[0].reply(200, b"too late")
 
 
@@ -279,7 +277,7 @@ async def test_a_gateway_that_leaves_answers_what_it_has(echo: Echo) -> None:
     idle, idler = await connect(echo)
     reader, writer = await connect(echo)
     writer.write(head("POST", "/hold", 1) + b"x")
-    await asyncio.sleep(0.05)
+    await until(lambda: echo.held)
     echo.server.stop_listening()
     assert await asyncio.wait_for(idle.read(), 5) == b""
     echo.held[0].reply(200, b"last")
@@ -311,4 +309,4 @@ async def test_with_a_certificate_it_speaks_tls(tmp_path: Path) -> None:
     plainly.close()
     echo.server.stop_listening()
     echo.server.close()
-    await asyncio.sleep(0.05)
+    await until(lambda: not echo.server.connections)
