@@ -20,8 +20,9 @@ from dmi_protocol.cluster.command import (
 from dmi_protocol.cluster.models import ModelVersion
 from dmi_protocol.cluster.state import Outcome
 from dmi_protocol.identity import BlobHash, JobId, RequestId
+from dmi_protocol.kinds.all_kinds import kind_of
 from dmi_protocol.kinds.job import CANCELLED, FAILED, RECOVERING, RUNNING, STARTING
-from dmi_protocol.messages.roles import RoleKey, Versions
+from dmi_protocol.messages.roles import RoleKey, Unusable, Versions
 from dmi_protocol.model import ModelRef
 from dmi_protocol.reasons import AlreadyServed, CrashedOften, Malformed, ModelInUse, RoleFailed, Stale, UnknownModel
 from dmi_protocol.sentences import sentence
@@ -252,6 +253,16 @@ def test_a_version_that_cannot_be_loaded_is_gone_back_from() -> None:
     )
     versions(table, 3)
     assert table.job.reason is None
+
+
+def test_what_was_refused_and_is_given_again_may_be_refused_again() -> None:
+    table = with_versions()
+    role = table.job.placed("replica")[0][0]
+    for number in (1, 2):
+        versions(table, 2)
+        (command,) = kind_of(table.job).processes.says(role, Unusable("m:2", "damaged", number), A, None)
+        table.do(command)
+        assert table.job.versions.current.id == "m:1"
 
 
 def test_a_canary_that_cannot_be_loaded_is_done_without() -> None:

@@ -1,0 +1,1 @@
+"""A deployment's replica, without a mesh."""
