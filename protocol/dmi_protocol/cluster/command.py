@@ -309,6 +309,8 @@ class Recopy(Struct, frozen=True, tag="recopy"):
     owner: str
     blob: BlobHash
     node: NodeId
+    nth: int = 0
+    """How often a copy of this blob was asked for before: what was decided without knowing of the last time does nothing."""
 
 
 class HoldBlob(Struct, frozen=True, tag="hold-blob"):

@@ -8,7 +8,7 @@ from dmi_protocol.identity import BlobHash, NodeId
 
 class Holding(Protocol):
     """Something that blobs belong to. ``copies`` says who is to keep a further copy of a blob and has not told that it does,
-    ``recopied`` how often one was asked for."""
+    ``asked`` how often one of that blob was asked for."""
 
     @property
     def id(self) -> str:
@@ -16,7 +16,7 @@ class Holding(Protocol):
         ...
 
     copies: dict[BlobHash, NodeId]
-    recopied: int
+    asked: dict[BlobHash, int]
 
     def kept(self) -> Iterator[tuple[BlobHash, tuple[NodeId, ...]]]:
         """Every blob that it speaks of, beside the files of jobs, and who is said to have it: what is spoken of by nothing is

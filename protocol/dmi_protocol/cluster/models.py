@@ -27,7 +27,7 @@ class ModelVersion(Struct):
     origin: JobId | None = None
     """The training that published it, and did so last."""
     copies: dict[BlobHash, NodeId] = field(default_factory=dict)
-    recopied: int = 0
+    asked: dict[BlobHash, int] = field(default_factory=dict)
 
     @property
     def id(self) -> str:

@@ -60,9 +60,12 @@ def _owner(state: ClusterState, owner: str) -> Holding | None:
 
 def _recopy(state: ClusterState, command: Recopy) -> Outcome:
     owner = _owner(state, command.owner)
-    if owner is None or command.blob not in owner.blobs():
+    if owner is None or command.blob not in owner.blobs() or command.nth != owner.asked.get(command.blob, 0):
         return _STALE
-    owner.copies, owner.recopied = owner.copies | {command.blob: command.node}, owner.recopied + 1
+    owner.copies, owner.asked = (
+        owner.copies | {command.blob: command.node},
+        owner.asked | {command.blob: command.nth + 1},
+    )
     return _DONE
 
 

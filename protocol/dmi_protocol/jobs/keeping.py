@@ -89,16 +89,8 @@ class Keeping:
             del self._under_way[blob]
 
     def reconcile(self, state: ClusterState) -> list[Effect]:
-        """Fetch what this host is to keep, and has not. Of one owner many copies may be asked for one after another: what is
-        under way goes on under the name that it has, until that was told."""
-        told = {(wish.fact.owner, wish.blob): wish for wish in self._wishes.values() if isinstance(wish.fact, HoldBlob)}
-        wishes = [
-            before if before is not None and before.fact.request not in state.requests else wish
-            for owner in state.holdings()
-            if owner.copies
-            for wish in self._copies(owner)
-            for before in (told.get((owner.id, wish.blob)),)
-        ]
+        """Fetch what this host is to keep, and has not."""
+        wishes = [wish for owner in state.holdings() if owner.copies for wish in self._copies(owner)]
         wishes += [wish for job in state.jobs.values() if job.goes_on for wish in self._parts(job)]
         due = {wish.fact.request: wish for wish in wishes}
         new = sorted(due.keys() - self._wishes.keys())
@@ -108,7 +100,7 @@ class Keeping:
     def _copies(self, owner: Holding) -> Iterator[_Wish]:
         for blob, node in owner.copies.items():
             if node == self._me:
-                request = RequestId(f"{owner.id}/hold-{blob[:16]}-{node}-{owner.recopied}")
+                request = RequestId(f"{owner.id}/hold-{blob}-{owner.asked.get(blob, 0)}-{node}")
                 yield _Wish(blob, HoldBlob(request, owner.id, blob, node))
 
     def _parts(self, job: AnyJob) -> Iterator[_Wish]:

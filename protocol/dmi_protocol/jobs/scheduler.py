@@ -8,8 +8,9 @@ from itertools import islice
 
 from dmi_protocol import limits
 from dmi_protocol.cluster.command import Command, Finish, LoseRole, Recopy
+from dmi_protocol.cluster.holding import Holding
 from dmi_protocol.cluster.state import ClusterState
-from dmi_protocol.identity import NodeId, RequestId
+from dmi_protocol.identity import BlobHash, NodeId, RequestId
 from dmi_protocol.instant import Instant, after
 from dmi_protocol.kinds.all_kinds import kind_of
 from dmi_protocol.kinds.any_job import AnyJob
@@ -64,10 +65,12 @@ class Scheduler:
         gone = {node for node, since in self._dead.items() if now >= after(since, limits.RECOPY_MS)}
         room = limits.RECOPIES - sum(len(owner.copies) for owner in state.holdings())
         due = islice(recopies(state, nodes, alive, gone, load), max(0, room))
-        return [
-            Recopy(RequestId(f"{owner.id}/recopy-{blob[:16]}-{node}-{owner.recopied}"), owner.id, blob, node)
-            for owner, blob, node in due
-        ]
+        return [_further_copy(owner, blob, node) for owner, blob, node in due]
+
+
+def _further_copy(owner: Holding, blob: BlobHash, node: NodeId) -> Recopy:
+    nth = owner.asked.get(blob, 0)
+    return Recopy(RequestId(f"{owner.id}/recopy-{blob}-{nth}-{node}"), owner.id, blob, node, nth)
 
 
 def _load(state: ClusterState) -> dict[NodeId, int]:

@@ -46,7 +46,7 @@ class Job(Struct):
     reason: Reason | None = None
     copies: dict[BlobHash, NodeId] = field(default_factory=dict)
     """Who is to keep a further copy of a blob, and has not told that it does."""
-    recopied: int = 0
+    asked: dict[BlobHash, int] = field(default_factory=dict)
     """How often such a copy was asked for."""
     reached: int = -1
     """The furthest step at which a role process crashed."""

@@ -11,7 +11,7 @@ from dmi_protocol.cluster.command import (
     Part,
     TrainingSpec,
 )
-from dmi_protocol.cluster.state import ClusterState, MemberRecord, Outcome
+from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.effects import DropBlob, FetchBlob, StartRole, StopRole, TellRole
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
 from dmi_protocol.instant import Instant, after
@@ -304,14 +304,13 @@ def test_what_is_about_to_be_spoken_of_stays_for_a_while() -> None:
 
 def test_a_further_copy_that_is_decided_on_begins_no_other_one_anew() -> None:
     state, job = placed()
-    job.state, job.holders, job.copies, job.recopied = SUCCEEDED, (OTHER,), {PARTS[0]: ME}, 1
+    job.state, job.holders, job.copies, job.asked = SUCCEEDED, (OTHER,), {PARTS[0]: ME}, {PARTS[0]: 1}
     hosting = hosting_here()
     assert hosting.reconcile(NOW, state) == ([FetchBlob(PARTS[0], ())], [])
-    job.copies, job.recopied = {PARTS[0]: ME, PARTS[1]: ME}, 2
+    job.copies, job.asked = {PARTS[0]: ME, PARTS[1]: ME}, {PARTS[0]: 1, PARTS[1]: 1}
     assert hosting.reconcile(NOW, state) == ([FetchBlob(PARTS[1], ())], [])
     assert hosting.reconcile(NOW, state) == ([], [])
     (first,) = hosting.arrived(NOW, state, PARTS[0])[1]
-    state.requests[first.request] = Outcome()
-    job.recopied = 3  # it was kept, lost, and is to be here again
+    job.asked = {PARTS[0]: 2, PARTS[1]: 1}  # it was kept, lost, and is to be here again
     assert hosting.reconcile(NOW, state) == ([FetchBlob(PARTS[0], ())], [])
     assert hosting.arrived(NOW, state, PARTS[0])[1][0].request != first.request

@@ -1,5 +1,7 @@
 """What the coordinator proposes for the jobs."""
 
+from msgspec.structs import replace
+
 from dmi_protocol import limits
 from dmi_protocol.cluster.apply import apply
 from dmi_protocol.cluster.command import (
@@ -23,8 +25,9 @@ from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.instant import Instant
 from dmi_protocol.jobs.scheduler import Scheduler
 from dmi_protocol.kinds.job import FAILED, RECOVERING, SUCCEEDED
+from dmi_protocol.kinds.training.state import KeptPart
 from dmi_protocol.placement.holding import only_here
-from dmi_protocol.reasons import FilesLost, NodeLost, Succeeded
+from dmi_protocol.reasons import FilesLost, NodeLost, Stale, Succeeded
 from tests.protocol.assignments import servers, start_of, training, workers
 
 A, B, C = NODES = tuple(NodeId(letter * 16) for letter in "abc")
@@ -279,6 +282,33 @@ def test_what_an_expelled_node_had_is_copied_from_the_other() -> None:
     remove(table, A)
     table.propose()
     assert [(command.blob, command.node) for command in table.recopied] == [(PART, C)]
+
+
+def test_copies_are_asked_for_once_however_late_the_log_is() -> None:
+    table = Table(spec(1), spec(1), spec(1))
+    drain(table, A)  # which alone has the three bundles
+    first = table.scheduler.propose(NOW, table.state, ALL)
+    copies = [command for command in first if isinstance(command, Recopy)]
+    assert len({command.owner for command in copies}) == 3
+    apply(table.state, table.state.applied + 1, copies[0])
+    again = [c for c in table.scheduler.propose(NOW, table.state, ALL) if isinstance(c, Recopy)]
+    assert {command.request for command in again} == {command.request for command in copies[1:]}
+    late = replace(copies[0], request=RequestId("decided by another coordinator"))
+    assert apply(table.state, table.state.applied + 1, late).refusal == Stale()
+
+
+def test_one_owner_s_copies_do_not_rename_each_other() -> None:
+    table, job = finished(spec(1))
+    extra = BlobHash("e" * 64)
+    checkpoint = training(table.state, job).checkpoint
+    assert checkpoint is not None
+    other = KeptPart(1, extra, 1, (A, B))
+    training(table.state, job).checkpoint = replace(checkpoint, parts=(*checkpoint.parts, other))
+    drain(table, A)
+    copies = table.scheduler.propose(NOW, table.state, ALL)
+    assert {command.blob for command in copies if isinstance(command, Recopy)} == {PART, extra}
+    apply(table.state, table.state.applied + 1, copies[0])
+    assert table.scheduler.propose(NOW, table.state, ALL) == copies[1:]
 
 
 def test_a_dead_node_is_waited_for_and_then_not_counted_on() -> None:
