@@ -30,14 +30,30 @@ class ModelFile(Struct, frozen=True):
     size_bytes: int
 
 
+class ModelStage(Struct, frozen=True):
+    """A part of a model that is cut: what its graph computes from operation ``first`` on and before ``last``. Its files are the
+    ``graph``, which is that of all stages, and ``weights``, which are its own."""
+
+    files: tuple[ModelFile, ...]
+    first: int
+    last: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Its files together."""
+        return sum(file.size_bytes for file in self.files)
+
+
 class ModelContent(Struct, frozen=True):
-    """All that a version is. ``factory`` is ``module:function``, whose module is in the file ``code`` when it travelled."""
+    """All that a version is. ``factory`` is ``module:function``, whose module is in the file ``code`` when it travelled.
+    ``stages`` are there where it is computed by several processes, each with a part of it."""
 
     format: Format
     files: tuple[ModelFile, ...]
     inputs: tuple[TensorInfo, ...] = ()
     outputs: tuple[TensorInfo, ...] = ()
     factory: str = ""
+    stages: tuple[ModelStage, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -49,6 +65,10 @@ class ModelContent(Struct, frozen=True):
     def size_bytes(self) -> int:
         """All files together."""
         return sum(file.size_bytes for file in self.files)
+
+    def files_of(self, stage: int) -> tuple[ModelFile, ...]:
+        """What a process needs that computes this stage; all files where it is in one piece."""
+        return self.stages[stage].files if self.stages else self.files
 
 
 class ModelRef(Struct, frozen=True):

@@ -45,14 +45,14 @@ class Loaded:
     """A version in memory, in evaluation mode. Raises ``ModelError`` from ``load`` only; ``run`` raises what the module does."""
 
     def __init__(self, module: Callable[..., Any], names: Sequence[str]) -> None:
-        self._module = module
+        self.module = module
         self.names = tuple(names)
         """Of the inputs, in order."""
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A batch; without gradients."""
         with torch.inference_mode():
-            return dict(_named(self._module(*(inputs[name] for name in self.names))))
+            return dict(named(self.module(*(inputs[name] for name in self.names))))
 
 
 def load(form: Format, files: Mapping[str, Path], factory: str = "", device: str = "cpu") -> Loaded:
@@ -85,23 +85,24 @@ def _script(path: Path, device: str = "cpu") -> Any:
             warnings.simplefilter("ignore", DeprecationWarning)
             return torch.jit.load(str(path), map_location=device)
     except (RuntimeError, ValueError) as error:
-        raise ModelError(f"{path.name} is damaged, or of another torch: {_line(error)}") from error
+        raise ModelError(f"{path.name} is damaged, or of another torch: {line_of(error)}") from error
 
 
 def _exported(path: Path, device: str) -> Loaded:
-    program = _program(path)
+    program = program_of(path)
     module = program.module()
     if device != "cpu":
         module = module.to(device)
     return Loaded(module, [str(name) for name in program.graph_signature.user_inputs])
 
 
-def _program(path: Path) -> Any:
+def program_of(path: Path) -> Any:
+    """An exported program from a file of any name. Raises ``ModelError``."""
     try:
         with path.open("rb") as file:  # a blob's name has no suffix, on which torch insists for paths
             return torch.export.load(file)
     except Exception as error:  # whatever a damaged file makes torch raise
-        raise ModelError(f"{path.name} is damaged, or of another torch: {_line(error)}") from error
+        raise ModelError(f"{path.name} is damaged, or of another torch: {line_of(error)}") from error
 
 
 def make(factory: str, code: Path | None) -> nn.Module:
@@ -111,11 +112,11 @@ def make(factory: str, code: Path | None) -> nn.Module:
         module = _import(name, code)
         made = getattr(module, function)()
     except (ImportError, SyntaxError) as error:
-        raise ModelError(f"{name} cannot be imported: {_line(error)}") from error
+        raise ModelError(f"{name} cannot be imported: {line_of(error)}") from error
     except AttributeError as error:
-        raise ModelError(f"{name} has no function {function!r}: {_line(error)}") from error
+        raise ModelError(f"{name} has no function {function!r}: {line_of(error)}") from error
     except Exception as error:  # the user's code
-        raise ModelError(f"{factory} raised {type(error).__name__}: {_line(error)}") from error
+        raise ModelError(f"{factory} raised {type(error).__name__}: {line_of(error)}") from error
     if not isinstance(made, nn.Module):
         raise ModelError(f"{factory} returns a {type(made).__name__}; it must return a torch.nn.Module")
     return made
@@ -137,7 +138,7 @@ def _fill(module: nn.Module, weights: Path, factory: str) -> None:
     try:
         state = load_file(weights)
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{weights.name} is no whole safetensors file: {_line(error)}") from error
+        raise ModelError(f"{weights.name} is no whole safetensors file: {line_of(error)}") from error
     own = module.state_dict()
     tied = _tied(own)
     state |= {name: state[first] for name, first in tied.items() if name not in state and first in state}
@@ -169,16 +170,16 @@ def _parameters_of(module: nn.Module) -> list[str]:
     return [p.name for p in parameters if p.kind in plain and p.default is inspect.Parameter.empty]
 
 
-def _named(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Tensor]]:
+def named(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of what a module returned, by name. Raises ``ModelError`` for anything else."""
     if isinstance(value, Tensor):
         yield ".".join(path) or "output_0", value
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _named(inner, (*path, str(key)))
+            yield from named(inner, (*path, str(key)))
     elif isinstance(value, tuple | list):
         for place, inner in enumerate(value):
-            yield from _named(inner, (*path, str(place)) if path else (f"output_{place}",))
+            yield from named(inner, (*path, str(place)) if path else (f"output_{place}",))
     elif value is not None:
         what = f"its output {'.'.join(path)!r}" if path else "what it returns"
         raise ModelError(f"{what} is a {type(value).__name__}; only tensors can be given back")
@@ -198,7 +199,7 @@ def describe(content: ModelContent, files: Mapping[str, Path], said: Sequence[Te
         ordered = tuple(sorted(said, key=lambda info: loaded.names.index(info.name)))
         return replace(content, inputs=ordered, outputs=_outputs(loaded, ordered))
     if content.format == "exported":
-        inputs = _exported_inputs(_program(files["model"]))
+        inputs = _exported_inputs(program_of(files["model"]))
         return replace(content, inputs=inputs, outputs=_outputs(loaded, inputs))
     return _guess(content, loaded, files)
 
@@ -297,8 +298,8 @@ def _outputs(loaded: Loaded, inputs: tuple[TensorInfo, ...]) -> tuple[TensorInfo
 def _demand_steady(loaded: Loaded, inputs: tuple[TensorInfo, ...], size: int) -> None:
     """The same inputs give the same outputs. What is exported while it trains draws anew each time."""
     generator = torch.Generator().manual_seed(0)
-    drawn = {info.name: _drawn(example(info, size), generator) for info in inputs}
-    first, second = loaded.run(drawn), loaded.run(drawn)
+    given = {info.name: drawn(example(info, size), generator) for info in inputs}
+    first, second = loaded.run(given), loaded.run(given)
     for name, tensor in first.items():
         if not torch.equal(torch.nan_to_num(tensor), torch.nan_to_num(second[name])):
             raise RandomModelError(
@@ -306,7 +307,8 @@ def _demand_steady(loaded: Loaded, inputs: tuple[TensorInfo, ...], size: int) ->
             )
 
 
-def _drawn(zeros: Tensor, generator: torch.Generator) -> Tensor:
+def drawn(zeros: Tensor, generator: torch.Generator) -> Tensor:
+    """Values for a trial; whole numbers stay zeros, which are in range everywhere."""
     if not zeros.is_floating_point():
         return zeros
     return torch.randn(zeros.shape, generator=generator).to(zeros.dtype)
@@ -318,7 +320,7 @@ def _trial(loaded: Loaded, inputs: tuple[TensorInfo, ...], size: int) -> dict[st
     except ModelError:
         raise
     except Exception as error:  # whatever the module raises for what it cannot take
-        raise ModelError(f"a trial run with {_shown(inputs, size)} raised {_line(error)}") from error
+        raise ModelError(f"a trial run with {_shown(inputs, size)} raised {line_of(error)}") from error
 
 
 def example(info: TensorInfo, size: int) -> Tensor:
@@ -335,7 +337,7 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _line(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
     """The line of a message that says most: the last one that is not empty, or that of a nested traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if line.startswith(("RuntimeError:", "TypeError:", "ValueError:"))]
