@@ -77,11 +77,11 @@ def _check_keys(path: Path, values: Mapping[str, object]) -> None:
             raise ConfigError(f"{path}: unknown key {key!r}; {hint}")
 
 
-def size_of(text: str) -> int:
-    """``50GB`` or ``800 MB`` in bytes. Raises ``ConfigError``."""
+def size_of(text: str, what: str = "quota") -> int:
+    """``50GB`` or ``800 MB`` in bytes. Raises ``ConfigError`` that names ``what``."""
     found = _SIZE.fullmatch(text.strip())
     if found is None:
-        raise ConfigError(f"quota must be a size such as 50GB or 800MB, not {text!r}")
+        raise ConfigError(f"{what} must be a size such as 50GB or 800MB, not {text!r}")
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 

@@ -70,6 +70,9 @@ LEASES = 2
 """Slices that a replica has at a time: it reads one while it computes the other."""
 MODEL_VERSIONS = 1_024
 MODEL_FILES = 16
+MODEL_STAGES = 64
+MODEL_CUTS = 8
+"""So many ways to cut one version into stages are kept."""
 """Of one version."""
 MODEL_BYTES = 1 << 40
 """Of one file."""

@@ -37,11 +37,8 @@ class ModelStage(Struct, frozen=True):
     files: tuple[ModelFile, ...]
     first: int
     last: int
-
-    @property
-    def size_bytes(self) -> int:
-        """Its files together."""
-        return sum(file.size_bytes for file in self.files)
+    weight_bytes: int
+    """Of the tensors that it holds in memory."""
 
 
 class ModelContent(Struct, frozen=True):
@@ -69,6 +66,10 @@ class ModelContent(Struct, frozen=True):
     def files_of(self, stage: int) -> tuple[ModelFile, ...]:
         """What a process needs that computes this stage; all files where it is in one piece."""
         return self.stages[stage].files if self.stages else self.files
+
+    def held_bytes(self, stage: int) -> int:
+        """About what it has in memory then."""
+        return self.stages[stage].weight_bytes if self.stages else self.size_bytes
 
 
 class ModelRef(Struct, frozen=True):

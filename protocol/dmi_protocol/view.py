@@ -64,9 +64,9 @@ class JobView(Struct, frozen=True):
 
 
 class DeploymentView(Struct, frozen=True):
-    """A model that is served; of a hundred requests that name no version ``share`` go to the canary. ``urls`` are those of its
-    gateways; requests are counted since each gateway began, the speed and the times that a request took are those of the last
-    seconds: None where no request was heard of."""
+    """A model that is served, cut into so many ``stages``; of a hundred requests that name no version ``share`` go to the canary.
+    ``urls`` are those of its gateways; requests are counted since each gateway began, the speed and the times that a request took
+    are those of the last seconds: None where no request was heard of."""
 
     job: str
     model: str
@@ -75,6 +75,8 @@ class DeploymentView(Struct, frozen=True):
     share: int
     pinned: bool
     state: str
+    stages: int
+    memory_per_replica: int | None
     replicas: tuple[str, ...]
     gateways: tuple[str, ...]
     urls: tuple[str, ...]
@@ -132,6 +134,8 @@ def deployment_view(job: DeploymentJob, served: Callable[[NodeId], Served | None
         share=job.versions.share,
         pinned=job.pinned,
         state=job.state,
+        stages=job.stages,
+        memory_per_replica=job.spec.memory_per_replica,
         replicas=tuple(endpoint.node_name for endpoint in job.bound("replica")),
         gateways=tuple(endpoint.node_name for endpoint in gateways),
         urls=tuple(f"{'https' if job.spec.certificate else 'http'}://{endpoint.address}" for endpoint in gateways),

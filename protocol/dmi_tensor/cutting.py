@@ -23,11 +23,12 @@ _SPARE, _ROOM = 0.1, (0.0, 0.05, 0.1, 0.2)
 
 
 class CutStage(Struct, frozen=True):
-    """Operations ``first`` to ``last``, and their weights in the file at ``weights``."""
+    """Operations ``first`` to ``last``, and their weights in the file at ``weights``, so many bytes of them."""
 
     first: int
     last: int
     weights: Path
+    weight_bytes: int
 
 
 class Cut(NamedTuple):
@@ -50,8 +51,7 @@ def cut(content: ModelContent, files: Mapping[str, Path], most_bytes: int, direc
     graph = directory / "graph"
     _write_graph(program, graph)
     stages = tuple(
-        CutStage(first, last, _write_weights(whole, first, last, directory / f"weights-{place}"))
-        for place, (first, last) in enumerate(bounds)
+        _write_stage(whole, first, last, directory / f"weights-{place}") for place, (first, last) in enumerate(bounds)
     )
     _demand_equal(content, load(content.format, files, content.factory), whole, bounds)
     return Cut(graph, stages)
@@ -240,14 +240,11 @@ def _weights(whole: Whole, first: int, last: int) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in found.items() if isinstance(value, Tensor)}
 
 
-def _write_weights(whole: Whole, first: int, last: int, path: Path) -> Path:
+def _write_stage(whole: Whole, first: int, last: int, path: Path) -> CutStage:
     """A tensor that has two names is written twice: which one an operation uses is all that it knows."""
-    tensors = {
-        name: tensor.clone(memory_format=torch.contiguous_format)
-        for name, tensor in _weights(whole, first, last).items()
-    }
-    save_file(tensors, path)
-    return path
+    weights = _weights(whole, first, last)
+    save_file({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}, path)
+    return CutStage(first, last, path, sum(tensor.nbytes for tensor in weights.values()))
 
 
 def _demand_equal(content: ModelContent, model: Loaded, whole: Whole, bounds: Sequence[tuple[int, int]]) -> None:

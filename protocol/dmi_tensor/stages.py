@@ -89,7 +89,7 @@ class StageGraph:
         self._whole = whole
         self._names = whole.names
         self._is_first = not first
-        self._is_last = last == len(whole.operations)
+        self.is_last = last == len(whole.operations)
         self._given = whole.live(first) if first else whole.inputs
         self._passed = whole.live(last)
         graph, copies, root = fx.Graph(), dict[fx.Node, fx.Node](), nn.Module()
@@ -108,9 +108,15 @@ class StageGraph:
             if node.op == "call_module":  # what is demanded of the inputs
                 root.add_module(str(node.target), whole.attribute(node))
             copies[node] = graph.node_copy(node, copies.__getitem__)
-        flat = whole.output.args[0] if self._is_last else tuple(self._passed)
+        flat = whole.output.args[0] if self.is_last else tuple(self._passed)
         graph.output(fx.map_arg(flat, copies.__getitem__))
         self._module = fx.GraphModule(root, graph)
+
+    def example(self, rows: int) -> dict[str, Tensor]:
+        """A batch of ``rows`` inputs of zeros, or of what the stage before may give for one."""
+        if self._is_first:
+            return {name: zeros(node, rows) for name, node in zip(self._names, self._given, strict=True)}
+        return dict(travelling(node.name, zeros(node, rows)) for node in self._given)
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A batch; without gradients. The first stage takes the model's inputs, by name, and any other one what ``run`` of the
@@ -118,9 +124,17 @@ class StageGraph:
         given = [inputs[name] for name in self._names] if self._is_first else arrived(inputs, self._given)
         with torch.inference_mode():
             found = self._module(*given)
-            if self._is_last:
+            if self.is_last:
                 return self._whole.outputs(found if isinstance(found, tuple | list) else (found,))
             return dict(travelling(node.name, value) for node, value in zip(self._passed, found, strict=True))
+
+
+def zeros(node: fx.Node, rows: int) -> Any:
+    """What ``node`` may give; whatever depends on the inputs' sizes is ``rows``."""
+    value = node.meta["val"]
+    if not isinstance(value, Tensor):
+        return _SYMBOLS[type(value)][0](rows) if type(value) in _SYMBOLS else value
+    return torch.zeros([n if type(n) is int else rows for n in value.shape], dtype=value.dtype)
 
 
 # What travels

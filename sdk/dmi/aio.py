@@ -163,6 +163,10 @@ class Models:
         """See ``dmi.models.library.Models.remove``."""
         return await asyncio.to_thread(self._models.remove, name)
 
+    async def cut(self, name: str, most_bytes: int) -> dict[str, Any]:
+        """See ``dmi.models.library.Models.cut``."""
+        return await asyncio.to_thread(self._models.cut, name, most_bytes)
+
     async def promote(self, name: str) -> dict[str, Any]:
         """See ``dmi.models.library.Models.promote``."""
         return await asyncio.to_thread(self._models.promote, name)
@@ -242,6 +246,7 @@ class Mesh:
         certificate_key: str | None = None,
         threads: int = 1,
         follow: str | None = None,
+        memory_per_replica: int | None = None,
     ) -> Deployment:
         """See ``dmi.mesh.Mesh.serve``."""
         served = await asyncio.to_thread(
@@ -260,6 +265,7 @@ class Mesh:
             certificate_key=certificate_key,
             threads=threads,
             follow=follow,
+            memory_per_replica=memory_per_replica,
         )
         return Deployment(served)
 

@@ -95,6 +95,7 @@ class Mesh:
         certificate_key: str | None = None,
         threads: int = 1,
         follow: str | None = None,
+        memory_per_replica: int | None = None,
     ) -> Deployment:
         """Serve ``model`` (a name, or ``name:number``) on the mesh; returns once that is committed: ``ready()`` of what is
         returned waits until it serves, and gives the URLs.
@@ -104,14 +105,18 @@ class Mesh:
         nodes take requests in (all by default, up to 8). A request waits for others, to be computed with them, only while every
         replica is busy, and at most ``max_wait_ms``; with ``exact`` it is computed alone. With ``follow``, a training, each
         version that it publishes is taken. With ``certificate`` and ``certificate_key``, files on every host with a gateway,
-        gateways speak TLS.
+        gateways speak TLS. A model with more than ``memory_per_replica`` bytes of weights is cut into stages (``Models.cut``) on
+        as many nodes, which compute one after another; there are ``replicas`` of each stage.
 
         Raises ``UnknownJobError`` for a model or a training that there is not, ``RefusedError`` (it is served already),
         ``UsageError``, ``NoQuorumError``.
         """
+        name = model if version is None else f"{model}:{version}"
+        if memory_per_replica is not None:
+            self.models.cut(name, memory_per_replica)
         return serve(
             self._connection,
-            model if version is None else f"{model}:{version}",
+            name,
             **_replicas(replicas, least, most, len(self.members())),
             gateways=gateways,
             max_batch=max_batch,
@@ -122,6 +127,7 @@ class Mesh:
             certificate_key=certificate_key,
             threads=threads,
             follow=follow,
+            memory_per_replica=memory_per_replica,
         )
 
     def unserve(self, model: str) -> str:

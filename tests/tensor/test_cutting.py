@@ -118,7 +118,9 @@ def exported(module: nn.Module, example_: Tensor, directory: Path) -> tuple[Mode
 def in_stages(content: ModelContent, made: Cut) -> list[StageGraph]:
     """Each as its process loads it, from its files alone."""
     graph = ModelFile("graph", BlobHash("b" * 64), 1)
-    cut_content = replace(content, stages=tuple(ModelStage((graph,), each.first, each.last) for each in made.stages))
+    cut_content = replace(
+        content, stages=tuple(ModelStage((graph,), each.first, each.last, each.weight_bytes) for each in made.stages)
+    )
     return [
         load_stage(cut_content, place, {"graph": made.graph, "weights": each.weights})
         for place, each in enumerate(made.stages)

@@ -7,7 +7,7 @@ import click
 import dmi.mesh
 from dmi.mesh import Mesh
 from dmi_node.cli import output, wording
-from dmi_node.cli.options import asks_mesh, home, home_option, json_option, telling
+from dmi_node.cli.options import SIZE, asks_mesh, home, home_option, json_option, telling
 
 
 @click.group(invoke_without_command=True, epilog="Example: dmi-node models add digits digits.pt2")
@@ -74,6 +74,18 @@ def rm(mesh: Mesh, name: str, as_json: bool) -> None:
         output.as_json({"removed": gone})
     else:
         click.echo(f"removed {', '.join(gone)}")
+
+
+@models.command(epilog="Example: dmi-node models cut big --memory 200MB")
+@click.argument("name")
+@click.option("--memory", type=SIZE, metavar="SIZE", required=True, help="Bytes of weights that a process may hold.")
+@asks_mesh
+def cut(mesh: Mesh, name: str, memory: int, as_json: bool) -> None:
+    """Cut a version into stages by memory, so that several nodes serve it as one, with the bits of the whole.
+
+    `serve --memory-per-replica` and `infer` with `memory_per_replica` do so themselves. The model is loaded once, here.
+    """
+    _show(mesh.models.cut(name, memory), as_json=as_json)
 
 
 @models.command(epilog="Example: dmi-node models promote digits:3")

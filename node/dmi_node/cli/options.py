@@ -9,8 +9,25 @@ import click
 import dmi.mesh
 from dmi.errors import DmiError, NoNodeError, UsageError
 from dmi_node.cli.output import NO_NODE, UNHEALTHY, USAGE, end
+from dmi_node.config import ConfigError, size_of
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes, written as 50GB or 800MB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """In bytes."""
+        try:
+            return size_of(value, "a number of bytes") if isinstance(value, str) else int(value)
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+SIZE = Size()
 
 
 def home_option(verb: Verb) -> Verb:

@@ -5,7 +5,7 @@ import click
 from dmi.mesh import Mesh
 from dmi_node.cli import output
 from dmi_node.cli.models import show_served
-from dmi_node.cli.options import asks_mesh
+from dmi_node.cli.options import SIZE, asks_mesh
 
 
 def _replicas_of(context: click.Context, option: click.Parameter, value: str | None) -> int | str | None:
@@ -56,6 +56,12 @@ def _replicas_of(context: click.Context, option: click.Parameter, value: str | N
 @click.option(
     "--share", type=click.IntRange(0, 100), help="With --canary: of how many requests of a hundred (10); 0 ends it."
 )
+@click.option(
+    "--memory-per-replica",
+    metavar="SIZE",
+    type=SIZE,
+    help="Bytes of weights that a process may hold (200MB): a larger model is cut into stages on several nodes.",
+)
 @click.option("--detach", is_flag=True, help="Do not wait until it serves.")
 @asks_mesh
 def serve(
@@ -76,6 +82,7 @@ def serve(
     follow: str | None,
     canary: int | None,
     share: int | None,
+    memory_per_replica: int | None,
     detach: bool,
     as_json: bool,
 ) -> None:
@@ -101,6 +108,7 @@ def serve(
         certificate_key=key,
         threads=threads,
         follow=follow,
+        memory_per_replica=memory_per_replica,
     )
     urls = deployment.urls() if detach else deployment.ready()
     if as_json:

@@ -6,13 +6,13 @@ from dmi_node.control.server import RefusalError
 from dmi_node.storage.blobs import is_hash
 from dmi_protocol import limits, reasons
 from dmi_protocol.cluster.command import BatchSpec, DeploymentSpec, JobSpec, Spec, TrainingSpec
-from dmi_protocol.cluster.models import Models, find
+from dmi_protocol.cluster.models import Models, ModelVersion, find
 from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.codec import convert
 from dmi_protocol.identity import BlobHash, RequestId
 from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.kinds.job import ENDED
-from dmi_protocol.model import ModelContent, ModelRef
+from dmi_protocol.model import ModelContent, ModelRef, ModelStage
 from dmi_protocol.sentences import sentence
 from dmi_protocol.serving.datatypes import unspeakable
 
@@ -99,12 +99,16 @@ def deployment(value: object, state: ClusterState) -> DeploymentSpec:
         said |= {"port": next(port for port in _GATEWAY_PORTS if port not in taken), "may_move": True}
     else:
         said |= {"port": port, "may_move": False}
-    model = ModelRef(version.id, version.content)
+    model = ModelRef(version.id, _held(version, said.get("memory_per_replica")))
     found: DeploymentSpec = convert(said | {"kind": "deployment", "name": version.name, "model": model}, DeploymentSpec)
     if bool(found.certificate) != bool(found.certificate_key) or not all(
         not path or PurePosixPath(path).is_absolute() for path in (found.certificate, found.certificate_key)
     ):
         raise RefusalError("usage", "--cert and --key go together, and are absolute paths on every host with a gateway")
+    if found.follow is not None and model.content.stages:
+        raise RefusalError(
+            "usage", "--follow is for models that a replica can hold: what a training publishes is not cut into stages"
+        )
     if found.most is not None and (found.replicas is not None or found.least > found.most):
         raise RefusalError(
             "usage", "--min and --max go with --replicas auto, and the first is not more than the second"
@@ -118,9 +122,24 @@ def deployment(value: object, state: ClusterState) -> DeploymentSpec:
         ("--max-wait-ms", found.max_wait_ms, 0, limits.REQUEST_MS),
         ("--port", found.port, 1, 65_535),
         ("--threads", found.threads, 1, _THREADS),
+        ("--memory-per-replica", found.memory_per_replica, 1, limits.MODEL_BYTES),
     ):
         if number is not None and not least <= number <= most:
             raise RefusalError("usage", f"{option} must be {least} to {most}, not {number}")
+    return found
+
+
+def _held(version: ModelVersion, most_bytes: object) -> ModelContent:
+    """What the replicas compute with: the whole, or stages where it is larger than a replica may hold."""
+    if most_bytes is None or not isinstance(most_bytes, int) or version.content.size_bytes <= most_bytes:
+        return version.content
+    found = version.in_stages(most_bytes)
+    if found is None:
+        raise RefusalError(
+            "refused",
+            f"{version.id} has {version.content.size_bytes:,} bytes and is not cut into stages of {most_bytes:,}: "
+            "`dmi-node models cut` does that",
+        )
     return found
 
 
@@ -162,6 +181,15 @@ def content(value: object) -> ModelContent:
         raise RefusalError("usage", f"a model has at most {limits.MODEL_TENSORS} inputs and outputs")
     if max([len(found.factory), *(len(info.name) for info in infos)]) > _SCRIPT_CHARACTERS:
         raise RefusalError("usage", f"a name has at most {_SCRIPT_CHARACTERS} characters")
+    return found
+
+
+def stages(value: object) -> tuple[ModelStage, ...]:
+    """Those that a version is cut into."""
+    found: tuple[ModelStage, ...] = convert(value, tuple[ModelStage, ...])
+    for file in (file for stage in found for file in stage.files):
+        if not is_hash(file.blob) or not 0 < file.size_bytes <= limits.MODEL_BYTES:
+            raise RefusalError("usage", f"a stage's file has a hash, and 1 to {limits.MODEL_BYTES} bytes")
     return found
 
 

@@ -1,25 +1,45 @@
 """The verbs of models."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Protocol
 
 import msgspec
 
 from dmi_node import clock
 from dmi_node.control import checks
 from dmi_node.control.server import Client, RefusalError, Verb
-from dmi_node.control.uploads import Node, Uploads
-from dmi_protocol.cluster.command import AddModel, Command, RemoveModel
+from dmi_node.control.uploads import Uploads
+from dmi_node.storage.blobs import Blobs
+from dmi_node.transport.fetching import NoSourceError
+from dmi_node.transport.library import Library
+from dmi_protocol.cluster.command import AddModel, Command, CutModel, RemoveModel
 from dmi_protocol.cluster.models import ModelVersion, find
 from dmi_protocol.cluster.state import ClusterState
-from dmi_protocol.identity import NodeId
+from dmi_protocol.identity import BlobHash, NodeId
 from dmi_protocol.messages.blobs import DiskUse
+from dmi_protocol.peer import Peer
 from dmi_protocol.reasons import UnknownModel
 from dmi_protocol.sentences import sentence
 
 _NAMES = {"models": "model_bytes_by_id", "jobs": "job_bytes_by_id"}
 _NAMES |= {name: f"{name}_bytes" for name in ("total", "free", "quota", "arriving", "unclaimed")}
+
+
+class Node(Protocol):
+    """The daemon, as far as models need it."""
+
+    peer: Peer
+    blobs: Blobs
+    library: Library
+
+    async def pin(self, blob: BlobHash) -> None:
+        """The blob stays here for a while, if it is here."""
+        ...
+
+    def sources(self, holders: Iterable[NodeId]) -> list[NodeId]:
+        """Whom a blob is fetched from: first those who are well."""
+        ...
 
 
 class ModelVerbs:
@@ -40,6 +60,8 @@ class ModelVerbs:
             "models": self.models,
             "model": self.model,
             "model-rm": self.remove,
+            "model-files": self.files,
+            "model-cut": self.cut,
             "df": self.disks,
         }
 
@@ -72,6 +94,31 @@ class ModelVerbs:
         await self._ask(RemoveModel(request, name, int(number) if number else None))
         return {"removed": gone}
 
+    async def files(self, client: Client, args: dict[str, Any]) -> object:
+        """A version's description, and where its files lie on this host: they are fetched if they are not here."""
+        name = str(args["name"])
+        version = find(self._state().models, name)
+        if version is None:
+            raise RefusalError("unknown", sentence(UnknownModel(name[:80])))
+        paths = {}
+        for file in version.content.files:
+            await self._node.pin(file.blob)
+            try:
+                await self._node.library.fetch(file.blob, self._node.sources(version.nodes[file.blob]))
+            except (NoSourceError, OSError) as error:
+                raise RefusalError("refused", f"{version.id} cannot be had: {error}") from error
+            paths[file.name] = str(self._node.blobs.path(file.blob))
+        return {"id": version.id, "content": msgspec.to_builtins(version.content), "files": paths}
+
+    async def cut(self, client: Client, args: dict[str, Any]) -> object:
+        """A version is cut into stages: the client sends what is needed of their files; gives the version."""
+        request, name = checks.request(args["request"]), str(args["name"])
+        stages = checks.stages(args["stages"])
+        files = {file.blob: file.size_bytes for stage in stages for file in stage.files}
+        holders = await self._uploads.take(client, files, "the model's stages")
+        await self._ask(CutModel(request, name, stages, holders))
+        return self._shown(name)
+
     async def disks(self, client: Client, args: dict[str, Any]) -> object:
         """What lies where, by the members' names; a member that does not answer has nulls."""
         members = sorted(self._state().members.values(), key=lambda member: (member.name, member.node))
@@ -91,7 +138,7 @@ class ModelVerbs:
 
     def _plain(self, version: ModelVersion) -> dict[str, Any]:
         content, members = version.content, self._state().members
-        nodes = set.intersection(*(set(nodes) for nodes in version.nodes.values()))
+        nodes = set.intersection(*(set(version.nodes[file.blob]) for file in content.files))
         return {
             "id": version.id,
             "name": version.name,
@@ -104,6 +151,9 @@ class ModelVerbs:
             "inputs": msgspec.to_builtins(content.inputs),
             "outputs": msgspec.to_builtins(content.outputs),
             "nodes": sorted(members[node].name for node in nodes if node in members),
+            "cuts": {
+                str(count): [stage.weight_bytes for stage in stages] for count, stages in sorted(version.cuts.items())
+            },
             "added_unix": version.added_unix,
         }
 

@@ -60,14 +60,14 @@ class ServingVerbs:
     async def promote(self, client: Client, args: dict[str, Any]) -> object:
         """Compute with the version ``NAME:NUMBER``, or the newest of ``NAME``."""
         job = self._job(str(args["name"]).partition(":")[0])
-        return await self._set(args, job, Versions(self._ref(str(args["name"]))), pinned=job.pinned)
+        return await self._set(args, job, Versions(self._ref(job, str(args["name"]))), pinned=job.pinned)
 
     async def rollback(self, client: Client, args: dict[str, Any]) -> object:
         """Compute with the version before; no newer one is taken by itself from then on."""
         job = self._job(str(args["name"]))
         if not job.history:
             raise RefusalError("refused", f"{job.versions.current.id} was served first: there is nothing to go back to")
-        return await self._set(args, job, Versions(self._ref(job.history[-1].id)), pinned=True)
+        return await self._set(args, job, Versions(self._ref(job, job.history[-1].id)), pinned=True)
 
     async def pin(self, client: Client, args: dict[str, Any]) -> object:
         """Take no newer version by itself, or do so again."""
@@ -81,7 +81,7 @@ class ServingVerbs:
             raise RefusalError("usage", f"--share takes 0 to 100 of a hundred requests, not {share!r}")
         if share == 0:
             return await self._set(args, job, Versions(job.versions.current), pinned=job.pinned)
-        ref = self._ref(f"{job.spec.name}:{args['version']}")
+        ref = self._ref(job, f"{job.spec.name}:{args['version']}")
         if ref.id == job.versions.current.id:
             raise RefusalError("refused", f"{ref.id} is what is served: a canary is another version")
         return await self._set(args, job, Versions(job.versions.current, ref, share), pinned=job.pinned)
@@ -103,11 +103,20 @@ class ServingVerbs:
                 return job
         raise RefusalError("unknown", sentence(NotServed(name[:80])))
 
-    def _ref(self, name: str) -> ModelRef:
+    def _ref(self, job: DeploymentJob, name: str) -> ModelRef:
+        """A version as this deployment computes with it: cut into as many stages as it has."""
         version = find(self._state().models, name)
         if version is None:
             raise RefusalError("unknown", sentence(UnknownModel(name[:80])))
-        return ModelRef(version.id, version.content)
+        if job.stages == 1:
+            return ModelRef(version.id, version.content)
+        if job.stages not in version.cuts:
+            raise RefusalError(
+                "refused",
+                f"{version.id} is not cut into {job.stages} stages, as {job.versions.current.id} is: "
+                f"`dmi-node models cut {version.id} --memory {job.spec.memory_per_replica}`, or serve it anew",
+            )
+        return ModelRef(version.id, replace(version.content, stages=version.cuts[job.stages]))
 
 
 def _number(ref: ModelRef) -> int:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from dmi_node.gateway.contract import Contract, Inputs
 from dmi_node.gateway.offer import Choice, Offer
@@ -22,11 +21,11 @@ from dmi_protocol.serving.datatypes import DATATYPES
 from dmi_protocol.serving.events import Piece, Refusal, ReplicaId, RouterEffect, RouterEvent
 from dmi_protocol.serving.router import Router, RouterSettings
 from dmi_protocol.tensor_spec import TensorSpec, describe
-from dmi_wire.bulk import Context, DataConnection
+from dmi_wire.bulk import Context
 from dmi_wire.keys import KeyPair
+from dmi_wire.watched import WatchedConnection, can_be_read
 
 _WANTED_S = 1.0
-_WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
 class Outcome:
@@ -57,21 +56,12 @@ class _Asked:
         self.begun_at: float | None = None
 
 
-class _Line:
+class _Line(WatchedConnection):
     """The connection to one replica."""
 
     def __init__(self, context: Context, keys: KeyPair, name: bytes, endpoint: Endpoint) -> None:
         self.replica: ReplicaId = endpoint.public_key
-        self.connection = DataConnection(
-            context, keys, name, endpoint.address, PublicKey(endpoint.public_key), is_kept=False
-        )
-        self.monitor = self.connection.socket.get_monitor_socket(_WATCHED)
-        self.connection.connect()
-
-    def close(self) -> None:
-        """Gone, with all that was not sent."""
-        self.connection.socket.disable_monitor()
-        self.connection.close()
+        super().__init__(context, keys, name, endpoint.address, PublicKey(endpoint.public_key))
 
 
 class Replicas:
@@ -162,7 +152,7 @@ class Replicas:
             if name in self._lines:
                 continue
             line = self._lines[name] = _Line(self._context, self._keys, self._name, endpoint)
-            self._watch(line.connection.socket, line, self._receive)
+            self._watch(line.socket, line, self._receive)
             self._watch(line.monitor, line, self._notice)
         self._step(on.FleetTold(frozenset(wanted)))
 
@@ -181,7 +171,7 @@ class Replicas:
 
     def _close(self, name: ReplicaId) -> None:
         line = self._lines.pop(name)
-        for socket in (line.connection.socket, line.monitor):
+        for socket in (line.socket, line.monitor):
             self._loop.remove_reader(_descriptor(socket))
         line.close()
 
@@ -192,18 +182,17 @@ class Replicas:
 
     def _notice(self, line: _Line) -> None:
         """The connection was made, or broke."""
-        while self._lines.get(line.replica) is line and _can_be_read(line.monitor):
-            event = recv_monitor_message(line.monitor, zmq.NOBLOCK)["event"]
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+        for is_made in line.news():
+            if is_made:
                 self._send(line, Greet())
-                self._step(on.Opened(line.replica))
-            elif event == zmq.EVENT_DISCONNECTED:
-                self._step(on.Broke(line.replica))
+            self._step(on.Opened(line.replica) if is_made else on.Broke(line.replica))
+            if self._lines.get(line.replica) is not line:
+                return
 
     def _receive(self, line: _Line) -> None:
         while self._lines.get(line.replica) is line:
             try:
-                found = line.connection.receive()
+                found = line.receive()
                 if found is None:
                     return
                 self._take(line.replica, *found)
@@ -317,13 +306,10 @@ class Replicas:
         return GivenTensor(tensor.name, tensor.datatype, (piece.rows, *tensor.shape[1:]), data)
 
     def _send(self, line: _Line, message: Greet | Compute, frames: Sequence[Buffer] = ()) -> bool:
-        try:
-            line.connection.send(message, frames)
-        except zmq.Again:
-            return False
-        if _can_be_read(line.connection.socket):  # sending may have taken the news of it
+        is_sent = line.send(message, frames)
+        if is_sent and can_be_read(line.socket):  # sending may have taken the news of it
             self._loop.call_soon(self._receive, line)
-        return True
+        return is_sent
 
 
 def _joined(found: dict[int, tuple[GivenTensor, ...]]) -> tuple[GivenTensor, ...]:
@@ -344,10 +330,6 @@ def _joined(found: dict[int, tuple[GivenTensor, ...]]) -> tuple[GivenTensor, ...
 
 def _descriptor(socket: "zmq.Socket[bytes]") -> int:
     return int(socket.getsockopt(zmq.FD))
-
-
-def _can_be_read(socket: "zmq.Socket[bytes]") -> bool:
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
 
 def _now() -> Instant:

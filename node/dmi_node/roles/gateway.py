@@ -45,8 +45,9 @@ class Gateway:
         self._keys = KeyPair.make()
         self._statistics = Statistics(launch.model.id.partition(":")[0])
         offer = Offer(launch.model, Random())
-        settings = RouterSettings(launch.max_batch, launch.max_wait_ms, launch.exact)
-        name = f"gateway-{launch.key.index}".encode("ascii")
+        stages = len(launch.model.content.stages) or 1
+        settings = RouterSettings(launch.max_batch, launch.max_wait_ms, launch.exact, stages)
+        name = launch.key.name.encode("ascii")
         self._replicas = Replicas(offer, settings, name, context, self._keys, self._statistics.batches.add)
         self._app = App(launch, offer, self._replicas, self._statistics)
         if not is_open(launch.host):

@@ -113,7 +113,7 @@ class Supervisor:
         if isinstance(message, Slices) and message.packs:
             message = replace(message, files=tuple(str(self._blobs.path(pack)) for pack in message.packs))
         if isinstance(message, Fleet) and message.versions is not None and effect.role.role == "replica":
-            files = [[file.blob for file in ref.content.files] for ref in message.versions.all]
+            files = [[file.blob for file in ref.content.files_of(message.stage)] for ref in message.versions.all]
             message = replace(message, files=tuple(tuple(str(self._blobs.path(b)) for b in blobs) for blobs in files))
         if effect.role in self._processes:
             self._processes[effect.role].tell(message)

@@ -12,6 +12,7 @@ from dmi_protocol.cluster.command import (
     AddToken,
     Admit,
     Command,
+    CutModel,
     Drain,
     HoldBlob,
     Invite,
@@ -69,7 +70,7 @@ def _do(state: ClusterState, index: int, command: Command) -> Outcome:
             return _add_token(state, command)
         case RemoveToken():
             return _remove_token(state, command)
-        case AddModel() | RemoveModel() | PublishVersion() | Recopy() | HoldBlob():
+        case AddModel() | RemoveModel() | PublishVersion() | CutModel() | Recopy() | HoldBlob():
             return do_for_blobs(state, command)
         case _:
             return do_for_job(state, index, command)

@@ -4,7 +4,7 @@ from msgspec import Struct
 
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.messages.roles import Assignment, Machine, Role, RoleKey, Scope, Versions
-from dmi_protocol.model import ModelContent, ModelRef
+from dmi_protocol.model import ModelContent, ModelRef, ModelStage
 from dmi_protocol.reasons import Loss, Reason
 
 
@@ -68,6 +68,8 @@ class DeploymentSpec(JobSpec, frozen=True, tag="deployment"):
     most: int | None = None
     """Where it is said, the replicas follow the load between these two, and ``replicas`` is None. With ``least`` 0 they all end
     when nobody has asked for long, and the next request wakes one."""
+    memory_per_replica: int | None = None
+    """Why the model is cut into stages, where it is: so many bytes of weights may a process hold."""
 
 
 Spec = TrainingSpec | BatchSpec | DeploymentSpec
@@ -167,10 +169,11 @@ class RemoveJob(Struct, frozen=True, tag="remove-job"):
 
 
 class Placement(Struct, frozen=True):
-    """A role process that is wanted, and the node that it is to run on."""
+    """A role process that is wanted, and the node that it is to run on. ``stage`` says which part of the model a replica has."""
 
     role: RoleKey
     node: NodeId
+    stage: int = 0
 
 
 class TrainingStart(Struct, frozen=True, tag="training"):
@@ -280,6 +283,15 @@ class AddModel(Struct, frozen=True, tag="add-model"):
     content: ModelContent
     holders: tuple[NodeId, ...]
     at_unix: int
+
+
+class CutModel(Struct, frozen=True, tag="cut-model"):
+    """A version (``name:number``) is cut into stages, whose files are on the ``holders``."""
+
+    request: RequestId
+    version: str
+    stages: tuple[ModelStage, ...]
+    holders: tuple[NodeId, ...]
 
 
 class PublishVersion(Struct, frozen=True, tag="publish"):
@@ -446,6 +458,6 @@ DeploymentCommand = Dismiss | SetVersions | RefuseVersion | SetScale | WakeDeplo
 KindCommand = TrainingCommand | BatchCommand | DeploymentCommand
 """Those of one kind of job alone."""
 JobCommand = Submit | Cancel | RemoveJob | Place | Recruit | BindRole | LoseRole | Finish | KindCommand
-ModelCommand = AddModel | RemoveModel | PublishVersion
+ModelCommand = AddModel | RemoveModel | PublishVersion | CutModel
 BlobCommand = Recopy | HoldBlob
 Command = MemberCommand | JobCommand | ModelCommand | BlobCommand

@@ -1,21 +1,22 @@
 """Versions of models in the replicated state, and what commands do to them."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from dmi_protocol import limits
-from dmi_protocol.cluster.command import AddModel, RemoveModel
+from dmi_protocol.cluster.command import AddModel, CutModel, RemoveModel
 from dmi_protocol.identity import BlobHash, JobId, NodeId
-from dmi_protocol.model import ModelContent
+from dmi_protocol.model import ModelContent, ModelStage
 from dmi_protocol.reasons import LimitReached, Malformed, ModelInUse, Reason, UnknownModel
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class ModelVersion(Struct):
-    """It never changes, but for who has its files. ``id`` is ``name:number``."""
+    """It never changes, but for who has its files, and how it was cut. ``id`` is ``name:number``."""
 
     name: str
     number: int
@@ -24,6 +25,8 @@ class ModelVersion(Struct):
     added_unix: int
     nodes: dict[BlobHash, tuple[NodeId, ...]]
     """By file: who has it."""
+    cuts: dict[int, tuple[ModelStage, ...]] = field(default_factory=dict)
+    """By how many stages they have; their files are among those of ``nodes``."""
     origin: JobId | None = None
     """The training that published it, and did so last."""
     copies: dict[BlobHash, NodeId] = field(default_factory=dict)
@@ -33,6 +36,16 @@ class ModelVersion(Struct):
     def id(self) -> str:
         """What jobs name it by."""
         return f"{self.name}:{self.number}"
+
+    def is_known_as(self, content: ModelContent) -> bool:
+        """Is this what it is made of, in one piece or as it was cut?"""
+        is_cut = not content.stages or self.cuts.get(len(content.stages)) == content.stages
+        return is_cut and replace(content, stages=()) == self.content
+
+    def in_stages(self, most_bytes: int) -> ModelContent | None:
+        """Cut into as few stages as there are cuts for, none with more than so many bytes of weights in memory."""
+        able = [cut for cut in self.cuts.values() if max(stage.weight_bytes for stage in cut) <= most_bytes]
+        return replace(self.content, stages=min(able, key=len)) if able else None
 
     def kept(self) -> Iterator[tuple[BlobHash, tuple[NodeId, ...]]]:
         """See ``Holding``."""
@@ -73,7 +86,7 @@ def add(models: Models, command: AddModel, origin: JobId | None = None) -> tuple
     names = [file.name for file in content.files]
     if not 0 < len(names) <= limits.MODEL_FILES or len(set(names)) < len(names) or not command.holders:
         return "", Malformed("model", command.name)
-    if min(file.size_bytes for file in content.files) < 0:
+    if min(file.size_bytes for file in content.files) < 0 or content.stages:
         return "", Malformed("model", command.name)
     versions = models.get(command.name, {})
     digest = content.digest
@@ -90,6 +103,30 @@ def add(models: Models, command: AddModel, origin: JobId | None = None) -> tuple
         for node in command.holders:
             known.hold(blob, node)
     return known.id, None
+
+
+def cut(models: Models, command: CutModel) -> tuple[str, Reason | None]:
+    """Gives how many stages there are. Of two cuts into as many the one stays whose largest stage is smaller."""
+    version, stages = find(models, command.version), command.stages
+    if version is None or version.id != command.version:
+        return "", UnknownModel(command.version)
+    are_whole = all(stage.files and stage.weight_bytes >= 0 for stage in stages)
+    if not 1 < len(stages) <= limits.MODEL_STAGES or not are_whole or not command.holders:
+        return "", Malformed("stages of a model", command.version)
+    known = version.cuts.get(len(stages))
+    if known is None and len(version.cuts) >= limits.MODEL_CUTS:
+        return "", LimitReached(f"ways to cut {version.id}", limits.MODEL_CUTS)
+    if known is None or _largest(stages) < _largest(known):
+        version.cuts = version.cuts | {len(stages): stages}
+    for file in (file for stage in stages for file in stage.files):
+        version.nodes.setdefault(file.blob, ())
+        for node in command.holders:
+            version.hold(file.blob, node)
+    return str(len(stages)), None
+
+
+def _largest(stages: Sequence[ModelStage]) -> int:
+    return max(stage.weight_bytes for stage in stages)
 
 
 def prune(models: Models, name: str, origin: JobId, used: Mapping[str, str]) -> None:

@@ -4,6 +4,7 @@ from dmi_protocol.cluster import models
 from dmi_protocol.cluster.command import (
     AddModel,
     BlobCommand,
+    CutModel,
     HoldBlob,
     ModelCommand,
     PublishVersion,
@@ -32,6 +33,9 @@ def do_for_blobs(state: ClusterState, command: BlobCommand | ModelCommand) -> Ou
             return Outcome(value, refusal)
         case RemoveModel():
             return Outcome(refusal=models.remove(state.models, command, _used(state)))
+        case CutModel():
+            value, refusal = models.cut(state.models, command)
+            return Outcome(value, refusal)
         case PublishVersion():
             return _publish(state, command)
 

@@ -91,7 +91,7 @@ def _do_for_kind(state: ClusterState, command: KindCommand) -> Outcome:
     if isinstance(command, SetVersions):
         known = [find(state.models, ref.id) for ref in command.versions.all]
         for ref, version in zip(command.versions.all, known, strict=True):
-            if version is None or version.content != ref.content:
+            if version is None or not version.is_known_as(ref.content):
                 return Outcome(refusal=UnknownModel(ref.id))
     return _DONE if job is not None and kind_of(job).commands.apply(job, command) else _STALE
 

@@ -36,7 +36,7 @@ def new_job(job: JobId, command: Submit, index: int, state: ClusterState) -> Any
     """The job that the entry at ``index`` submits, or why it can be none."""
     if isinstance(command.spec, BatchSpec | DeploymentSpec):
         model = find(state.models, command.spec.model.id)
-        if model is None or model.content != command.spec.model.content:
+        if model is None or not model.is_known_as(command.spec.model.content):
             return UnknownModel(command.spec.model.id)
     if isinstance(command.spec, DeploymentSpec):
         known = next((other.id for other in state.jobs.values() if is_deployed(other, command.spec.name)), None)

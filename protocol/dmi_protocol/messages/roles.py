@@ -75,10 +75,11 @@ class BatchLaunch(Launch, frozen=True, kw_only=True, tag="launch-batch"):
 
 
 class ReplicaLaunch(Launch, frozen=True, kw_only=True, tag="launch-replica"):
-    """Of a deployment's replica; ``needs`` are the files of the model, in their order."""
+    """Of a deployment's replica; ``needs`` are the files of the model, or of its stage of it, in their order."""
 
     model: ModelRef
     max_batch: int
+    stage: int = 0
 
 
 class GatewayLaunch(Launch, frozen=True, kw_only=True, tag="launch-gateway"):
@@ -188,15 +189,17 @@ class Versions(Struct, frozen=True):
 
 
 class Fleet(Struct, frozen=True, tag="fleet"):
-    """To the replicas and gateways of a deployment: who they are now, all of them bound. Gateways connect to replicas, and nobody
-    else may. ``number`` grows with each such message. ``versions`` is None for a replica whose host has not all of their files
-    yet; the shell says where the files of each lie."""
+    """To the replicas and gateways of a deployment: whom they speak with now, all of them bound. ``replicas`` are those that it
+    may ask: a gateway asks those of the first stage, and a replica those of the stage after its own. ``gateways`` are those that
+    may ask it: gateways, or the replicas of the stage before. ``number`` grows with each such message. ``versions`` is None for a
+    replica whose host has not all of their files yet; the shell says where the files of its ``stage`` of each lie."""
 
     number: int
     replicas: tuple[Endpoint, ...]
     gateways: tuple[Endpoint, ...]
     versions: Versions | None = None
     files: tuple[tuple[str, ...], ...] = ()
+    stage: int = 0
 
 
 Scope = Literal["infer"]

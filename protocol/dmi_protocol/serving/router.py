@@ -52,11 +52,14 @@ DEATHS = 2
 
 class RouterSettings(Struct, frozen=True):
     """``max_batch`` is in rows. A request waits for others only while every replica is busy, and at most ``max_wait_ms``. With
-    ``exact`` each request is computed alone."""
+    ``exact`` each request is computed alone. A replica computes as many batches at once as it has ``stages``. A request is
+    refused when so many processes have died of it."""
 
     max_batch: int
     max_wait_ms: int
     exact: bool = False
+    stages: int = 1
+    deaths: int = DEATHS
 
 
 class _Request:
@@ -106,9 +109,8 @@ class _Replica:
     def is_able(self) -> bool:
         return self.is_open and not self.is_silent and not self.is_leaving
 
-    @property
-    def has_room(self) -> bool:
-        return self.is_able and not self.is_reserved and len(self.batches) < limits.REPLICA_BATCHES
+    def has_room(self, stages: int) -> bool:
+        return self.is_able and not self.is_reserved and len(self.batches) < limits.REPLICA_BATCHES * stages
 
     def version_for(self, versions: Sequence[str]) -> str | None:
         """The first of these that it has."""
@@ -212,7 +214,8 @@ class Router:
     def _due(self, versions: tuple[str, ...], queue: PieceQueue) -> Instant | None:
         head = queue.head()
         is_ready = head is not None and any(
-            replica.has_room and replica.version_for(versions) for replica in self._replicas.values()
+            replica.has_room(self._settings.stages) and replica.version_for(versions)
+            for replica in self._replicas.values()
         )
         return after(head.since, self._settings.max_wait_ms) if head is not None and is_ready else None
 
@@ -226,7 +229,7 @@ class Router:
             pieces = [piece for batch in replica.batches.values() for piece in batch]
             flying.update((piece.request, piece.number) for piece in pieces)
             assert replica.rows == sum(piece.weight for piece in pieces)
-            assert len(replica.batches) <= limits.REPLICA_BATCHES
+            assert len(replica.batches) <= limits.REPLICA_BATCHES * self._settings.stages
         for name, request in self._requests.items():
             for piece in request.pieces:
                 assert request.flying[piece.number] == flying[name, piece.number]
@@ -323,7 +326,7 @@ class Router:
             for index in list(request.waiting):
                 self._dequeue(request, index)
             request.deaths += 1
-            if request.deaths >= DEATHS:
+            if request.deaths >= self._settings.deaths:
                 self._refuse(name, Killed(request.deaths))
                 continue
             self._again(piece for piece in request.pieces if not request.flying[piece.number])
@@ -400,8 +403,9 @@ class Router:
         head = queue.head()
         if head is None:
             return False
-        able = [name for name, each in self._replicas.items() if each.has_room and each.version_for(versions)]
-        idle = [name for name in able if not self._replicas[name].batches]
+        stages = self._settings.stages
+        able = [n for n, each in self._replicas.items() if each.has_room(stages) and each.version_for(versions)]
+        idle = [name for name in able if len(self._replicas[name].batches) < stages]
         is_due = now >= after(head.since, self._settings.max_wait_ms)
         is_full = queue.rows(head.group) >= self._settings.max_batch
         if not idle and not (able and (is_due or is_full)):

@@ -23,7 +23,6 @@ from dmi_protocol import limits
 from dmi_protocol.identity import BlobHash
 from dmi_protocol.kinds.batch.queue import SliceQueue
 from dmi_protocol.messages.roles import BatchLaunch, Bound, Machine, SliceWritten
-from dmi_protocol.model import ModelRef
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
 
@@ -212,10 +211,10 @@ class Replica:
         return None
 
 
-def lacking_memory(model: ModelRef, meminfo: str) -> str:
-    """Why one replica more does not fit into this host's memory; nothing where it does."""
+def lacking_memory(held_bytes: int, meminfo: str) -> str:
+    """Why one replica more, with a model of this size, does not fit into this host's memory; nothing where it does."""
     found = re.search(r"^MemAvailable: +(\d+) kB$", meminfo, re.MULTILINE)
-    need = model.content.size_bytes + _PROCESS_BYTES
+    need = held_bytes + _PROCESS_BYTES
     if found is None or int(found[1]) * 1024 >= need:
         return ""
     return f"it needs about {need >> 20:,} MiB, and this host has {int(found[1]) >> 10:,} MiB left"
@@ -227,7 +226,7 @@ def main() -> None:
     launch = child.launch(BatchLaunch)
     child.start()
     keys = KeyPair.make()
-    lacking = lacking_memory(launch.model, Path("/proc/meminfo").read_text())
+    lacking = lacking_memory(launch.model.content.size_bytes, Path("/proc/meminfo").read_text())
     if lacking:
         child.fail("memory", lacking, starting=True)
     computer = Computer(launch)

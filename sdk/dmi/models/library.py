@@ -1,7 +1,7 @@
 """``mesh.models``: the versions of models that a mesh keeps."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,15 +12,18 @@ from dmi import uploads
 from dmi.connection import Connection
 from dmi.errors import UsageError
 from dmi.job import Job
-from dmi.models.source import Source, source_of
+from dmi.models.child import answer_of
+from dmi.models.source import Source, hash_of, source_of
+from dmi_protocol.identity import BlobHash
+from dmi_protocol.model import ModelFile, ModelStage
 
 
 class Models:
     """Every method raises ``NoNodeError`` when the node has gone, and ``RefusedError`` for what the mesh refuses.
 
     A version is a dict: ``{"id", "name", "version", "hash", "format", "factory", "size_bytes", "files", "inputs", "outputs",
-    "nodes", "added_unix"}``; an input or output is ``{"name", "dtype", "shape", "is_batched"}`` with None where any size may be
-    given.
+    "nodes", "cuts", "added_unix"}``, where ``cuts`` gives the bytes of weights of each stage, by how many stages there are; an
+    input or output is ``{"name", "dtype", "shape", "is_batched"}`` with None where any size may be given.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -68,12 +71,17 @@ class Models:
             "name": name,
             "content": msgspec.to_builtins(source.content),
         }
+        return self._upload("model-add", request, paths)
+
+    def _upload(self, verb: str, args: dict[str, Any], paths: Mapping[BlobHash, Path]) -> dict[str, Any]:
+        """Have a node take in those of the files that it has not, and gives what it answers."""
+        size = sum(path.stat().st_size for path in paths.values())
         with self._connection.open() as talk:
-            talk.send({"verb": "model-add", "args": request})
+            talk.send({"verb": verb, "args": args})
             for blob in talk.receive()["need"]:
                 with paths[blob].open("rb") as file:
                     uploads.send(talk, uploads.pieces(file))
-            found: dict[str, Any] = talk.receive(uploads.patience_s(source.content.size_bytes))["ok"]
+            found: dict[str, Any] = talk.receive(uploads.patience_s(size))["ok"]
             return found
 
     def versions(self) -> list[dict[str, Any]]:
@@ -91,12 +99,44 @@ class Models:
         found: list[str] = self._connection.ask("model-rm", name=name, request=secrets.token_hex(8))["removed"]
         return found
 
+    def cut(self, name: str, most_bytes: int) -> dict[str, Any]:
+        """Cut a version (``name:number``, or the newest of ``name``) into as few stages as will do, each with at most so many
+        bytes of weights; a cut that there is already is taken. It is loaded once for that, by a child process on this host.
+        Gives the version, as ``show`` does. Raises ``UsageError`` for a model that cannot be cut so."""
+        found = self.show(name)
+        if fits(found, most_bytes):
+            return found
+        given = self._connection.ask("model-files", name=found["id"])
+        with TemporaryDirectory(prefix="dmi-stages-") as directory:
+            asked = {"content": given["content"], "files": given["files"], "most_bytes": most_bytes}
+            answer = answer_of("dmi.models.cut", asked | {"directory": directory}, found["id"])
+            return self._send_stages(found["id"], answer)
+
+    def _send_stages(self, name: str, answer: dict[str, Any]) -> dict[str, Any]:
+        paths: dict[BlobHash, Path] = {}
+
+        def file(role: str, path: str) -> ModelFile:
+            blob = hash_of(Path(path))
+            paths[blob] = Path(path)
+            return ModelFile(role, blob, paths[blob].stat().st_size)
+
+        graph = file("graph", answer["graph"])
+        stages = [
+            ModelStage((graph, file("weights", each["weights"])), each["first"], each["last"], each["weight_bytes"])
+            for each in answer["stages"]
+        ]
+        if len(stages) < 2:
+            raise UsageError(f"{name} fits as it is: it need not be cut")
+        args = {"request": secrets.token_hex(8), "name": name, "stages": msgspec.to_builtins(stages)}
+        return self._upload("model-cut", args, paths)
+
     # Of what is served
 
     def promote(self, name: str) -> dict[str, Any]:
         """Serve ``name:number``, or the newest of ``name``, from now on: replicas load it while they serve, and no request fails.
         Gives ``{"model", "version", "canary", "share", "pinned"}``, as the others do. Raises ``UnknownJobError`` where nothing is
         served so."""
+        self._cut_alike(name)
         return self._serving("promote", name=name)
 
     def rollback(self, name: str) -> dict[str, Any]:
@@ -111,8 +151,22 @@ class Models:
         """Of a hundred requests that name no version ``share`` go to ``version``; None, and there is no canary any more."""
         if version is None:
             return self._serving("canary", name=name, share=0)
+        self._cut_alike(f"{name}:{version}")
         return self._serving("canary", name=name, version=version, share=share)
+
+    def _cut_alike(self, name: str) -> None:
+        """A version that is to be served in stages is cut first."""
+        model = name.partition(":")[0]
+        served = (each for each in self._connection.ask("status")["deployments"] if each["model"] == model)
+        found = next(served, None)
+        if found is not None and found["stages"] > 1 and found["memory_per_replica"] is not None:
+            self.cut(name, found["memory_per_replica"])
 
     def _serving(self, verb: str, **args: Any) -> dict[str, Any]:
         found: dict[str, Any] = self._connection.ask(verb, request=secrets.token_hex(8), **args)
         return found
+
+
+def fits(version: dict[str, Any], most_bytes: int) -> bool:
+    """May a process hold all of this version, or each stage of a way in which it is cut?"""
+    return version["size_bytes"] <= most_bytes or any(max(sizes) <= most_bytes for sizes in version["cuts"].values())

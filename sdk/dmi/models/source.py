@@ -1,22 +1,18 @@
 """What a user gives as a model, made into the files and the description of a version."""
 
 import hashlib
-import json
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from dmi.errors import UsageError
+from dmi.models.child import answer_of
 from dmi.models.sniff import form_of, is_safetensors
 from dmi_protocol.identity import BlobHash
 from dmi_protocol.model import Format, ModelContent, ModelFile, TensorInfo
 
-_TRIAL_S = 600.0
 _FACTORY = re.compile(r"(?P<module>.+):(?P<function>[A-Za-z_]\w*)")
 _INPUT = re.compile(r"(?:(?P<name>[^=]+)=)?(?P<dtype>[a-z]+\d*)\[(?P<shape>[^\]]*)\]")
 _SIZE = re.compile(r"\d{1,9}")
@@ -77,22 +73,7 @@ def _tried(factory: str, form: Format, files: dict[str, Path], said: tuple[Tenso
         "files": {name: str(path.resolve()) for name, path in files.items()},
         "inputs": msgspec.to_builtins(said),
     }
-    try:
-        child = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "dmi.models.trial"],
-            input=json.dumps(asked),
-            capture_output=True,
-            text=True,
-            timeout=_TRIAL_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise UsageError(f"{what} did not end its trial run within {_TRIAL_S:g} s") from error
-    if child.returncode != 0:
-        raise UsageError(f"{what} {_ended(child.returncode, child.stderr)}")
-    answer = json.loads(child.stdout)
-    if "error" in answer:
-        raise UsageError(f"{what}: {answer['error']}")
+    answer = answer_of("dmi.models.trial", asked, what)
     return Source(msgspec.convert(answer["content"], ModelContent), files)
 
 
@@ -100,13 +81,6 @@ def hash_of(path: Path) -> BlobHash:
     """The name of a file's bytes."""
     with path.open("rb") as file:
         return BlobHash(hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def _ended(code: int, said: str) -> str:
-    if code < 0:
-        return f"ended its trial run by signal {signal.Signals(-code).name}: it needs more memory than there is, or is damaged"
-    last = (said.strip().splitlines() or ["no reason given"])[-1]
-    return f"could not be tried: {last}"
 
 
 def _input(text: str) -> TensorInfo:

@@ -29,7 +29,8 @@ class EndedError(Exception):
 
 
 class Outputs(msgspec.Struct, frozen=True):
-    """What became of a batch; ``frames`` has the bytes of each tensor, which are ours."""
+    """What became of a batch; ``frames`` has the bytes of each tensor, which are ours. They are ``final`` where no later stage
+    need see them. ``apart`` says why its requests must be computed each alone, where they must."""
 
     batch: int
     version: str
@@ -37,6 +38,8 @@ class Outputs(msgspec.Struct, frozen=True):
     specs: tuple[TensorSpec, ...]
     rejected: tuple[tuple[int, str], ...]
     frames: tuple[bytes, ...]
+    final: bool
+    apart: str
 
 
 class ComputingProcess:
@@ -94,7 +97,16 @@ class ComputingProcess:
             for spec, offset in zip(specs, place(specs)[0], strict=True)
         )
         rejected = tuple((int(nth), str(text)) for nth, text in found["rejected"])
-        return Outputs(found["batch"], str(found["version"]), tuple(found["names"]), specs, rejected, frames)
+        return Outputs(
+            found["batch"],
+            str(found["version"]),
+            tuple(found["names"]),
+            specs,
+            rejected,
+            frames,
+            final=bool(found["final"]),
+            apart=str(found["apart"]),
+        )
 
     @property
     def has_stopped(self) -> bool:

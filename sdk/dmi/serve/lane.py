@@ -32,7 +32,8 @@ class Batch(msgspec.Struct):
 
 
 class Ended(msgspec.Struct):
-    """What became of a batch: its outputs; or ``how`` its process has died of it; or ``refused``, for want of memory."""
+    """What became of a batch: its outputs; or ``how`` its process has died of it, or that its requests are to be computed each
+    alone; or ``refused``, for want of memory; or nothing, for nobody waits for it any more."""
 
     batch: Batch
     outputs: Outputs | None = None
@@ -91,6 +92,7 @@ class Lane:
         while self._process.is_ready and self._queue and len(self._told) < limits.COMPUTING_BATCHES:
             batch = self._queue.popleft()
             if time.monotonic() >= batch.gives_up_at:
+                yield Ended(batch)
                 continue
             batch.number, self._next_number = self._next_number, self._next_number + 1
             message = batch.message
@@ -126,7 +128,7 @@ class Lane:
         if batch.number != outputs.batch:
             raise FailedError("model", f"batch {outputs.batch} was answered where {batch.number} was asked")
         self._deaths = 0
-        return Ended(batch, outputs)
+        return Ended(batch, how=outputs.apart) if outputs.apart else Ended(batch, outputs)
 
     def _died(self, how: str) -> Iterator[Ended]:
         """What it was computing is to blame; what it had in hand beside that was not begun."""

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,13 +20,14 @@ from msgspec.structs import replace
 from dmi.infer.replica import lacking_memory
 from dmi.serve.computing import EndedError, FailedError
 from dmi.serve.lane import Batch, Ended, Lane
+from dmi.serve.next_stage import NextStage, Passed
 from dmi_protocol import limits
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.frames import check_payload
 from dmi_protocol.messages.data import DataMessage
 from dmi_protocol.messages.roles import Bound, Fleet, ReplicaLaunch, Unusable
 from dmi_protocol.messages.serving import Broken, Busy, Compute, Computed, Declined, Greet
-from dmi_wire.bulk import Context, DataListener, Delivery
+from dmi_wire.bulk import Buffer, Context, DataListener, Delivery
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
 
@@ -58,7 +59,9 @@ class Worked:
 class Replica:
     """One loop: nothing in it waits for a computing process."""
 
-    def __init__(self, child: Child, launch: ReplicaLaunch, listener: DataListener) -> None:
+    def __init__(
+        self, child: Child, launch: ReplicaLaunch, listener: DataListener, context: Context, keys: KeyPair
+    ) -> None:
         self._child = child
         self._launch = launch
         self._listener = listener
@@ -80,6 +83,13 @@ class Replica:
         self._poller.register(child.fd, zmq.POLLIN)
         self._polled: dict[str, int] = {}
         """By version: the descriptor that is polled."""
+        later = len(launch.model.content.stages) - launch.stage - 1
+        self._next: NextStage | None = None
+        """Who goes on with what our stage has computed."""
+        if later > 0:
+            self._next = NextStage(context, keys, launch.key.name.encode("ascii"), later, self._poller)
+        self._said: tuple[str, ...] = ()
+        """The versions that we said we have."""
 
     def leave(self) -> None:
         """End as soon as all that is in hand is computed."""
@@ -92,9 +102,10 @@ class Replica:
 
     def run(self) -> None:
         """Until it has left. Raises ``FailedError`` and ``EndedError`` when nothing can be computed here any more."""
-        while not (self._is_leaving and not any(lane.batches for lane in self._lanes.values())):
+        while not (self._is_leaving and not self._batches):
             self._poll_lanes()
-            ready = {source for source, _ in self._poller.poll(limits.REPLICA_BEAT_MS // 2)}
+            wait_ms = limits.REPLICA_BEAT_MS // 2
+            ready = {source for source, _ in self._poller.poll(self._next.wait_ms(wait_ms) if self._next else wait_ms)}
             if not ready or ready - {self._listener.socket, *self._polled.values()}:
                 self._listener.authenticate()
                 self._hear_of_the_fleet()
@@ -102,9 +113,18 @@ class Replica:
                 self._take_in()
             for version, lane in list(self._lanes.items()):
                 self._go_on(version, lane, is_heard=self._polled.get(version) in ready)
-            self._worked.mark(time.monotonic(), is_busy=any(lane.batches for lane in self._lanes.values()))
+            if self._next is not None:
+                self._hand_back(self._next)
+            self._worked.mark(time.monotonic(), is_busy=self._batches > 0)
+            if self._versions != self._said:
+                self._beat()  # gateways wait for it
             self._look()
         self._beat()
+
+    @property
+    def _batches(self) -> int:
+        """All that we were given and have not answered."""
+        return sum(lane.batches for lane in self._lanes.values()) + (self._next.batches if self._next else 0)
 
     # Versions
 
@@ -129,8 +149,11 @@ class Replica:
 
     @property
     def _versions(self) -> tuple[str, ...]:
-        """Those that can be asked for."""
+        """Those that can be asked for: of a stage, those that the later ones have, too."""
         ready = [version for version, lane in self._lanes.items() if lane.is_ready]
+        if self._next is not None:
+            later = self._next.versions
+            ready = [version for version in ready if version in later]
         wanted = [version for version in self._wanted if version in ready]
         return tuple(wanted if wanted and wanted[0] == self._wanted[0] else ready)
 
@@ -152,7 +175,6 @@ class Replica:
             self._fail(version, lane, error)
             return
         if lane.is_ready and not was_ready:
-            self._beat()  # gateways wait for it
             self._retire()
 
     def _fail(self, version: str, lane: Lane, error: FailedError | EndedError) -> None:
@@ -171,12 +193,14 @@ class Replica:
         fleet = self._child.fleet()
         if fleet is None:
             return
-        names = {each.public_key: f"gateway-{each.key.index}".encode("ascii") for each in fleet.gateways}
+        names = {each.public_key: each.key.name.encode("ascii") for each in fleet.gateways}
         self._listener.admit(names)
         known = set(names.values())
         self._gateways = {name: at for name, at in self._gateways.items() if name.partition(b"/")[0] in known}
-        self._most = limits.REPLICA_BATCHES * max(1, len(names))
+        self._most = limits.REPLICA_BATCHES * max(1, len(names)) * (len(self._launch.model.content.stages) or 1)
         self._take_versions(fleet)
+        if self._next is not None:
+            self._next.told(fleet)
 
     def _take_in(self) -> None:
         while True:
@@ -198,7 +222,7 @@ class Replica:
                 if len(message.names) != len(message.tensors):
                     raise RemoteProtocolError("tensors without a name")
                 lane = self._lanes.get(message.version) if message.version in self._versions else None
-                if lane is None or self._is_leaving or lane.batches >= 4 * self._most:
+                if lane is None or self._is_leaving or self._batches >= 4 * self._most:
                     self._say(delivery.sender, Declined(message.batch, self._waiting, self._versions))
                     return
                 until = time.monotonic() + message.within_ms / 1000 + _LATE_S
@@ -208,7 +232,7 @@ class Replica:
 
     @property
     def _waiting(self) -> int:
-        return sum(lane.rows for lane in self._lanes.values())
+        return sum(lane.rows for lane in self._lanes.values()) + (self._next.rows if self._next else 0)
 
     def _look(self) -> None:
         """Now and then: say that we are here, and see whether the processes that compute move."""
@@ -230,14 +254,17 @@ class Replica:
         return Busy(self._waiting, self._versions, self._share)
 
     def _beat(self) -> None:
+        self._said = self._versions
         for gateway in list(self._gateways):
             self._say(gateway, self._busy())
 
     def _tell(self, ended: Iterable[Ended]) -> None:
-        """The gateway hears what became of its batch."""
+        """The gateway hears what became of its batch, or the next stage has it."""
         for each in ended:
             message, outputs = each.batch.message, each.outputs
-            if outputs is not None:
+            if outputs is not None and self._next is not None and not outputs.final:
+                self._next.pass_on(Passed(each.batch, outputs.version, outputs.names, outputs.specs, outputs.frames))
+            elif outputs is not None:
                 answer: DataMessage = Computed(
                     message.batch, outputs.version, outputs.names, outputs.specs, outputs.rejected, self._waiting
                 )
@@ -245,10 +272,23 @@ class Replica:
             elif each.refused:
                 rejected = tuple((nth, each.refused) for nth in range(len(message.rows)))
                 self._say(each.batch.gateway, Computed(message.batch, message.version, (), (), rejected, self._waiting))
-            else:
+            elif each.how:
                 self._say(each.batch.gateway, Broken(message.batch, each.how, self._waiting))
+            else:
+                self._say(each.batch.gateway, Declined(message.batch, self._waiting, self._versions))
 
-    def _say(self, gateway: bytes, message: DataMessage, frames: tuple[bytes, ...] = ()) -> None:
+    def _hand_back(self, later: NextStage) -> None:
+        """Whoever gave us a batch hears what became of it further on."""
+        for back in later.hear():
+            batch, computed = back.batch.message.batch, back.computed
+            if computed is not None:
+                self._say(back.batch.gateway, replace(computed, batch=batch, waiting=self._waiting), back.frames)
+            elif back.how:
+                self._say(back.batch.gateway, Broken(batch, back.how, self._waiting))
+            else:
+                self._say(back.batch.gateway, Declined(batch, self._waiting, self._versions))
+
+    def _say(self, gateway: bytes, message: DataMessage, frames: Sequence[Buffer] = ()) -> None:
         """A gateway that does not take in what it is told has other replicas to ask."""
         try:
             if self._listener.send(gateway, message, frames) is None:
@@ -260,6 +300,8 @@ class Replica:
         """No process is left."""
         for lane in self._lanes.values():
             lane.close()
+        if self._next is not None:
+            self._next.close()
 
 
 def main() -> None:
@@ -267,7 +309,7 @@ def main() -> None:
     child = Child.inherit()
     launch = child.launch(ReplicaLaunch)
     child.start()
-    lacking = lacking_memory(launch.model, Path("/proc/meminfo").read_text())
+    lacking = lacking_memory(launch.model.content.held_bytes(launch.stage), Path("/proc/meminfo").read_text())
     if lacking:
         child.fail("memory", lacking, starting=True)
     context: Context = zmq.Context()
@@ -276,7 +318,7 @@ def main() -> None:
         listener = DataListener(context, keys, launch.host, launch.ports)
     except OSError as error:
         child.fail("server", str(error), starting=True)
-    replica = Replica(child, launch, listener)
+    replica = Replica(child, launch, listener, context, keys)
     signal.signal(signal.SIGTERM, lambda *_: replica.leave())
     try:
         replica.start()

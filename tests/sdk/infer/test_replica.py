@@ -242,7 +242,7 @@ def test_whoever_is_not_wanted_any_more_is_ended(tmp_path: Path, monkeypatch: py
 def test_one_replica_more_must_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with replica(tmp_path, monkeypatch, Daemon(0), poison="()") as found_out:
         launch = found_out._launch
-    assert lacking_memory(launch.model, "MemTotal: 9 kB\nMemAvailable:   500000 kB\n") == ""
-    assert lacking_memory(launch.model, "nothing that is known") == ""
-    lacking = lacking_memory(launch.model, "MemTotal: 9 kB\nMemAvailable:   200000 kB\n")
+    assert lacking_memory(launch.model.content.size_bytes, "MemTotal: 9 kB\nMemAvailable:   500000 kB\n") == ""
+    assert lacking_memory(launch.model.content.size_bytes, "nothing that is known") == ""
+    lacking = lacking_memory(launch.model.content.size_bytes, "MemTotal: 9 kB\nMemAvailable:   200000 kB\n")
     assert lacking == "it needs about 300 MiB, and this host has 195 MiB left"

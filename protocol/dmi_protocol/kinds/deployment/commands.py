@@ -17,6 +17,7 @@ from dmi_protocol.cluster.command import (
 from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.kinds.job import ENDED, QUEUED, RECOVERING, RUNNING, STARTING
 from dmi_protocol.messages.roles import RoleKey, Versions
+from dmi_protocol.model import ModelRef
 from dmi_protocol.reasons import Loss, VersionUnusable
 
 _ROLES = {"replica", "gateway"}
@@ -27,7 +28,9 @@ class DeploymentCommands:
 
     def is_placeable(self, job: DeploymentJob, command: Place) -> bool:
         """Any number of replicas and gateways can begin."""
-        return isinstance(command.start, DeploymentStart) and all(p.role.role in _ROLES for p in command.placements)
+        return isinstance(command.start, DeploymentStart) and all(
+            p.role.role in _ROLES and 0 <= p.stage < job.stages for p in command.placements
+        )
 
     def placed(self, job: DeploymentJob, command: Place) -> None:
         """They begin when they are bound."""
@@ -122,7 +125,7 @@ def _dismiss(job: DeploymentJob, command: Dismiss) -> bool:
 
 def _set_versions(job: DeploymentJob, command: SetVersions) -> bool:
     versions = command.versions
-    are_fit = 0 <= versions.share <= 100 and all(_is_of(job, ref.id) for ref in versions.all)
+    are_fit = 0 <= versions.share <= 100 and all(_is_of(job, ref) for ref in versions.all)
     if job.state in ENDED or not are_fit or len({ref.id for ref in versions.all}) < len(versions.all):
         return False
     before, job.pinned = job.versions, command.pinned
@@ -137,8 +140,10 @@ def _set_versions(job: DeploymentJob, command: SetVersions) -> bool:
     return True
 
 
-def _is_of(job: DeploymentJob, version: str) -> bool:
-    return version.partition(":")[0] == job.spec.name
+def _is_of(job: DeploymentJob, ref: ModelRef) -> bool:
+    """Is it a version of its model, and cut as that is?"""
+    is_alike = len(ref.content.stages) == len(job.spec.model.content.stages)
+    return ref.id.partition(":")[0] == job.spec.name and is_alike
 
 
 def _refuse_version(job: DeploymentJob, command: RefuseVersion) -> bool:

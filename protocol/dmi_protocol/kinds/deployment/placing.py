@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from dmi_protocol import limits
 from dmi_protocol.identity import NodeId
@@ -10,7 +11,18 @@ from dmi_protocol.messages.roles import Role, RoleKey
 
 _REPLICAS = 2
 """Where nobody says how many: one may be lost."""
-ROLES: tuple[Role, ...] = ("gateway", "replica")
+
+
+class Part(NamedTuple):
+    """What there are so many processes of: gateways, or replicas of one stage."""
+
+    role: Role
+    stage: int = 0
+
+
+def parts(job: DeploymentJob) -> list[Part]:
+    """All that it is made of."""
+    return [Part("gateway"), *(Part("replica", stage) for stage in range(job.stages))]
 
 
 def fit(job: DeploymentJob, nodes: Sequence[NodeId]) -> list[NodeId]:
@@ -27,44 +39,55 @@ def target(job: DeploymentJob, role: Role, nodes: Sequence[NodeId]) -> int:
     return (job.spec.replicas or min(_REPLICAS, len(nodes))) if nodes else 0
 
 
-def missing(job: DeploymentJob, role: Role, nodes: Sequence[NodeId], load: dict[NodeId, int]) -> list[NodeId]:
-    """On which nodes one more is wanted; what is chosen is added to ``load``. Where all are there and some node has two more than
-    another one, that other one gets one, so that the first can give one up."""
+def replicas_on(job: DeploymentJob) -> "Counter[NodeId]":
+    """How many each node has, of all stages."""
+    return Counter(node for _, node in job.placed("replica"))
+
+
+def missing(
+    job: DeploymentJob, part: Part, nodes: Sequence[NodeId], load: dict[NodeId, int], replicas: "Counter[NodeId]"
+) -> list[NodeId]:
+    """On which nodes one more is wanted; what is chosen is added to ``load``, and to ``replicas``. Where all are there and some
+    node has two replicas more than another one, that other one gets one, so that the first can give one up."""
     able = fit(job, nodes)
-    there = Counter(node for _, node in job.placed(role) if node in nodes)
-    lacking = target(job, role, able) - there.total()
-    if lacking <= 0 and role == "replica" and able:
-        is_settled = lacking == 0 and len(job.bound(role)) == len(job.placed(role))
-        emptiest, fullest = min(there[node] for node in able), max(there[node] for node in able)
-        lacking = int(is_settled and fullest - emptiest > 1)
+    placed = job.placed(part.role, part.stage)
+    there = Counter(node for _, node in placed if node in nodes)
+    lacking = target(job, part.role, able) - there.total()
+    if lacking <= 0 and part.role == "replica" and able:
+        bound = {endpoint.key for endpoint in job.bound("replica")}
+        is_settled = lacking == 0 and all(key in bound for key, _ in placed)
+        emptiest = min(replicas[node] for node in able)
+        lacking = int(is_settled and any(replicas[node] - emptiest > 1 for _, node in placed))
     chosen: list[NodeId] = []
     for _ in range(lacking):
-        open_ = [node for node in able if role == "replica" or not there[node]]
+        open_ = [node for node in able if part.role == "replica" or not there[node]]
         if not open_:
             break
-        node = min(open_, key=lambda node: (there[node], load.get(node, 0), node))
+        node = min(open_, key=lambda node: (there[node], replicas[node], load.get(node, 0), node))
         chosen.append(node)
         there[node] += 1
+        replicas[node] += part.role == "replica"
         load[node] = load.get(node, 0) + 1
     return chosen
 
 
-def surplus(job: DeploymentJob, role: Role, nodes: Sequence[NodeId]) -> list[RoleKey]:
+def surplus(job: DeploymentJob, part: Part, nodes: Sequence[NodeId]) -> list[RoleKey]:
     """Who is not needed any more: those on nodes that are leaving, and those beyond the number that is wanted, once all others
     are bound. While nobody else is there, who is leaving stays."""
-    bound = {endpoint.key for endpoint in job.bound(role)}
-    staying = [(key, node) for key, node in job.placed(role) if node in nodes]
-    leaving = [key for key, node in job.placed(role) if node not in nodes]
-    wanted = target(job, role, fit(job, nodes))
-    if role == "replica" and job.is_asleep:
-        return [key for key, _ in job.placed(role)]
+    bound = {endpoint.key for endpoint in job.bound(part.role)}
+    placed = job.placed(part.role, part.stage)
+    staying = [(key, node) for key, node in placed if node in nodes]
+    leaving = [key for key, node in placed if node not in nodes]
+    wanted = target(job, part.role, fit(job, nodes))
+    if part.role == "replica" and job.is_asleep:
+        return [key for key, _ in placed]
     ready = [(key, node) for key, node in staying if key in bound]
     if not wanted or len(ready) < wanted:
         return [key for key in leaving if key not in bound]
-    there = Counter(node for _, node in ready)
+    there, replicas = Counter(node for _, node in ready), replicas_on(job)
     gone = leaving
     for _ in range(len(ready) - wanted):  # who is not bound yet came for a reason, and is waited for
-        key, node = max(ready, key=lambda each: (there[each[1]], each[0].index))
+        key, node = max(ready, key=lambda each: (there[each[1]], replicas[each[1]], each[0].index))
         ready.remove((key, node))
         there[node] -= 1
         gone.append(key)

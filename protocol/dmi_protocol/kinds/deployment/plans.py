@@ -4,10 +4,10 @@ from msgspec.structs import replace
 
 from dmi_protocol import limits
 from dmi_protocol.cluster.command import Command, DeploymentStart, Dismiss, Place, Placement, Recruit, SetVersions
-from dmi_protocol.cluster.models import find
+from dmi_protocol.cluster.models import ModelVersion, find
 from dmi_protocol.cluster.state import ClusterState
-from dmi_protocol.identity import NodeId, RequestId
-from dmi_protocol.kinds.deployment.placing import ROLES, missing, surplus
+from dmi_protocol.identity import BlobHash, NodeId, RequestId
+from dmi_protocol.kinds.deployment.placing import missing, parts, replicas_on, surplus
 from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.messages.roles import RoleKey
 from dmi_protocol.model import ModelRef
@@ -37,8 +37,11 @@ class DeploymentPlans:
         member."""
         current = job.versions.current.id
         model = find(state.models, current)
-        holders = model.nodes.values() if model is not None else [()]
-        if not job.bound("replica") and not all(set(nodes) & state.members.keys() for nodes in holders):
+        if any(
+            not job.bound_stage(stage) and (model is None or not _has(model, file.blob, state))
+            for stage in range(job.stages)
+            for file in job.versions.current.content.files_of(stage)
+        ):
             return ModelLost(current)
         able = [node for node, member in state.members.items() if not member.witness]
         is_tried = bool(able) and all(job.misses.get(node, 0) >= limits.MISSES for node in able)
@@ -54,7 +57,7 @@ class DeploymentPlans:
             return []
         published = [v for v in state.models.get(job.spec.name, {}).values() if v.origin == job.spec.follow]
         newest = max((v for v in published if v.id not in job.unusable), key=lambda v: v.number, default=None)
-        if newest is None or newest.number <= int(job.versions.current.id.rpartition(":")[2]):
+        if job.stages > 1 or newest is None or newest.number <= int(job.versions.current.id.rpartition(":")[2]):
             return []
         versions = replace(job.versions, current=ModelRef(newest.id, newest.content))
         return [SetVersions(RequestId(f"{job.id}/follow-{newest.id}-{job.changes}"), job.id, versions)]
@@ -69,17 +72,24 @@ class DeploymentPlans:
             who = "-".join(f"{placement.role.role}@{placement.node}" for placement in placements)
             request = RequestId(f"{job.id}/{job.generation}/recruit-{job.next_index}-{who}")
             commands.append(Recruit(request, job.id, job.generation, placements))
-        gone = tuple(sorted(key for role in ROLES for key in surplus(job, role, nodes)))
+        gone = tuple(sorted(key for part in parts(job) for key in surplus(job, part, nodes)))
         if gone:
             request = RequestId(f"{job.id}/{job.generation}/dismiss-{'-'.join(key.name for key in gone)}")
             commands.append(Dismiss(request, job.id, job.generation, gone))
         return commands
 
 
+def _has(model: ModelVersion, blob: BlobHash, state: ClusterState) -> bool:
+    """Can a member give it?"""
+    return bool(set(model.nodes.get(blob, ())) & state.members.keys())
+
+
 def _placements(
     job: DeploymentJob, nodes: list[NodeId], load: dict[NodeId, int], generation: int, first: int
 ) -> tuple[Placement, ...]:
-    chosen = [(role, node) for role in ROLES for node in missing(job, role, nodes, load)]
+    replicas = replicas_on(job)
+    chosen = [(part, node) for part in parts(job) for node in missing(job, part, nodes, load, replicas)]
     return tuple(
-        Placement(RoleKey(job.id, generation, role, first + nth), node) for nth, (role, node) in enumerate(chosen)
+        Placement(RoleKey(job.id, generation, part.role, first + nth), node, part.stage)
+        for nth, (part, node) in enumerate(chosen)
     )

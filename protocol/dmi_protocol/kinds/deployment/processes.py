@@ -24,16 +24,16 @@ class DeploymentProcesses:
     """See ``Processes``."""
 
     def needs(self, job: DeploymentJob, role: RoleKey) -> tuple[BlobHash, ...]:
-        """The files of the current version, for who computes."""
-        return _blobs(job.versions.current) if role.role == "replica" else ()
+        """The files of the current version, or of its stage of it, for who computes."""
+        return _blobs(job.versions.current, job.stage(role)) if role.role == "replica" else ()
 
     def inputs(self, job: DeploymentJob, role: RoleKey) -> tuple[BlobHash, ...]:
         """The files of the versions of now."""
-        return tuple(dict.fromkeys(_all_blobs(job))) if role.role == "replica" else ()
+        return tuple(dict.fromkeys(_all_blobs(job, job.stage(role)))) if role.role == "replica" else ()
 
     def launch(self, job: DeploymentJob, role: RoleKey, host: Host, needs: tuple[BlobHash, ...]) -> Launch:
         """Paths are the shell's to fill in."""
-        spec = job.spec
+        spec, stage = job.spec, job.stage(role)
         if role.role == "replica":
             return ReplicaLaunch(
                 key=role,
@@ -45,8 +45,9 @@ class DeploymentProcesses:
                 host=host.address,
                 ports=host.ports,
                 needs=needs,
-                model=next((ref for ref in job.known() if _blobs(ref) == needs), job.versions.current),
+                model=next((ref for ref in job.known() if _blobs(ref, stage) == needs), job.versions.current),
                 max_batch=spec.max_batch,
+                stage=stage,
             )
         return GatewayLaunch(
             key=role,
@@ -73,7 +74,11 @@ class DeploymentProcesses:
         if since >= number or all(record.endpoint.key != role for record in job.endpoints):
             return None
         versions = job.versions if has_inputs else None
-        return number, Fleet(number, job.bound("replica"), job.bound("gateway"), versions)
+        if role.role == "gateway":
+            return number, Fleet(number, job.bound_stage(0), (), versions)
+        stage = job.stage(role)
+        before = job.bound_stage(stage - 1) if stage else job.bound("gateway")
+        return number, Fleet(number, job.bound_stage(stage + 1), before, versions, stage=stage)
 
     def keeps(self, job: DeploymentJob, node: NodeId) -> Iterator[tuple[BlobHash, Command]]:
         """Nothing: the model is kept as a model."""
@@ -97,10 +102,10 @@ class DeploymentProcesses:
         return [RefuseVersion(request, role, event.version, event.text)]
 
 
-def _blobs(ref: ModelRef) -> tuple[BlobHash, ...]:
-    return tuple(file.blob for file in ref.content.files)
+def _blobs(ref: ModelRef, stage: int) -> tuple[BlobHash, ...]:
+    return tuple(file.blob for file in ref.content.files_of(stage))
 
 
-def _all_blobs(job: DeploymentJob) -> Iterator[BlobHash]:
+def _all_blobs(job: DeploymentJob, stage: int) -> Iterator[BlobHash]:
     for ref in job.versions.all:
-        yield from _blobs(ref)
+        yield from _blobs(ref, stage)

@@ -69,7 +69,7 @@ class Scaler:
             seen = self._seen[job.id] = _Seen(job.scale, requests, idle=now)
         if seen.requests != requests:
             seen.requests, seen.idle = requests, now
-        if not job.scale or len(job.bound("replica")) < job.scale:
+        if not job.scale or job.computing < job.scale:
             seen.high = seen.low = None
             return job.scale
         least, most = job.spec.least, job.spec.most or job.spec.least

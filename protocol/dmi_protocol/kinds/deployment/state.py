@@ -54,18 +54,39 @@ class DeploymentJob(Job, tag="deployment", kw_only=True):
         """Those that it computes with now."""
         return tuple(ref.id for ref in self.versions.all)
 
+    @property
+    def stages(self) -> int:
+        """Into how many the model is cut; 1 where a replica has all of it."""
+        return len(self.spec.model.content.stages) or 1
+
+    def stage(self, role: RoleKey) -> int:
+        """Which one a replica has."""
+        return next((placement.stage for placement in self.placements if placement.role == role), 0)
+
     def bound(self, role: Role) -> tuple[Endpoint, ...]:
         """The processes of this role that are bound."""
         return tuple(record.endpoint for record in self.endpoints if record.endpoint.key.role == role)
 
-    def placed(self, role: Role) -> list[tuple[RoleKey, NodeId]]:
-        """The processes of this role that are wanted, and their nodes."""
-        return [(key, node) for key, node in self.roles() if key.role == role]
+    def bound_stage(self, stage: int) -> tuple[Endpoint, ...]:
+        """The replicas of a stage that are bound."""
+        mine = {p.role for p in self.placements if p.role.role == "replica" and p.stage == stage}
+        return tuple(endpoint for endpoint in self.bound("replica") if endpoint.key in mine)
+
+    @property
+    def computing(self) -> int:
+        """How many replicas of the whole model there are: of each stage as many, or more."""
+        if self.stages == 1:
+            return len(self.bound("replica"))
+        return min(len(self.bound_stage(stage)) for stage in range(self.stages))
+
+    def placed(self, role: Role, stage: int | None = None) -> list[tuple[RoleKey, NodeId]]:
+        """The processes of this role that are wanted, and their nodes; of one stage, or of all."""
+        return [(p.role, p.node) for p in self.placements if p.role.role == role and stage in {None, p.stage}]
 
     @property
     def serves(self) -> bool:
         """Can a request be answered, or wake it?"""
-        return bool((self.bound("replica") or self.is_asleep) and self.bound("gateway"))
+        return bool((self.computing or self.is_asleep) and self.bound("gateway"))
 
     @property
     def is_asleep(self) -> bool:

@@ -40,8 +40,8 @@ class DeploymentViews:
         return reasons.NotServing(loss, len(job.endpoints), len(job.placements))
 
     def shards(self, job: DeploymentJob, role: RoleKey) -> tuple[tuple[int, bool], ...]:
-        """A replica holds the whole model."""
-        return ()
+        """A replica holds the whole model, or a stage of it, which nobody leads."""
+        return ((job.stage(role), True),) if role.role == "replica" and job.stages > 1 else ()
 
 
 def _nodes(job: DeploymentJob, role: str) -> tuple[str, ...]:
