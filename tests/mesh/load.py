@@ -18,21 +18,27 @@ WIDTH = 6
 
 
 class Numbers(nn.Module):
-    """``x`` times whole numbers, plus ``version``: no order of summing and no batch changes a bit of it."""
+    """``x`` times whole numbers, plus ``version``: no order of summing and no batch changes a bit of it. Each of the ``layers``
+    has so many bytes of zeros, and adds them."""
 
-    def __init__(self, version: int) -> None:
+    def __init__(self, version: int, layers: int = 0, layer_bytes: int = 0) -> None:
         super().__init__()
+        self.layers = nn.ParameterList(torch.zeros(layer_bytes // 4) for _ in range(layers))
         self.register_buffer("weights", torch.arange(WIDTH * 2, dtype=torch.float32).reshape(WIDTH, 2))
         self.register_buffer("version", torch.tensor(float(version)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for zeros in self.layers:
+            x = x + zeros.sum()
         return x @ self.weights + self.version  # type: ignore[operator]
 
 
-def write_model(path: Path, version: int = 1) -> Path:
+def write_model(path: Path, version: int = 1, layers: int = 0, layer_bytes: int = 0) -> Path:
     """As an exported program."""
     rows = torch.export.Dim("rows", min=1, max=4096)
-    program = torch.export.export(Numbers(version), (torch.zeros(2, WIDTH),), dynamic_shapes=({0: rows},))
+    program = torch.export.export(
+        Numbers(version, layers, layer_bytes), (torch.zeros(2, WIDTH),), dynamic_shapes=({0: rows},)
+    )
     torch.export.save(program, path)
     return path
 

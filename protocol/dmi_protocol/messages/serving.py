@@ -10,7 +10,10 @@ from dmi_protocol.tensor_spec import TensorSpec
 
 
 class Greet(Struct, frozen=True, tag="serving-greet"):
-    """A gateway is there, and wants to hear how much the replica has to do."""
+    """A gateway is there, or the stage before, and wants to hear how much the replica has to do. A stage says with which
+    ``versions`` it may still give something, whenever these are others: the next one keeps them in memory for as long."""
+
+    versions: tuple[str, ...] = ()
 
 
 class Compute(Struct, frozen=True, tag="serving-compute"):

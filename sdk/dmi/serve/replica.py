@@ -27,6 +27,7 @@ from dmi_protocol.frames import check_payload
 from dmi_protocol.messages.data import DataMessage
 from dmi_protocol.messages.roles import Bound, Fleet, ReplicaLaunch, Unusable
 from dmi_protocol.messages.serving import Broken, Busy, Compute, Computed, Declined, Greet
+from dmi_protocol.serving.lanes import needed, offered
 from dmi_wire.bulk import Buffer, Context, DataListener, Delivery
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
@@ -88,6 +89,8 @@ class Replica:
         """Who goes on with what our stage has computed."""
         if later > 0:
             self._next = NextStage(context, keys, launch.key.name.encode("ascii"), later, self._poller)
+        self._given: dict[bytes, tuple[str, ...]] = {}
+        """By replica of the stage before: with which versions it may still give something."""
         self._said: tuple[str, ...] = ()
         """The versions that we said we have."""
 
@@ -124,7 +127,7 @@ class Replica:
     @property
     def _batches(self) -> int:
         """All that we were given and have not answered."""
-        return sum(lane.batches for lane in self._lanes.values()) + (self._next.batches if self._next else 0)
+        return sum(lane.batches for lane in self._lanes.values()) + (self._next.passing.batches if self._next else 0)
 
     # Versions
 
@@ -148,22 +151,26 @@ class Replica:
                 self._lanes[ref.id] = Lane(replace(self._launch, model=ref, files=files))
 
     @property
+    def _ready(self) -> list[str]:
+        """Those in memory here."""
+        return [version for version, lane in self._lanes.items() if lane.is_ready]
+
+    @property
     def _versions(self) -> tuple[str, ...]:
-        """Those that can be asked for: of a stage, those that the later ones have, too."""
-        ready = [version for version, lane in self._lanes.items() if lane.is_ready]
-        if self._next is not None:
-            later = self._next.versions
-            ready = [version for version in ready if version in later]
-        wanted = [version for version in self._wanted if version in ready]
-        return tuple(wanted if wanted and wanted[0] == self._wanted[0] else ready)
+        """Those that can be asked for."""
+        later = self._next.passing.versions if self._next is not None else None
+        return offered(self._ready, self._wanted, later, is_first=not self._launch.stage)
 
     def _retire(self) -> None:
         """Lanes that are not wanted, and have nothing to do any more."""
-        versions = self._versions
+        kept = needed(self._wanted, self._versions, self._given.values(), is_first=not self._launch.stage)
         for version, lane in list(self._lanes.items()):
-            if version not in self._wanted and version not in versions and not lane.batches:
+            is_passed_on = self._next is not None and self._next.passing.has(version)
+            if version not in kept and not lane.batches and not is_passed_on:
                 lane.close()
                 del self._lanes[version]
+        if self._next is not None:
+            self._next.may_give(tuple(self._lanes))
 
     def _go_on(self, version: str, lane: Lane, *, is_heard: bool) -> None:
         was_ready = lane.is_ready
@@ -179,11 +186,12 @@ class Replica:
 
     def _fail(self, version: str, lane: Lane, error: FailedError | EndedError) -> None:
         """What could never be loaded here is that version's fault; where another one can compute, that goes on."""
-        if lane.has_loaded or not self._versions:
+        others = [other for other in self._ready if other != version]
+        if lane.has_loaded or not others:
             raise error
         lane.close()
         del self._lanes[version]
-        self._wanted = tuple(other for other in self._wanted if other != version) or self._versions
+        self._wanted = tuple(other for other in self._wanted if other != version) or tuple(others)
         self._refused += 1
         self._child.tell(Unusable(version, str(error), self._refused))
 
@@ -197,6 +205,7 @@ class Replica:
         self._listener.admit(names)
         known = set(names.values())
         self._gateways = {name: at for name, at in self._gateways.items() if name.partition(b"/")[0] in known}
+        self._given = {name: given for name, given in self._given.items() if name.partition(b"/")[0] in known}
         self._most = limits.REPLICA_BATCHES * max(1, len(names)) * (len(self._launch.model.content.stages) or 1)
         self._take_versions(fleet)
         if self._next is not None:
@@ -215,7 +224,9 @@ class Replica:
     def _take(self, delivery: Delivery) -> None:
         self._gateways[delivery.sender] = time.monotonic()
         match delivery.message:
-            case Greet():
+            case Greet(versions):
+                if self._launch.stage:
+                    self._given[delivery.sender] = versions
                 self._say(delivery.sender, self._busy())
             case Compute() as message:
                 check_payload(message.tensors, delivery.frames)
@@ -232,7 +243,7 @@ class Replica:
 
     @property
     def _waiting(self) -> int:
-        return sum(lane.rows for lane in self._lanes.values()) + (self._next.rows if self._next else 0)
+        return sum(lane.rows for lane in self._lanes.values()) + (self._next.passing.rows if self._next else 0)
 
     def _look(self) -> None:
         """Now and then: say that we are here, and see whether the processes that compute move."""
@@ -279,14 +290,14 @@ class Replica:
 
     def _hand_back(self, later: NextStage) -> None:
         """Whoever gave us a batch hears what became of it further on."""
-        for back in later.hear():
-            batch, computed = back.batch.message.batch, back.computed
-            if computed is not None:
-                self._say(back.batch.gateway, replace(computed, batch=batch, waiting=self._waiting), back.frames)
-            elif back.how:
-                self._say(back.batch.gateway, Broken(batch, back.how, self._waiting))
+        for passed, back in later.hear():
+            gateway, batch, computed = passed.batch.gateway, passed.batch.message.batch, passed.computed
+            if back.is_computed and computed is not None:
+                self._say(gateway, replace(computed, batch=batch, waiting=self._waiting), passed.outputs)
+            elif back.has_died:
+                self._say(gateway, Broken(batch, passed.how, self._waiting))
             else:
-                self._say(back.batch.gateway, Declined(batch, self._waiting, self._versions))
+                self._say(gateway, Declined(batch, self._waiting, self._versions))
 
     def _say(self, gateway: bytes, message: DataMessage, frames: Sequence[Buffer] = ()) -> None:
         """A gateway that does not take in what it is told has other replicas to ask."""
