@@ -10,6 +10,8 @@ from dmi_protocol.identity import PublicKey
 from dmi_protocol.instant import Instant
 from dmi_protocol.messages.roles import Fleet, GatewayLaunch, Lease, ReplicaLaunch, RoleKey, Roster, Wanted
 from dmi_protocol.serving import events as on
+from dmi_protocol.serving.lanes import needed, offered
+from dmi_protocol.serving.passing import GoesBack, Passing, PassingEffect, PassingEvent, PassOn
 from dmi_protocol.serving.router import Router, RouterSettings
 from tests.simulation.node import Node
 from tests.simulation.sockets import Said, Sockets, exits, tell_daemon
@@ -54,8 +56,51 @@ class Late(NamedTuple):
     batch: int
 
 
+class Greeting(NamedTuple):
+    """A stage may still give batches of these versions to the next one."""
+
+    versions: tuple[str, ...]
+
+
+class Line(NamedTuple):
+    """A batch that waits for our computing, and who gave it."""
+
+    sender: RoleKey
+    given: Given
+
+
+class Connections:
+    """Of a process to those that it may ask: made and broken as the network and they are."""
+
+    def __init__(self, sockets: Sockets, owner: "ServingReplica | ScriptedGateway") -> None:
+        self._sockets = sockets
+        self._owner = owner
+        self.names: dict[RoleKey, PublicKey] = {}
+        self._open: set[RoleKey] = set()
+
+    def told(self, fleet: Fleet) -> None:
+        """These may be asked."""
+        self.names = {endpoint.key: endpoint.public_key for endpoint in fleet.replicas}
+        self._open &= self.names.keys()
+
+    def news(self) -> list[on.Opened | on.Broke]:
+        """What has happened since."""
+        found: list[on.Opened | on.Broke] = []
+        for key, name in self.names.items():
+            process = self._sockets.processes[name]
+            is_there = process.is_alive and self._sockets.is_open(self._owner, process)
+            if is_there and key not in self._open:
+                self._open.add(key)
+                found.append(on.Opened(name))
+            elif key in self._open and not process.is_alive and not process.node.is_paused:
+                self._open.discard(key)
+                found.append(on.Broke(name))
+        return found
+
+
 class ServingReplica:
-    """Computes one batch at a time, in order. A version that it is told is in its memory a while later."""
+    """Computes one batch at a time, in order, or a stage of it, which it passes on then. A version that it is told is in its
+    memory a while later."""
 
     def __init__(self, sockets: Sockets, node: Node, launch: ReplicaLaunch) -> None:
         self.key: RoleKey = launch.key
@@ -64,30 +109,60 @@ class ServingReplica:
         self.boot_count = node.boot_count
         self.is_alive = True
         self._sockets = sockets
-        self._versions = frozenset({launch.model.id})
-        self._told: frozenset[str] = self._versions
+        self._clock = sockets.clock
+        self._stage = launch.stage
+        self._ready: list[str] = [launch.model.id]
+        self._wanted: tuple[str, ...] = (launch.model.id,)
+        self._given: dict[RoleKey, tuple[str, ...]] = {}
         self._most_ms = sockets.clock.random.choice([_QUICK_MS, _QUICK_MS, _SLOW_MS])
         self._gateways: dict[RoleKey, PublicKey] = {}
-        self._line: deque[tuple[RoleKey, Given]] = deque()
+        self._line: deque[Line] = deque()
         self._is_busy = False
+        later = len(launch.model.content.stages) - launch.stage - 1
+        self._passing = Passing(later, Random(self._clock.random.random())) if later > 0 else None
+        self._passed: dict[int, Line] = {}
+        self._next = 1
+        self._connections = Connections(sockets, self)
+        self._tick_at: int | None = None
         sockets.clock.later(limits.REPLICA_BEAT_MS, self._beat)
+        if self._passing is not None:
+            sockets.clock.later(100, self._look)
 
     def fleet(self, fleet: Fleet) -> None:
-        """These gateways may ask."""
+        """These may ask us, and we those of the next stage."""
         self._gateways = {endpoint.key: endpoint.public_key for endpoint in fleet.gateways}
+        self._given = {key: given for key, given in self._given.items() if key in self._gateways}
+        self._connections.told(fleet)
+        if self._passing is not None:
+            self._step(on.FleetTold(frozenset(self._connections.names.values())))
         if fleet.versions is None:
             return
-        refs = fleet.versions.all
-        missing = [f.blob for ref in refs for f in ref.content.files if f.blob not in self.node.blobs]
+        files = [file.blob for ref in fleet.versions.all for file in ref.content.files_of(fleet.stage)]
+        missing = [blob for blob in files if blob not in self.node.blobs]
         demand(
             "inputs", not missing, f"{self.key.name} on {self.node.name} is told a version whose files are not there"
         )
-        told = self._told = frozenset(ref.id for ref in refs)
-        self._sockets.clock.later(1 + int(_LOAD_MS * self._sockets.clock.random.random()), self._loaded, told)
+        demand("serving", fleet.stage == self._stage, f"{self.key.name} is told that it has another stage")
+        self._wanted = tuple(ref.id for ref in fleet.versions.all)
+        for version in self._wanted:
+            self._clock.later(1 + int(_LOAD_MS * self._clock.random.random()), self._loaded, version)
 
-    def _loaded(self, told: frozenset[str]) -> None:
-        if self.is_alive and told == self._told:
-            self._versions = told
+    def _loaded(self, version: str) -> None:
+        if self.is_alive and version in self._wanted and version not in self._ready:
+            self._ready.append(version)
+            self._retire()
+
+    @property
+    def _versions(self) -> tuple[str, ...]:
+        later = self._passing.versions if self._passing is not None else None
+        return offered(self._ready, self._wanted, later, is_first=not self._stage)
+
+    def _retire(self) -> None:
+        kept = needed(self._wanted, self._versions, self._given.values(), is_first=not self._stage)
+        kept |= {line.given.version for line in (*self._line, *self._passed.values())}
+        self._ready = [version for version in self._ready if version in kept]
+        for name in self._connections.names.values():
+            self._sockets.say(self, name, Said(0, 0, Greeting(tuple(self._ready))))
 
     def roster(self, roster: Roster) -> None:
         """See ``Process``; no replica is told one."""
@@ -96,29 +171,91 @@ class ServingReplica:
         """See ``Process``; no replica needs one."""
 
     def hear(self, sender: RoleKey, said: Said) -> None:
-        """A batch."""
-        if isinstance(said.event, Given) and sender in self._gateways:
-            if said.event.version not in self._versions:
-                self._say(sender, Late(said.event.batch))
+        """A batch; or what has become of one that was passed on."""
+        name, event = self._connections.names.get(sender), said.event
+        if isinstance(event, Greeting) and sender in self._gateways:
+            self._given[sender] = event.versions
+        elif isinstance(event, Given) and sender in self._gateways:
+            if event.version not in self._versions:
+                self._say(sender, Late(event.batch))
                 return
-            self._line.append((sender, said.event))
+            self._line.append(Line(sender, event))
             self._go_on()
+        elif name is not None and self._passing is not None:
+            match event:
+                case Waiting(rows, versions):
+                    self._step(on.Heard(name, rows, versions))
+                case Late(batch):
+                    self._step(on.Declined(name, batch))
+                case Done(batch, version, has_died):
+                    number = self._passing.number(name, batch)
+                    given = self._passed[number].given if number is not None else None
+                    is_its = given is None or given.version == version
+                    demand("serving", is_its, f"{self.key} gave a batch to be computed by another version")
+                    self._step(on.Died(name, batch) if has_died else on.Computed(name, batch, version))
+
+    def _step(self, event: PassingEvent) -> None:
+        if self.is_alive and self._passing is not None:
+            self._do(self._passing, self._passing.step(Instant(self._clock.now), event))
+
+    def _do(self, passing: Passing, effects: list[PassingEffect]) -> None:
+        for effect in effects:
+            match effect:
+                case on.Dispatch(replica, batch, version, pieces):
+                    given = self._passed[pieces[0].request].given
+                    asked = Given(batch, version, given.pieces, given.is_poison)
+                    self._sockets.say(self, PublicKey(replica), Said(0, 0, asked))
+                case GoesBack(number, is_computed, has_died):
+                    sender, given = self._passed.pop(number)
+                    is_over = is_computed or has_died
+                    self._say(sender, Done(given.batch, given.version, has_died) if is_over else Late(given.batch))
+        passing.check()
+        due = passing.deadline()
+        if due is not None and (self._tick_at is None or due < self._tick_at):
+            self._tick_at = due
+            self._clock.at(max(due, self._clock.now + 1), self._tick)
+
+    def _tick(self) -> None:
+        self._tick_at = None
+        if self.is_alive and self._passing is not None:
+            self._do(self._passing, self._passing.tick(Instant(self._clock.now)))
+
+    def _look(self) -> None:
+        if self.is_alive:
+            for event in self._connections.news():
+                if isinstance(event, on.Opened):
+                    greeting = Greeting(tuple(self._ready))
+                    self._sockets.say(self, PublicKey(event.replica), Said(0, 0, greeting))
+                self._step(event)
+            self._clock.later(100, self._look)
 
     def _go_on(self) -> None:
         if self.is_alive and not self._is_busy and self._line:
             self._is_busy = True
-            delay = 1 + int(self._most_ms * self._sockets.clock.random.random())
-            self._sockets.clock.later(delay, self._computed)
+            delay = 1 + int(self._most_ms * self._clock.random.random())
+            self._clock.later(delay, self._computed)
 
     def _computed(self) -> None:
         if not self.is_alive:
             return
-        gateway, given = self._line.popleft()
-        if given.is_poison and self._sockets.clock.random.random() < 0.3:
+        sender, given = self._line.popleft()
+        demand("serving", given.version in self._ready, f"{self.key} computes with {given.version}, which it has not")
+        if given.is_poison and self._clock.random.random() < 0.3:
             exits(self, 0, 11)
             return
-        self._say(gateway, Done(given.batch, given.version, given.is_poison))
-        self._sockets.clock.later(_AGAIN_MS if given.is_poison else 1, self._free)
+        dies = given.is_poison and (self._passing is None or self._clock.random.random() < 0.3)
+        if dies or self._passing is None:
+            self._say(sender, Done(given.batch, given.version, dies))
+        else:
+            self._pass_on(sender, given)
+        self._clock.later(_AGAIN_MS if dies else 1, self._free)
+
+    def _pass_on(self, sender: RoleKey, given: Given) -> None:
+        number, self._next = self._next, self._next + 1
+        self._passed[number] = Line(sender, given)
+        rows = sum(piece.rows for piece in given.pieces)
+        self._sockets.counters["batches passed on"] += 1
+        self._step(PassOn(number, rows, given.version, Instant(self._clock.now + _PATIENCE_MS)))
 
     def _free(self) -> None:
         self._is_busy = False
@@ -126,10 +263,12 @@ class ServingReplica:
 
     def _beat(self) -> None:
         if self.is_alive:
+            self._retire()
             for gateway in self._gateways:
-                rows = sum(piece.rows for _, given in self._line for piece in given.pieces)
-                self._say(gateway, Waiting(rows, self._versions))
-            self._sockets.clock.later(limits.REPLICA_BEAT_MS, self._beat)
+                lines = (*self._line, *self._passed.values())
+                rows = sum(piece.rows for line in lines for piece in line.given.pieces)
+                self._say(gateway, Waiting(rows, frozenset(self._versions)))
+            self._clock.later(limits.REPLICA_BEAT_MS, self._beat)
 
     def _say(self, gateway: RoleKey, event: object) -> None:
         if gateway in self._gateways:
@@ -150,10 +289,10 @@ class ScriptedGateway:
         self._clock = sockets.clock
         self._versions: tuple[str, ...] = (launch.model.id,)
         """Any of them may compute a request, the newest first."""
-        settings = RouterSettings(launch.max_batch, launch.max_wait_ms, launch.exact)
+        stages = len(launch.model.content.stages) or 1
+        settings = RouterSettings(launch.max_batch, launch.max_wait_ms, launch.exact, stages)
         self._router = Router(settings, Random(self._clock.random.random()))
-        self._replicas: dict[RoleKey, PublicKey] = {}
-        self._open: set[RoleKey] = set()
+        self._connections = Connections(sockets, self)
         self._until: dict[int, int] = {}
         """By request that has no end yet: when it must have one."""
         self._poison: set[int] = set()
@@ -167,12 +306,11 @@ class ScriptedGateway:
     def fleet(self, fleet: Fleet) -> None:
         """These are the replicas."""
         first, self._has_begun = not self._has_begun, True
-        self._replicas = {endpoint.key: endpoint.public_key for endpoint in fleet.replicas}
-        self._open &= self._replicas.keys()
+        self._connections.told(fleet)
         if fleet.versions is not None:
             current = fleet.versions.current.id
             self._versions = (current, *[other for other in self._versions if other != current])
-        self._step(on.FleetTold(frozenset(self._replicas.values())))
+        self._step(on.FleetTold(frozenset(self._connections.names.values())))
         if first:
             self._ask()
             self._look()
@@ -185,7 +323,7 @@ class ScriptedGateway:
 
     def hear(self, sender: RoleKey, said: Said) -> None:
         """From a replica."""
-        name = self._replicas.get(sender)
+        name = self._connections.names.get(sender)
         if name is None:
             return
         match said.event:
@@ -211,7 +349,7 @@ class ScriptedGateway:
         if random.random() < _POISON and rows == 1:
             self._poison.add(request)
         group = random.choice(["a", "a", "b", None])
-        if not self._replicas:
+        if not self._connections.names:
             tell_daemon(self, self._clock, Wanted(request))
         self._step(on.Arrived(request, rows, group, Instant(self._until[request]), self._versions, rows))
         self._clock.later(1 + int(_ASK_MS * random.random()), self._ask)
@@ -220,15 +358,8 @@ class ScriptedGateway:
         """Connections are made, and break."""
         if not self.is_alive:
             return
-        for key, name in self._replicas.items():
-            process = self._sockets.processes[name]
-            is_there = process.is_alive and self._sockets.is_open(self, process)
-            if is_there and key not in self._open:
-                self._open.add(key)
-                self._step(on.Opened(name))
-            elif key in self._open and not process.is_alive and not process.node.is_paused:
-                self._open.discard(key)
-                self._step(on.Broke(name))
+        for event in self._connections.news():
+            self._step(event)
         late = [request for request, until in self._until.items() if self._clock.now > until + 1_000]
         demand("serving", not late or self.node.is_paused, f"{self.key} has neither answered nor refused {late}")
         self._clock.later(100, self._look)

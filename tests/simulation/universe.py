@@ -36,6 +36,7 @@ REQUIRED = (
     "requests answered",
     "requests refused",
     "requests answered by a later version",
+    "batches passed on",
 )
 
 

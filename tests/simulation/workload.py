@@ -1,7 +1,7 @@
 """What people do with a mesh while it burns: submit, cancel, add models, invite, join, expel."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from msgspec.structs import replace
 
@@ -10,6 +10,7 @@ from dmi_protocol.cluster.command import (
     BatchSpec,
     Cancel,
     Command,
+    CutModel,
     DeploymentSpec,
     Invite,
     Remove,
@@ -27,7 +28,7 @@ from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.kinds.job import ENDED
 from dmi_protocol.messages.control import Introduced, Join
 from dmi_protocol.messages.roles import Versions
-from dmi_protocol.model import ModelContent, ModelFile, ModelRef
+from dmi_protocol.model import ModelContent, ModelFile, ModelRef, ModelStage
 from dmi_protocol.peer import Me
 from dmi_protocol.reasons import DiskFull, NoCoordinator, NoQuorum, TimedOut
 from tests.simulation.node import Node
@@ -89,6 +90,8 @@ class Workload:
             self._remove_model(node)
         elif what < 0.66:
             self._set_versions(node)
+        elif what < 0.72:
+            self._cut_model(node)
         else:
             for _ in range(random.choice([1, 1, 3])):
                 self.chat(node)
@@ -119,9 +122,10 @@ class Workload:
         """On few or many processes."""
         random = self._world.random
         replicas, least, most = random.choice(_SCALES)
+        cuts = [(), *model.cuts.values()]
         spec = DeploymentSpec(
             model.name,
-            ModelRef(model.id, model.content),
+            ModelRef(model.id, replace(model.content, stages=cuts[-1] if random.random() < 0.8 else cuts[0])),
             replicas=replicas,
             least=least,
             most=most,
@@ -137,13 +141,13 @@ class Workload:
         """Of a deployment: any version that there is, sometimes with a canary beside it."""
         state, random = self._world.agreement.state, self._world.random
         jobs = [job for job in state.jobs.values() if isinstance(job, DeploymentJob) and job.state not in ENDED]
-        known = [(job, list(state.models.get(job.spec.name, {}).values())) for job in jobs]
-        able = [(job, versions) for job, versions in known if versions]
+        known = [(job, _refs(state.models.get(job.spec.name, {}).values(), job.stages)) for job in jobs]
+        able = [(job, refs) for job, refs in known if refs]
         if not able:
             return
         job, found = random.choice(able)
         chosen = random.sample(found, min(len(found), random.choice([1, 1, 2])))
-        current, *more = [ModelRef(version.id, version.content) for version in chosen]
+        current, *more = chosen
         versions = Versions(current, more[0] if more else None, share=30 if more else 0)
         self._world.ask(node, SetVersions(self._request("versions"), job.id, versions, random.random() < 0.2))
 
@@ -211,6 +215,34 @@ class Workload:
         name = name or self._world.random.choice(["one", "two"])
         nodes = tuple(holder.me.node for holder in holders)
         self._world.ask(holders[0], AddModel(self._request("model"), name, content, nodes, 1))
+
+    def _cut_model(self, node: Node) -> None:
+        """Any version, into two or three stages; on two nodes, as a model is."""
+        random = self._world.random
+        known = [v for versions in self._world.agreement.state.models.values() for v in versions.values()]
+        if not known:
+            return
+        version, count = random.choice(known), random.choice([2, 3])
+        names = [f"{version.digest}-{count}-{stage}" for stage in range(count)]
+        blobs = [BlobHash(hashlib.sha256(name.encode()).hexdigest()) for name in names]
+        chosen = [node, *random.sample([n for n in self._world.up() if n is not node] or [node], 1)]
+        for holder in chosen:
+            for blob in blobs:
+                holder.give(BlobPinned(blob))
+        holders = tuple(dict.fromkeys(chosen))
+        counts = [holder.boot_count for holder in holders]
+        self._world.clock.later(5 + int(500 * random.random()), self._cut, holders, counts, blobs, version)
+
+    def _cut(
+        self, holders: Sequence[Node], boot_counts: Sequence[int], blobs: Sequence[BlobHash], version: ModelVersion
+    ) -> None:
+        if [holder.boot_count for holder in holders] != list(boot_counts) or any(h.is_writing for h in holders):
+            return
+        for holder in holders:
+            holder.blobs |= {blob: {} for blob in blobs}
+        stages = tuple(ModelStage((ModelFile("weights", blob, 1),), n, n + 1, 1) for n, blob in enumerate(blobs))
+        nodes = tuple(holder.me.node for holder in holders)
+        self._world.ask(holders[0], CutModel(self._request("cut"), version.id, version.digest, stages, nodes))
 
     def _remove_model(self, node: Node) -> None:
         name = self._world.random.choice(["one", "two"])
@@ -290,3 +322,11 @@ class Workload:
 def _serves(job: DeploymentJob) -> bool:
     """With everybody who should."""
     return job.serves and len(job.endpoints) == len(job.placements)
+
+
+def _refs(versions: Iterable[ModelVersion], stages: int) -> list[ModelRef]:
+    """Those that a deployment with so many stages could compute with."""
+    if stages == 1:
+        return [ModelRef(version.id, version.content) for version in versions]
+    able = [version for version in versions if stages in version.cuts]
+    return [ModelRef(version.id, replace(version.content, stages=version.cuts[stages])) for version in able]

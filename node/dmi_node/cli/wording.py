@@ -102,7 +102,7 @@ def model_lines(model: dict[str, Any]) -> list[str]:
         *(f"  in   {tensor(info)}" for info in model["inputs"]),
         *(f"  out  {tensor(info)}" for info in model["outputs"]),
         f"  on   {', '.join(model['nodes']) or 'no node that is known'}",
-        *(f"  cut  into {count} stages of {', '.join(map(size, sizes))}" for count, sizes in model["cuts"].items()),
+        *(f"  cut  into {len(sizes)} stages of {', '.join(map(size, sizes))}" for sizes in model["cuts"]),
     ]
 
 

@@ -112,11 +112,11 @@ class ModelVerbs:
 
     async def cut(self, client: Client, args: dict[str, Any]) -> object:
         """A version is cut into stages: the client sends what is needed of their files; gives the version."""
-        request, name = checks.request(args["request"]), str(args["name"])
+        request, name, digest = checks.request(args["request"]), str(args["name"]), str(args["hash"])
         stages = checks.stages(args["stages"])
         files = {file.blob: file.size_bytes for stage in stages for file in stage.files}
         holders = await self._uploads.take(client, files, "the model's stages")
-        await self._ask(CutModel(request, name, stages, holders))
+        await self._ask(CutModel(request, name, digest, stages, holders))
         return self._shown(name)
 
     async def disks(self, client: Client, args: dict[str, Any]) -> object:
@@ -151,9 +151,7 @@ class ModelVerbs:
             "inputs": msgspec.to_builtins(content.inputs),
             "outputs": msgspec.to_builtins(content.outputs),
             "nodes": sorted(members[node].name for node in nodes if node in members),
-            "cuts": {
-                str(count): [stage.weight_bytes for stage in stages] for count, stages in sorted(version.cuts.items())
-            },
+            "cuts": [[stage.weight_bytes for stage in version.cuts[count]] for count in sorted(version.cuts)],
             "added_unix": version.added_unix,
         }
 

@@ -286,10 +286,11 @@ class AddModel(Struct, frozen=True, tag="add-model"):
 
 
 class CutModel(Struct, frozen=True, tag="cut-model"):
-    """A version (``name:number``) is cut into stages, whose files are on the ``holders``."""
+    """A version (``name:number``, made of what has this ``digest``) is cut into stages, whose files are on the ``holders``."""
 
     request: RequestId
     version: str
+    digest: str
     stages: tuple[ModelStage, ...]
     holders: tuple[NodeId, ...]
 

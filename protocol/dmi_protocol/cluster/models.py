@@ -99,16 +99,16 @@ def add(models: Models, command: AddModel, origin: JobId | None = None) -> tuple
         known = ModelVersion(command.name, number, content, digest, command.at_unix, nodes)
         models[command.name] = versions | {number: known}
     known.origin = origin or known.origin
-    for blob in known.nodes:
+    for file in content.files:
         for node in command.holders:
-            known.hold(blob, node)
+            known.hold(file.blob, node)
     return known.id, None
 
 
 def cut(models: Models, command: CutModel) -> tuple[str, Reason | None]:
     """Gives how many stages there are. Of two cuts into as many the one stays whose largest stage is smaller."""
     version, stages = find(models, command.version), command.stages
-    if version is None or version.id != command.version:
+    if version is None or version.id != command.version or version.digest != command.digest:
         return "", UnknownModel(command.version)
     are_whole = all(stage.files and stage.weight_bytes >= 0 for stage in stages)
     if not 1 < len(stages) <= limits.MODEL_STAGES or not are_whole or not command.holders:

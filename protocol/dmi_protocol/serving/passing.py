@@ -1,8 +1,9 @@
 """What a replica with a stage of a model passes on, and what becomes of it: pure, like the router that it has within it.
 
 A batch that was passed on is one request to the router of a gateway, which is never joined with others. Where a replica of the
-next stage is lost, what it had not begun goes to another one, or waits for one; a batch that it was computing goes back, and so does
-one for whose version there is nobody any more: the gateway sends both again from the first stage on, and knows better whom to blame.
+next stage is lost, what it had not begun goes to another one, or waits for one; a batch that it was computing goes back, and so
+does one for whose version there is nobody any more: the gateway sends both again from the first stage on, and knows better whom
+to blame.
 """
 
 from collections.abc import Iterable

@@ -22,7 +22,7 @@ class Models:
     """Every method raises ``NoNodeError`` when the node has gone, and ``RefusedError`` for what the mesh refuses.
 
     A version is a dict: ``{"id", "name", "version", "hash", "format", "factory", "size_bytes", "files", "inputs", "outputs",
-    "nodes", "cuts", "added_unix"}``, where ``cuts`` gives the bytes of weights of each stage, by how many stages there are; an
+    "nodes", "cuts", "added_unix"}``, where ``cuts`` gives the bytes of weights of each stage of each cut that there is; an
     input or output is ``{"name", "dtype", "shape", "is_batched"}`` with None where any size may be given.
     """
 
@@ -110,9 +110,9 @@ class Models:
         with TemporaryDirectory(prefix="dmi-stages-") as directory:
             asked = {"content": given["content"], "files": given["files"], "most_bytes": most_bytes}
             answer = answer_of("dmi.models.cut", asked | {"directory": directory}, found["id"])
-            return self._send_stages(found["id"], answer)
+            return self._send_stages(found, answer)
 
-    def _send_stages(self, name: str, answer: dict[str, Any]) -> dict[str, Any]:
+    def _send_stages(self, version: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
         paths: dict[BlobHash, Path] = {}
 
         def file(role: str, path: str) -> ModelFile:
@@ -126,8 +126,13 @@ class Models:
             for each in answer["stages"]
         ]
         if len(stages) < 2:
-            raise UsageError(f"{name} fits as it is: it need not be cut")
-        args = {"request": secrets.token_hex(8), "name": name, "stages": msgspec.to_builtins(stages)}
+            raise UsageError(f"{version['id']} fits as it is: it need not be cut")
+        args = {
+            "request": secrets.token_hex(8),
+            "name": version["id"],
+            "hash": version["hash"],
+            "stages": msgspec.to_builtins(stages),
+        }
         return self._upload("model-cut", args, paths)
 
     # Of what is served
@@ -169,4 +174,4 @@ class Models:
 
 def fits(version: dict[str, Any], most_bytes: int) -> bool:
     """May a process hold all of this version, or each stage of a way in which it is cut?"""
-    return version["size_bytes"] <= most_bytes or any(max(sizes) <= most_bytes for sizes in version["cuts"].values())
+    return version["size_bytes"] <= most_bytes or any(max(sizes) <= most_bytes for sizes in version["cuts"])

@@ -19,6 +19,7 @@ MODEL = {
     "inputs": [{"name": "x", "dtype": "float32", "shape": [None, 1, None, 8], "is_batched": True}],
     "outputs": [{"name": "a", "dtype": "int64", "shape": [2, 3], "is_batched": True}],
     "nodes": ["n0", "n1"],
+    "cuts": [[600_000, 700_000]],
     "added_unix": 7,
 }
 
@@ -40,6 +41,7 @@ def test_a_version_at_length(tmp_path: Path) -> None:
         "  in   x float32[N,1,*,8]",
         "  out  a int64[2,3]",
         "  on   n0, n1",
+        "  cut  into 2 stages of 600.0 kB, 700.0 kB",
     ]
 
 

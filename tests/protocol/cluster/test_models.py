@@ -11,7 +11,7 @@ from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.model import ModelContent, ModelFile
 from dmi_protocol.reasons import LimitReached, Malformed, ModelInUse, Stale, UnknownModel
-from tests.protocol.models import WEIGHTS, adding, batch, content
+from tests.protocol.models import WEIGHTS, adding, batch, content, cutting
 
 A, B, C = (NodeId(letter * 16) for letter in "abc")
 OTHER = BlobHash("d" * 64)
@@ -100,3 +100,39 @@ def test_a_file_of_a_model_is_copied_as_anything_that_must_not_be_lost() -> None
     assert apply(mesh, 5, HoldBlob(RequestId("h1"), "m:1", WEIGHTS, B)).refusal is None
     assert mesh.models["m"][1].nodes == {WEIGHTS: (A, B)}
     assert ClusterState.decode(mesh.encode()).digest() == mesh.digest()
+
+
+def test_a_version_may_be_cut_and_its_stages_are_kept_with_it() -> None:
+    mesh = state()
+    made = cutting(2, B)
+    assert apply(mesh, 2, made).value == "2"
+    version = mesh.models["m"][1]
+    files = {file.blob for stage in made.stages for file in stage.files}
+    assert version.blobs() == {WEIGHTS: (A,)} | dict.fromkeys(files, (B,))
+    assert apply(mesh, 3, adding("m", C, request="again")).value == "m:1"
+    assert version.blobs() == {WEIGHTS: (A, C)} | dict.fromkeys(files, (B,)), "who has the model has no stages by that"
+    assert version.in_stages(6) is None
+    cut = version.in_stages(7)
+    assert cut is not None
+    assert (cut.stages, version.is_known_as(cut), version.is_known_as(version.content)) == (made.stages, True, True)
+    other = replace(cut, stages=cutting(3, B).stages)
+    assert not version.is_known_as(other)
+
+
+def test_of_two_cuts_into_as_many_the_more_even_one_stays() -> None:
+    mesh = state()
+    for place, most in enumerate((7, 5, 6)):
+        assert apply(mesh, 2 + place, cutting(2, A, most=most)).refusal is None
+    assert [stage.weight_bytes for stage in mesh.models["m"][1].cuts[2]] == [5, 5]
+
+
+def test_what_is_no_cut_of_this_version_is_refused() -> None:
+    mesh = state()
+    other = cutting(2, A, blob=OTHER)
+    assert apply(mesh, 2, other).refusal == UnknownModel("m:1"), "a version of that number that there was before"
+    assert apply(mesh, 3, replace(cutting(2, A), request=RequestId("name"), version="m")).refusal == UnknownModel("m")
+    assert apply(mesh, 4, cutting(1, A)).refusal == Malformed("stages of a model", "m:1")
+    assert apply(mesh, 5, cutting(2)).refusal == Malformed("stages of a model", "m:1")
+    for count in range(2, 2 + limits.MODEL_CUTS):
+        assert apply(mesh, 10 + count, cutting(count, A)).refusal is None
+    assert apply(mesh, 50, cutting(60, A)).refusal == LimitReached("ways to cut m:1", limits.MODEL_CUTS)

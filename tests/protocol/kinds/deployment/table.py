@@ -19,15 +19,19 @@ NO_FILES = BlobHash("")
 
 
 class Table:
-    """The deployment is submitted; nobody is placed."""
+    """The deployment is submitted, after what came ``before``; nobody is placed."""
 
-    def __init__(self, spec: DeploymentSpec, nodes: Iterable[NodeId] = (A, B, C)) -> None:
+    def __init__(
+        self, spec: DeploymentSpec, nodes: Iterable[NodeId] = (A, B, C), before: Iterable[Command] = ()
+    ) -> None:
         self.state = ClusterState("mesh")
         self.nodes: set[NodeId] = set()
         self._index = 0
         for node in nodes:
             self.join(node)
         self.do(adding("m", *sorted(self.nodes)[:2]))
+        for command in before:
+            assert self.do(command).refusal is None
         self.id = JobId(self.do(Submit(RequestId("submit"), spec, NO_FILES, ())).value)
 
     @property
