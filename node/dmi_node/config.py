@@ -1,12 +1,13 @@
 """How a node is set up: one frozen value, read in one place. TOML, then environment, then flags; the later one wins."""
 
 import difflib
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+
+from dmi_protocol.sizes import in_bytes
 
 _VARIABLES = {
     "name": "DMI_NAME",
@@ -15,10 +16,6 @@ _VARIABLES = {
     "log_level": "DMI_LOG_LEVEL",
     "quota": "DMI_QUOTA",
 }
-
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?[bB])")
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 class ConfigError(Exception):
@@ -79,10 +76,10 @@ def _check_keys(path: Path, values: Mapping[str, object]) -> None:
 
 def size_of(text: str, what: str = "quota") -> int:
     """``50GB`` or ``800 MB`` in bytes. Raises ``ConfigError`` that names ``what``."""
-    found = _SIZE.fullmatch(text.strip())
+    found = in_bytes(text)
     if found is None:
         raise ConfigError(f"{what} must be a size such as 50GB or 800MB, not {text!r}")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+    return found
 
 
 def split(address: str, what: str) -> tuple[str, int]:

@@ -67,6 +67,11 @@ class ModelContent(Struct, frozen=True):
         """What a process needs that computes this stage; all files where it is in one piece."""
         return self.stages[stage].files if self.stages else self.files
 
+    @property
+    def needed(self) -> tuple[ModelFile, ...]:
+        """All that computing it takes: its files, or those of its stages."""
+        return tuple(dict.fromkeys(file for stage in self.stages for file in stage.files)) or self.files
+
     def held_bytes(self, stage: int) -> int:
         """About what it has in memory then."""
         return self.stages[stage].weight_bytes if self.stages else self.size_bytes

@@ -166,12 +166,20 @@ def arrived(inputs: Mapping[str, Tensor], wanted: Sequence[fx.Node]) -> list[Any
 
 
 def load_stage(content: ModelContent, stage: int, files: Mapping[str, Path]) -> StageGraph:
-    """A stage in memory. ``files`` gives the paths of its ``graph`` and its ``weights``; these are copied, for in a file tensors
-    do not begin where torch would have them begin, and then some operations have other bits. Raises ``ModelError``."""
-    try:
-        weights = {name: tensor.clone() for name, tensor in load_file(files["weights"]).items()}
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{files['weights'].name} is no whole safetensors file: {error}") from error
+    """A stage in memory. ``files`` gives the paths of its ``graph`` and its ``weights``. Raises ``ModelError``."""
     bounds = content.stages[stage]
-    whole = Whole(program_of(files["graph"]), [info.name for info in content.inputs])
-    return StageGraph(whole, bounds.first, bounds.last, weights)
+    return StageGraph(whole_of(content, files["graph"]), bounds.first, bounds.last, weights_of(files["weights"]))
+
+
+def whole_of(content: ModelContent, graph: Path) -> Whole:
+    """The graph that all stages share. Raises ``ModelError``."""
+    return Whole(program_of(graph), [info.name for info in content.inputs])
+
+
+def weights_of(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """Those of a stage. They are copied, for in a file tensors do not begin where torch would have them begin, and then some
+    operations have other bits. Raises ``ModelError``."""
+    try:
+        return {name: tensor.clone().to(device) for name, tensor in load_file(path).items()}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path.name} is no whole safetensors file: {error}") from error

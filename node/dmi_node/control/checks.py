@@ -53,7 +53,8 @@ def spec(value: object, nodes: int, models: Models) -> Spec:
         version = find(models, name)
         if version is None:
             raise RefusalError("unknown", sentence(reasons.UnknownModel(name[:80])))
-        return _batch(convert(value | {"model": ModelRef(version.id, version.content)}, BatchSpec), nodes)
+        model = ModelRef(version.id, _held(version, value.get("memory_per_replica")))
+        return _batch(convert(value | {"model": model}, BatchSpec), nodes)
     if isinstance(value, dict) and value.get("kind") == "deployment":
         raise RefusalError("usage", "a deployment is served, and not submitted")
     found: TrainingSpec = convert(value, TrainingSpec)

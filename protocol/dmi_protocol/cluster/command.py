@@ -38,6 +38,8 @@ class BatchSpec(JobSpec, frozen=True, tag="batch"):
     per_node: int = 1
     threads: int = 1
     packs: tuple[BlobHash, ...] = ()
+    memory_per_replica: int | None = None
+    """Why the model is cut into stages, where it is, which a replica computes in turn: so many bytes of weights may it hold."""
 
     @property
     def slices(self) -> int:

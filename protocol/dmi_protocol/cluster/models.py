@@ -1,7 +1,7 @@
 """Versions of models in the replicated state, and what commands do to them."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -41,6 +41,10 @@ class ModelVersion(Struct):
         """Is this what it is made of, in one piece or as it was cut?"""
         is_cut = not content.stages or self.cuts.get(len(content.stages)) == content.stages
         return is_cut and replace(content, stages=()) == self.content
+
+    def is_had(self, content: ModelContent, members: Container[NodeId]) -> bool:
+        """Can ``members`` give all that computing it takes?"""
+        return all(any(node in members for node in self.nodes.get(file.blob, ())) for file in content.needed)
 
     def in_stages(self, most_bytes: int) -> ModelContent | None:
         """Cut into as few stages as there are cuts for, none with more than so many bytes of weights in memory."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from dmi.infer.inputs import Bad, Given, Pack
 from dmi.infer.prepare import Prepared, Preparer
 from dmi.infer.rows import Rows
 from dmi_protocol.model import ModelContent, TensorInfo
+from dmi_tensor.in_turn import StagesInTurn
 from dmi_tensor.models import Loaded, example
 
 
@@ -23,12 +25,15 @@ class InputsChangedError(DmiError):
 Source = Callable[[int, int, Container[int], Pack | None], Iterator[Given]]
 """Gives inputs from a start to a stop, in order; some of them need not be decoded; where they travel from a pack."""
 NOBODY: Mapping[int, str] = {}
+_CARRIED_BYTES = 128 << 20
+"""Of the batches that wait between two stages that are computed in turn."""
 
 
 class Batches:
-    """``loaded`` computes what ``content`` describes."""
+    """``loaded`` computes what ``content`` describes. Stages that are computed in turn compute several batches before the next
+    one is read."""
 
-    def __init__(self, config: Config, source: Source, content: ModelContent, loaded: Loaded) -> None:
+    def __init__(self, config: Config, source: Source, content: ModelContent, loaded: Loaded | StagesInTurn) -> None:
         """Raises ``UsageError`` for what does not fit together."""
         self._config = config
         self._source = source
@@ -39,28 +44,63 @@ class Batches:
         self._fixed = next((info.shape[0] for info in content.inputs if info.is_batched), None)
 
     def compute(
-        self, start: int, stop: int, masked: Mapping[int, str] = NOBODY, pack: Pack | None = None
+        self,
+        start: int,
+        stop: int,
+        masked: Mapping[int, str] = NOBODY,
+        pack: Pack | None = None,
+        *,
+        alone: bool = False,
     ) -> Iterator[list[dict[str, Any]]]:
         """The rows of inputs ``start`` to ``stop``, batch by batch. ``start`` is a multiple of the batch size. Inputs that are
-        ``masked`` are bad ones, for this cause."""
+        ``masked`` are bad ones, for this cause. With ``alone`` no batch is begun before the one before has been taken."""
+        given = self._given(start, stop, masked, pack)
+        if not isinstance(self._loaded, StagesInTurn) or alone:
+            yield from map(self._batch, given)
+            return
+        while group := list(islice(given, self._ahead(self._loaded))):
+            yield from self._group(self._loaded, group)
+
+    def _ahead(self, loaded: StagesInTurn) -> int:
+        """How many batches are computed together: it is known how large they are, once one was computed."""
+        return max(1, _CARRIED_BYTES // loaded.carried_bytes) if loaded.carried_bytes else 1
+
+    def _group(self, loaded: StagesInTurn, group: Sequence[Sequence[Given]]) -> Iterator[list[dict[str, Any]]]:
+        """What the model does not take as it is is computed again, on its own."""
+        prepared = [self._alike(self._prepare.batch(batch)) for batch in group]
+        good = [[p for p, each in enumerate(batch) if not isinstance(each, Bad)] for batch in prepared]
+        able = [place for place, places in enumerate(good) if places]
+        tensors = [self._tensors(prepared[place], good[place], None) for place in able]
+        outcomes = dict(zip(able, loaded.run_each(tensors), strict=True))
+        for place, batch in enumerate(group):
+            outcome = outcomes.get(place)
+            yield self._rows_of(batch, prepared[place], outcome if isinstance(outcome, dict) else None)
+
+    def _given(self, start: int, stop: int, masked: Mapping[int, str], pack: Pack | None) -> Iterator[list[Given]]:
+        """Batch by batch."""
         batch: list[Given] = []
         place = start - 1
         for place, given in enumerate(self._source(start, stop, masked, pack), start):
             batch.append(Given(given.id, Bad(masked[place])) if place in masked else given)
             if len(batch) == self._config.batch_size:
-                yield self._batch(batch)
+                yield batch
                 batch = []
         if place + 1 != stop:
             raise InputsChangedError(
                 f"{self._config.input.path} has other inputs than when it was listed: submit it again"
             )
         if batch:
-            yield self._batch(batch)
+            yield batch
 
     def _batch(self, batch: Sequence[Given]) -> list[dict[str, Any]]:
-        prepared = self._alike(self._prepare.batch(batch))
+        return self._rows_of(batch, self._alike(self._prepare.batch(batch)), None)
+
+    def _rows_of(
+        self, batch: Sequence[Given], prepared: list[Prepared], outputs: dict[str, Tensor] | None
+    ) -> list[dict[str, Any]]:
+        """``outputs`` is None where they are not computed yet."""
         ids = [given.id for given in batch]
-        outputs = self._outputs(prepared)
+        outputs = self._outputs(prepared) if outputs is None else outputs
         if all(isinstance(each, Bad) for each in prepared):
             return [{"id": name, "error": str(each)} for name, each in zip(ids, prepared, strict=True)]
         return self._rows.of(
@@ -110,8 +150,10 @@ class Batches:
 
     def _computed(self, prepared: Sequence[Prepared], places: Sequence[int], filler: int | None) -> dict[str, Tensor]:
         """With these inputs, and zeros or the filler for all others."""
-        tensors = {info.name: self._stack(info, prepared, frozenset(places), filler) for info in self._inputs}
-        return self._run(tensors, len(prepared))
+        return self._run(self._tensors(prepared, places, filler), len(prepared))
+
+    def _tensors(self, prepared: Sequence[Prepared], places: Sequence[int], filler: int | None) -> dict[str, Tensor]:
+        return {info.name: self._stack(info, prepared, frozenset(places), filler) for info in self._inputs}
 
     def _alike(self, prepared: list[Prepared]) -> list[Prepared]:
         """Where the model takes any size all inputs of a batch have that of the first good one."""

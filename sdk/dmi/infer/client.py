@@ -242,6 +242,8 @@ def _begin(
 ) -> Inference:
     columns.check(found)
     model = _model(connection, found.model)
+    if found.held_bytes is not None:
+        model = Models(connection).cut(model["id"], found.held_bytes)
     columns.top_of(found, msgspec.convert(model["outputs"], tuple[TensorInfo, ...]))
     begun = _begun(folder, planned, model["id"], resume=resume)
     if begun is None:
@@ -260,6 +262,7 @@ def _begin(
         "replicas": nodes,
         "per_node": found.replicas_per_node,
         "threads": found.threads,
+        "memory_per_replica": found.held_bytes,
         "packs": [pack.blob for pack in packs],
     }
     args = {"request": begun.request, "spec": spec, "bundle": planned.hash, "size": len(planned.data)}

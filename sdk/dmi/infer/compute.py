@@ -2,8 +2,8 @@
 input that ends this process ends nothing else: the replica starts another one, and finds out which input it was.
 
 For a deployment see ``dmi.serve.answer``. For a batch inference it is told ``{"begin": [first, last], "masked": {input:
-cause}, "path", "offset", "pack"}`` and then ``{"next": true}`` for each batch; it writes rows into the file at ``path``, and
-answers ``{"offset", "failed"}``, or ``{"error": kind, "text"}`` and ends.
+cause}, "path", "offset", "pack", "alone"}`` and then ``{"next": true}`` for each batch; it writes rows into the file at ``path``,
+and answers ``{"offset", "failed"}``, or ``{"error": kind, "text"}`` and ends.
 """
 
 import ctypes
@@ -36,7 +36,8 @@ from dmi.serve.answer import answer
 from dmi_protocol import limits
 from dmi_protocol.messages.roles import BatchLaunch, ReplicaLaunch
 from dmi_tensor.fingerprint import machine
-from dmi_tensor.models import ModelError, load
+from dmi_tensor.in_turn import StagesInTurn
+from dmi_tensor.models import Loaded, ModelError, load
 from dmi_wire.memory import keep_freed_memory
 
 _SET_PARENT_DEATH_SIGNAL = 1
@@ -53,13 +54,18 @@ def prepared(launch: BatchLaunch) -> Batches:
         raise NoInputError(f"this host has no {config.input.path}; where only one host has it set input.travels")
     listing = msgspec.msgpack.decode(Path(LISTING).read_bytes(), type=Listing)
     content = launch.model.content
-    files = {file.name: Path(path) for file, path in zip(content.files, launch.files, strict=True)}
-    batches = Batches(
-        config, _source(config, listing), content, load(content.format, files, content.factory, config.device)
-    )
+    batches = Batches(config, _source(config, listing), content, _loaded(launch, config.device))
     with suppress(Exception):  # zeros may have a size that nobody would give: what is wrong shows at the first batch
         batches.warm_up()
     return batches
+
+
+def _loaded(launch: BatchLaunch, device: str) -> Loaded | StagesInTurn:
+    content = launch.model.content
+    files = list(zip(content.needed, map(Path, launch.files), strict=True))
+    if content.stages:
+        return StagesInTurn(content, {file.blob: path for file, path in files}, device)
+    return load(content.format, {file.name: path for file, path in files}, content.factory, device)
 
 
 def _source(config: Config, listing: Listing) -> Source:
@@ -77,7 +83,7 @@ def serve(line: Line, batches: Batches) -> None:
             first, last = wanted["begin"]
             path, offset = Path(wanted["path"]), wanted["offset"]
             pack = Pack(*wanted["pack"]) if wanted["pack"] is not None else None
-            found = batches.compute(first, last, dict(wanted["masked"]), pack)
+            found = batches.compute(first, last, dict(wanted["masked"]), pack, alone=wanted["alone"])
             continue
         rows = next(found)
         with path.open("r+b" if path.exists() else "xb") as file:

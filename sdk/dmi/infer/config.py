@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from dmi.errors import UsageError
+from dmi_protocol.sizes import in_bytes
 
 Kind = Literal["images", "parquet", "csv", "jsonl", "npy"]
 Sizes = int | tuple[int, int]
@@ -70,6 +71,15 @@ class Config(Struct, frozen=True):
     """Processes that read ahead, for each replica; 0 reads where it is computed. By default the processors that are left."""
     slice_batches: int | None = None
     """Batches of one slice; chosen by default. It changes no byte of the output."""
+    memory_per_replica: int | str | None = None
+    """Bytes of weights that a replica may hold (``"200MB"``): a larger model is cut into stages, which it computes in turn. It
+    changes no byte of the output."""
+
+    @property
+    def held_bytes(self) -> int | None:
+        """``memory_per_replica`` in bytes."""
+        given = self.memory_per_replica
+        return in_bytes(given) if isinstance(given, str) else given
 
 
 _OTHER_WORDS = {
@@ -172,6 +182,10 @@ def _check(config: Config) -> None:
         (1 <= config.threads <= 1_024, f"threads must be 1 to 1024, not {config.threads}"),
         (1 <= config.replicas_per_node <= 64, f"replicas_per_node must be 1 to 64, not {config.replicas_per_node}"),
         (config.loaders is None or 0 <= config.loaders <= 64, f"loaders must be 0 to 64, not {config.loaders}"),
+        (
+            config.memory_per_replica is None or (config.held_bytes or 0) > 0,
+            f"memory_per_replica must be a size such as 200MB, not {config.memory_per_replica!r}",
+        ),
         (config.slice_batches is None or config.slice_batches >= 1, "slice_batches must be 1 or more"),
         (
             not config.preprocess_batches or isinstance(config.preprocess, str),

@@ -23,6 +23,10 @@ _SLICES = 64
 """So many are aimed at: enough to share them out evenly, and few enough that each is worth its while."""
 
 
+_SLICES_IN_STAGES = 16
+"""For each of them every stage of the model is read anew."""
+
+
 class Plan(Struct, frozen=True):
     """``hash`` is that of ``data``, which holds all that decides the output but the model."""
 
@@ -67,7 +71,7 @@ def plan(config: Config, *, of_one_batch: bool = False) -> Plan:
     files[LISTING] = msgspec.msgpack.encode(listing)
     data = bundle.pack(files)
     batches = -(-listing.total // config.batch_size)
-    per_slice = config.slice_batches or -(-batches // _SLICES)
+    per_slice = config.slice_batches or -(-batches // (_SLICES if config.held_bytes is None else _SLICES_IN_STAGES))
     if -(-batches // per_slice) > limits.SLICES:
         raise UsageError(
             f"slice_batches {per_slice} makes more than {limits.SLICES} slices of {batches} batches; leave it out"

@@ -23,6 +23,7 @@ from dmi_protocol import limits
 from dmi_protocol.identity import BlobHash
 from dmi_protocol.kinds.batch.queue import SliceQueue
 from dmi_protocol.messages.roles import BatchLaunch, Bound, Machine, SliceWritten
+from dmi_protocol.model import ModelContent
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
 
@@ -68,14 +69,25 @@ class Computer:
         self.machine = tuple((str(name), str(value)) for name, value in self._hear()["machine"])
 
     def begin(
-        self, first: int, last: int, masked: dict[int, str], path: Path, offset: int, pack: Pack | None = None
+        self,
+        first: int,
+        last: int,
+        masked: dict[int, str],
+        path: Path,
+        offset: int,
+        pack: Pack | None = None,
+        *,
+        alone: bool = False,
     ) -> None:
         """From now on batches of the inputs ``first`` to ``last``; those that are ``masked`` are error rows, with this cause. A
-        process that has died since the last batch is to blame for nothing: another one is started."""
+        process that has died since the last batch is to blame for nothing: another one is started. With ``alone`` it begins no
+        batch before it is asked for that."""
         if self._process is not None and self._process.poll() is not None:
             self.close()
         self.start()
-        self._say(begin=[first, last], masked=list(masked.items()), path=str(path), offset=offset, pack=pack)
+        self._say(
+            begin=[first, last], masked=list(masked.items()), path=str(path), offset=offset, pack=pack, alone=alone
+        )
 
     def next(self) -> tuple[int, int]:
         """One batch is in the file: where it ends, and how many of its rows are errors."""
@@ -158,7 +170,7 @@ class Replica:
         first, last = slice_ * size, min((slice_ + 1) * size, self._launch.inputs)
         path = self._directory / f"slice-{slice_}"
         path.unlink(missing_ok=True)
-        offset, failed, masked = 0, 0, dict[int, str]()
+        offset, failed, masked, alone = 0, 0, dict[int, str](), False
         inputs = self._queue.file(slice_)
         self._pack = Pack(inputs, first) if inputs is not None else None
         self._computer.begin(first, last, masked, path, offset, self._pack)
@@ -166,8 +178,10 @@ class Replica:
             try:
                 offset, bad = self._computer.next()
             except DiedError as error:
-                masked |= self._culprits(first, min(first + self._batch_size, last), str(error))
-                self._computer.begin(first, last, masked, path, offset, self._pack)
+                if alone or not self._launch.model.content.stages:
+                    masked |= self._culprits(first, min(first + self._batch_size, last), str(error))
+                alone = True  # it may have died of a batch that it computed beside this one
+                self._computer.begin(first, last, masked, path, offset, self._pack, alone=alone)
                 continue
             first, failed = first + self._batch_size, failed + bad
             self._hear(wait=False)
@@ -204,11 +218,16 @@ class Replica:
         """Why a batch with these inputs, and zeros for all others, ends its process; None when it does not."""
         masked = {place: "" for place in batch if place not in places}
         try:
-            self._computer.begin(batch.start, batch.stop, masked, self._directory / "trial", 0, self._pack)
+            self._computer.begin(batch.start, batch.stop, masked, self._directory / "trial", 0, self._pack, alone=True)
             self._computer.next()
         except DiedError as error:
             return str(error)
         return None
+
+
+def held_bytes(content: ModelContent) -> int:
+    """What a replica has of the model in memory at once: of stages, which it computes in turn, the largest."""
+    return max(content.held_bytes(stage) for stage in range(len(content.stages) or 1))
 
 
 def lacking_memory(held_bytes: int, meminfo: str) -> str:
@@ -226,7 +245,7 @@ def main() -> None:
     launch = child.launch(BatchLaunch)
     child.start()
     keys = KeyPair.make()
-    lacking = lacking_memory(launch.model.content.size_bytes, Path("/proc/meminfo").read_text())
+    lacking = lacking_memory(held_bytes(launch.model.content), Path("/proc/meminfo").read_text())
     if lacking:
         child.fail("memory", lacking, starting=True)
     computer = Computer(launch)

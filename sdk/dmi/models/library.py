@@ -101,7 +101,7 @@ class Models:
 
     def cut(self, name: str, most_bytes: int) -> dict[str, Any]:
         """Cut a version (``name:number``, or the newest of ``name``) into as few stages as will do, each with at most so many
-        bytes of weights; a cut that there is already is taken. It is loaded once for that, by a child process on this host.
+        bytes of weights; a cut into as few that there is already is taken. It is loaded once for that, by a child process on this host.
         Gives the version, as ``show`` does. Raises ``UsageError`` for a model that cannot be cut so."""
         found = self.show(name)
         if fits(found, most_bytes):
@@ -173,5 +173,6 @@ class Models:
 
 
 def fits(version: dict[str, Any], most_bytes: int) -> bool:
-    """May a process hold all of this version, or each stage of a way in which it is cut?"""
-    return version["size_bytes"] <= most_bytes or any(max(sizes) <= most_bytes for sizes in version["cuts"])
+    """May a process hold all of this version; or is it cut so that it may hold each stage, and into no more than need be?"""
+    able = [sizes for sizes in version["cuts"] if max(sizes) <= most_bytes]
+    return version["size_bytes"] <= most_bytes or any(len(sizes) <= -(-sum(sizes) // most_bytes) for sizes in able)

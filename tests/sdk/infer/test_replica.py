@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from dmi.infer import config
 from dmi.infer.plan import CONFIG, LISTING
@@ -23,7 +24,8 @@ from dmi.infer.replica import Computer, FailedError, Replica, lacking_memory
 from dmi_protocol import limits
 from dmi_protocol.identity import BlobHash, JobId, NodeId
 from dmi_protocol.messages.roles import BatchLaunch, RoleKey, Slices, SliceWritten
-from dmi_protocol.model import ModelContent, ModelFile, ModelRef
+from dmi_protocol.model import ModelContent, ModelFile, ModelRef, ModelStage
+from dmi_tensor.cutting import cut
 from dmi_tensor.models import describe
 
 pytestmark = pytest.mark.processes
@@ -101,8 +103,10 @@ def replica(
     always: bool = False,
     poison: str = "(5,)",
     by: str = "SIGKILL",
+    batch_size: int = 5,
+    in_stages: bool = False,
 ) -> Iterator[Replica]:
-    """With ten inputs, which begin with 0 to 9, in slices of one batch of five."""
+    """With ten inputs, which begin with 0 to 9, in slices of five, by default of one batch."""
     monkeypatch.chdir(tmp_path)
     code = CODE.replace("POISON", poison).replace("SIGNAL", by) + "def make():\n    return Net()\n"
     (tmp_path / "own.py").write_text(code)
@@ -113,13 +117,16 @@ def replica(
             "model": "m",
             "input": {"kind": "npy", "path": str(tmp_path / "x.npy")},
             "preprocess": "own.py:prepare",
-            "batch_size": 5,
+            "batch_size": batch_size,
         }
     )
     (tmp_path / CONFIG).write_bytes(msgspec.json.encode(found))
     (tmp_path / LISTING).write_bytes(msgspec.msgpack.encode(listing_of(found)))
     content = ModelContent("factory", (ModelFile("code", BlobHash("0" * 64), 1),), factory="net:make")
     content = describe(content, {"code": tmp_path / "net.py"})
+    files, needs = [tmp_path / "net.py"], [BlobHash("0" * 64)]
+    if in_stages:
+        content, files, needs = staged(tmp_path)
     launch = BatchLaunch(
         key=RoleKey(JobId("job-000000"), 1, "replica", 0),
         node=NodeId("0" * 16),
@@ -129,8 +136,8 @@ def replica(
         threads=1,
         host="127.0.0.1",
         ports=(0, 0),
-        files=(str(tmp_path / "net.py"),),
-        needs=(BlobHash("0" * 64),),
+        files=tuple(map(str, files)),
+        needs=tuple(needs),
         model=ModelRef("m:1", content),
         inputs=10,
         slice_inputs=5,
@@ -139,9 +146,28 @@ def replica(
         (tmp_path / "net.py").write_text(code.replace("ALWAYS", "len(x) > 2"))
     computer = Computer(launch)
     try:
-        yield Replica(daemon, launch, computer, 5)  # type: ignore[arg-type]
+        yield Replica(daemon, launch, computer, batch_size)  # type: ignore[arg-type]
     finally:
         computer.close()
+
+
+def staged(folder: Path) -> tuple[ModelContent, list[Path], list[BlobHash]]:
+    """Two layers, cut into two stages."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 3)).eval()
+    free = ({0: torch.export.Dim.AUTO},)
+    torch.export.save(torch.export.export(net, (torch.zeros(2, 4),), dynamic_shapes=free), folder / "m.pt2")
+    files = {"model": folder / "m.pt2"}
+    content = describe(ModelContent("exported", (ModelFile("model", BlobHash("0" * 64), 1),)), files)
+    made = cut(content, files, 90, folder)
+    names = [BlobHash(letter * 64) for letter in "ab"]
+    graph = ModelFile("graph", BlobHash("c" * 64), 1)
+    stages = tuple(
+        ModelStage((graph, ModelFile("weights", name, 1)), each.first, each.last, each.weight_bytes)
+        for name, each in zip(names, made.stages, strict=True)
+    )
+    paths = [made.graph, *(each.weights for each in made.stages)]
+    return msgspec.structs.replace(content, stages=stages), paths, [graph.blob, *names]
 
 
 def rows(daemon: Daemon) -> list[dict[str, Any]]:
@@ -161,6 +187,23 @@ def test_an_input_that_ends_the_process_is_found_and_the_others_computed(
         "it ended the process that computed it, by SIGKILL (out of memory?)"
     ]
     assert "error" in found[3]
+
+
+def test_of_batches_that_are_computed_together_the_one_that_ends_the_process_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = Daemon(0)
+    with (
+        replica(tmp_path, monkeypatch, daemon, poison="(3,)", batch_size=1, in_stages=True) as found_out,
+        pytest.raises(Ended),
+    ):
+        found_out.run()
+    found = rows(daemon)
+    assert [row["id"] for row in found] == list(range(5))
+    assert [place for place, row in enumerate(found) if "error" in row] == [3]
+    with pytest.raises(Ended), replica(tmp_path, monkeypatch, other := Daemon(0), poison="()", in_stages=True) as good:
+        good.run()
+    assert not [row for row in rows(other) if "error" in row]
 
 
 @pytest.mark.deep

@@ -51,9 +51,8 @@ class BatchPlans:
         if any(not set(job.packs[pack]) & state.members.keys() for pack in job.packs_of(job.open_slices())):
             return FilesLost()
         model = find(state.models, job.spec.model.id)
-        holders = model.nodes.values() if model is not None else [()]
-        is_lost = not job.endpoints and not all(set(nodes) & state.members.keys() for nodes in holders)
-        return ModelLost(job.spec.model.id) if is_lost else None
+        is_there = model is not None and model.is_had(job.spec.model.content, state.members)
+        return ModelLost(job.spec.model.id) if not job.endpoints and not is_there else None
 
     def part(self, job: BatchJob, state: ClusterState) -> list[Command]:
         """Replicas do not talk to each other."""

@@ -14,7 +14,7 @@ class BatchProcesses:
 
     def needs(self, job: BatchJob, role: RoleKey) -> tuple[BlobHash, ...]:
         """The files of the model."""
-        return tuple(file.blob for file in job.spec.model.content.files)
+        return tuple(file.blob for file in job.spec.model.content.needed)
 
     def inputs(self, job: BatchJob, role: RoleKey) -> tuple[BlobHash, ...]:
         """Those of its slices, where they travel."""
