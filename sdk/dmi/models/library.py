@@ -101,8 +101,8 @@ class Models:
 
     def cut(self, name: str, most_bytes: int) -> dict[str, Any]:
         """Cut a version (``name:number``, or the newest of ``name``) into as few stages as will do, each with at most so many
-        bytes of weights; a cut into as few that there is already is taken. It is loaded once for that, by a child process on this host.
-        Gives the version, as ``show`` does. Raises ``UsageError`` for a model that cannot be cut so."""
+        bytes of weights; a cut into as few that there is already is taken. It is loaded once for that, by a child process on this
+        host. Gives the version, as ``show`` does. Raises ``UsageError`` for a model that cannot be cut so."""
         found = self.show(name)
         if fits(found, most_bytes):
             return found
