@@ -76,7 +76,7 @@ def deployment_row(found: dict[str, Any]) -> list[str]:
         f"{found['model']}:{found['version']}"
         + (f" (and {found['share']}% :{found['canary']})" if found["canary"] is not None else ""),
         found["state"],
-        ", ".join(found["replicas"]),
+        ", ".join(found["replicas"]) + (f" ({found['stages']} stages)" if found["stages"] > 1 else ""),
         ", ".join(found["gateways"]),
         number(found["requests_per_second"], 0),
         number(found["p50_ms"], 1),
