@@ -256,7 +256,7 @@ def _demand_equal(content: ModelContent, model: Loaded, whole: Whole, bounds: Se
         inputs = {info.name: drawn(example(info, rows), generator) for info in content.inputs}
         wanted, found = model.run(inputs), inputs
         for stage in stages:
-            found = stage.run(found)
+            found = {name: tensor.clone() for name, tensor in stage.run(found).items()}  # as it travels
         if wanted.keys() != found.keys() or not all(_is_same(wanted[name], found[name]) for name in wanted):
             raise ModelError("cut into stages, its outputs would have other bits")
 

@@ -91,7 +91,7 @@ class Workload:
         elif what < 0.66:
             self._set_versions(node)
         elif what < 0.72:
-            self._cut_model(node)
+            self._cut_any(node)
         else:
             for _ in range(random.choice([1, 1, 3])):
                 self.chat(node)
@@ -138,18 +138,28 @@ class Workload:
         return request
 
     def _set_versions(self, node: Node) -> None:
-        """Of a deployment: any version that there is, sometimes with a canary beside it."""
+        """Of a deployment: another version, if there is one, sometimes with a canary beside it."""
         state, random = self._world.agreement.state, self._world.random
         jobs = [job for job in state.jobs.values() if isinstance(job, DeploymentJob) and job.state not in ENDED]
-        known = [(job, _refs(state.models.get(job.spec.name, {}).values(), job.stages)) for job in jobs]
-        able = [(job, refs) for job, refs in known if refs]
-        if not able:
+        if not jobs:
             return
-        job, found = random.choice(able)
-        chosen = random.sample(found, min(len(found), random.choice([1, 1, 2])))
-        current, *more = chosen
+        job = random.choice(jobs)
+        known = list(state.models.get(job.spec.name, {}).values())
+        others = [ref for ref in _refs(known, job.stages) if ref.id != job.versions.current.id]
+        if not others:
+            self._make_another(node, job, known)
+            return
+        current, *more = random.sample(others, min(len(others), random.choice([1, 1, 2])))
         versions = Versions(current, more[0] if more else None, share=30 if more else 0)
         self._world.ask(node, SetVersions(self._request("versions"), job.id, versions, random.random() < 0.2))
+
+    def _make_another(self, node: Node, job: DeploymentJob, known: Sequence[ModelVersion]) -> None:
+        """A version that this deployment could compute with, too."""
+        uncut = [version for version in known if job.stages > 1 and job.stages not in version.cuts]
+        if uncut:
+            self._cut_model(node, self._world.random.choice(uncut), job.stages)
+        else:
+            self.add_model(node, job.spec.name)
 
     def batch(self, model: ModelVersion) -> BatchSpec:
         """Few inputs, in a few or many slices, on all nodes or on some."""
@@ -216,13 +226,16 @@ class Workload:
         nodes = tuple(holder.me.node for holder in holders)
         self._world.ask(holders[0], AddModel(self._request("model"), name, content, nodes, 1))
 
-    def _cut_model(self, node: Node) -> None:
-        """Any version, into two or three stages; on two nodes, as a model is."""
+    def _cut_any(self, node: Node) -> None:
+        """Any version, into two or three stages."""
         random = self._world.random
         known = [v for versions in self._world.agreement.state.models.values() for v in versions.values()]
-        if not known:
-            return
-        version, count = random.choice(known), random.choice([2, 3])
+        if known:
+            self._cut_model(node, random.choice(known), random.choice([2, 3]))
+
+    def _cut_model(self, node: Node, version: ModelVersion, count: int) -> None:
+        """Its stages are on two nodes, as a model is."""
+        random = self._world.random
         names = [f"{version.digest}-{count}-{stage}" for stage in range(count)]
         blobs = [BlobHash(hashlib.sha256(name.encode()).hexdigest()) for name in names]
         chosen = [node, *random.sample([n for n in self._world.up() if n is not node] or [node], 1)]

@@ -90,6 +90,22 @@ class Attention(nn.Module):
         return found
 
 
+class Aliased(nn.Module):
+    """It writes into what it has computed by another view, and then uses the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layers[0](x)
+        part = y.view(-1, 8)
+        z = self.layers[2](self.layers[1](x))
+        part.add_(z.view(-1, 8))
+        found: Tensor = self.layers[3](z) + y
+        return found
+
+
 class Counting(nn.Module):
     """It is another one after each batch."""
 
@@ -129,7 +145,7 @@ def in_stages(content: ModelContent, made: Cut) -> list[StageGraph]:
 
 def computed(stages: list[StageGraph], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     for stage in stages:
-        inputs = stage.run(inputs)
+        inputs = {name: tensor.clone() for name, tensor in stage.run(inputs).items()}  # as between processes
     return inputs
 
 
@@ -139,9 +155,10 @@ def computed(stages: list[StageGraph], inputs: dict[str, Tensor]) -> dict[str, T
         (Deep(), torch.zeros(2, 64), 100_000),
         (Conv(), torch.zeros(2, 3, 12, 12), 9_600),
         (ChannelsLast(), torch.zeros(2, 8, 12, 12), 2_400),
+        (Aliased(), torch.zeros(2, 16), 3_300),
         (Attention(), torch.zeros(2, 7, dtype=torch.int64), 20_000),
     ],
-    ids=["deep", "conv", "channels last", "attention"],
+    ids=["deep", "conv", "channels last", "aliased", "attention"],
 )
 def test_stages_hold_no_more_than_they_may_and_give_the_bits_of_the_whole(
     module: nn.Module, given: Tensor, most_bytes: int, tmp_path: Path
