@@ -61,6 +61,7 @@ bench: $(READY)  ## beside others in the same run: the exchange and gloo, AlexNe
 	$(BIN)/python -m bench.alexnet
 	$(BIN)/python -m bench.inference $(if $(RAY),--ray $(RAY))
 	$(BIN)/python -m bench.models
+	$(BIN)/python -m bench.stages
 	$(BIN)/python -m bench.serving $(if $(STARLETTE),--starlette $(STARLETTE)) $(if $(RAY),--ray $(RAY))
 
 format: $(READY) ## let ruff put the code into shape
