@@ -95,6 +95,8 @@ BODIES_BYTES = 512 * 1024 * 1024
 """Of all that are being received by one gateway."""
 HEADER_BYTES = 64 * 1024
 """Of one HTTP request, its first line among them."""
+REPLICA_BYTES = 300 * 1024 * 1024
+"""What a replica needs beside its model, about."""
 REPLICA_BATCHES = 2
 """Of one gateway in one replica: it computes one, and has the next one in hand."""
 COMPUTING_BATCHES = 2

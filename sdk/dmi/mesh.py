@@ -10,6 +10,7 @@ from dmi.connection import Connection, Stream
 from dmi.errors import UsageError
 from dmi.infer.client import Inference, dry_run, infer
 from dmi.job import Job
+from dmi.models.fitting import free_share
 from dmi.models.library import Models
 from dmi.serve.client import Deployment, predict, serve
 
@@ -106,12 +107,14 @@ class Mesh:
         replica is busy, and at most ``max_wait_ms``; with ``exact`` it is computed alone. With ``follow``, a training, each
         version that it publishes is taken. With ``certificate`` and ``certificate_key``, files on every host with a gateway,
         gateways speak TLS. A model with more than ``memory_per_replica`` bytes of weights is cut into stages (``Models.cut``) on
-        as many nodes, which compute one after another; there are ``replicas`` of each stage.
+        as many nodes, which compute one after another; there are ``replicas`` of each stage. By default that is what is free
+        on the nodes, where none has memory for all of the model.
 
         Raises ``UnknownJobError`` for a model or a training that there is not, ``RefusedError`` (it is served already),
         ``UsageError``, ``NoQuorumError``.
         """
         name = model if version is None else f"{model}:{version}"
+        memory_per_replica = memory_per_replica or free_share(self._connection, self.models.show(name))
         if memory_per_replica is not None:
             self.models.cut(name, memory_per_replica)
         return serve(

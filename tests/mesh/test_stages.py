@@ -91,6 +91,7 @@ def infer_both(mesh: Mesh, folder: Path, meanwhile: Callable[[Any], None]) -> No
     assert mesh.models.show("staged")["cuts"][0][0] == _LAYER, "it was cut"
 
 
+@pytest.mark.deep
 def test_a_batch_inference_in_stages_writes_what_the_whole_writes(mesh: Mesh, tmp_path: Path) -> None:
     infer_both(mesh, tmp_path, lambda _: None)
 

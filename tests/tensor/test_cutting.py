@@ -82,7 +82,7 @@ class Attention(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(50, 32)
         layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
         self.head = nn.Linear(32, 50)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from dmi_protocol.reasons import UnknownModel
 from dmi_protocol.sentences import sentence
 
 _NAMES = {"models": "model_bytes_by_id", "jobs": "job_bytes_by_id"}
-_NAMES |= {name: f"{name}_bytes" for name in ("total", "free", "quota", "arriving", "unclaimed")}
+_NAMES |= {name: f"{name}_bytes" for name in ("total", "free", "quota", "arriving", "unclaimed", "memory")}
 
 
 class Node(Protocol):

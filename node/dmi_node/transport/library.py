@@ -33,6 +33,7 @@ from dmi_protocol.messages.blobs import (
     WantLog,
 )
 from dmi_protocol.transfer import DIGEST_BYTES
+from dmi_wire.host_memory import available_bytes
 
 _LOG_WAIT_S = 5.0
 _ASKERS_MS = 3_000
@@ -266,7 +267,8 @@ def _disk_use(
         for owned in (found.models, found.jobs)
     )
     sums = sum(found.models.values()), sum(found.jobs.values())
-    return DiskUse(request, disk.total, disk.free, quota, models, jobs, *sums, arriving, found.unclaimed)
+    unclaimed, memory = found.unclaimed, available_bytes()
+    return DiskUse(request, disk.total, disk.free, quota, models, jobs, *sums, arriving, unclaimed, memory)
 
 
 def _check(message: BlobMessage) -> None:

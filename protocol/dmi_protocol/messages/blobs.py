@@ -78,7 +78,8 @@ class AskDisk(Struct, frozen=True, tag="ask-disk"):
 
 class DiskUse(Struct, frozen=True, tag="disk-use"):
     """The answer, in bytes: the disk's size and what is free of it, what blobs may take (None: all of it), what lies there by
-    what it belongs to (the largest, and the sum of all), what is on its way here, and what nothing speaks of."""
+    what it belongs to (the largest, and the sum of all), what is on its way here, and what nothing speaks of. ``memory`` is what
+    processes could still have of the host's, None where that is not known."""
 
     request: int
     total: int
@@ -90,6 +91,7 @@ class DiskUse(Struct, frozen=True, tag="disk-use"):
     jobs_bytes: int
     arriving: int
     unclaimed: int
+    memory: int | None = None
 
 
 BlobMessage = AskBlob | BlobHeld | WantChunk | BlobChunk | KeepBlob | BlobKept | WantLog | LogPiece | AskDisk | DiskUse

@@ -24,6 +24,7 @@ from dmi.infer import config as configuration
 from dmi.infer.config import Config
 from dmi.infer.plan import Plan, plan
 from dmi.job import Job
+from dmi.models.fitting import free_share
 from dmi.models.library import Models
 from dmi.uploads import Contents
 from dmi_protocol import limits
@@ -242,8 +243,9 @@ def _begin(
 ) -> Inference:
     columns.check(found)
     model = _model(connection, found.model)
-    if found.held_bytes is not None:
-        model = Models(connection).cut(model["id"], found.held_bytes)
+    held_bytes = found.held_bytes or free_share(connection, model)
+    if held_bytes is not None:
+        model = Models(connection).cut(model["id"], held_bytes)
     columns.top_of(found, msgspec.convert(model["outputs"], tuple[TensorInfo, ...]))
     begun = _begun(folder, planned, model["id"], resume=resume)
     if begun is None:
@@ -262,7 +264,7 @@ def _begin(
         "replicas": nodes,
         "per_node": found.replicas_per_node,
         "threads": found.threads,
-        "memory_per_replica": found.held_bytes,
+        "memory_per_replica": held_bytes,
         "packs": [pack.blob for pack in packs],
     }
     args = {"request": begun.request, "spec": spec, "bundle": planned.hash, "size": len(planned.data)}

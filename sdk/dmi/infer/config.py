@@ -72,8 +72,8 @@ class Config(Struct, frozen=True):
     slice_batches: int | None = None
     """Batches of one slice; chosen by default. It changes no byte of the output."""
     memory_per_replica: int | str | None = None
-    """Bytes of weights that a replica may hold (``"200MB"``): a larger model is cut into stages, which it computes in turn. It
-    changes no byte of the output."""
+    """Bytes of weights that a replica may hold (``"200MB"``): a larger model is cut into stages, which it computes in turn; by
+    default what is free, where no host has memory for all of the model. It changes no byte of the output."""
 
     @property
     def held_bytes(self) -> int | None:

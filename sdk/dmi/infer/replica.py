@@ -6,7 +6,6 @@ imports torch, and so outlives whatever the model, a decoder or an input does to
 
 import hashlib
 import os
-import re
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,11 +24,10 @@ from dmi_protocol.kinds.batch.queue import SliceQueue
 from dmi_protocol.messages.roles import BatchLaunch, Bound, Machine, SliceWritten
 from dmi_protocol.model import ModelContent
 from dmi_wire.child import Child
+from dmi_wire.host_memory import available_bytes
 from dmi_wire.keys import KeyPair
 
 _NO_PORT = 0
-_PROCESS_BYTES = 300 << 20
-"""What a replica needs beside its model, about."""
 _DIED = "compute-died"
 """Others may do better: they may have more memory."""
 
@@ -232,11 +230,10 @@ def held_bytes(content: ModelContent) -> int:
 
 def lacking_memory(held_bytes: int, meminfo: str) -> str:
     """Why one replica more, with a model of this size, does not fit into this host's memory; nothing where it does."""
-    found = re.search(r"^MemAvailable: +(\d+) kB$", meminfo, re.MULTILINE)
-    need = held_bytes + _PROCESS_BYTES
-    if found is None or int(found[1]) * 1024 >= need:
+    left, need = available_bytes(meminfo), held_bytes + limits.REPLICA_BYTES
+    if left is None or left >= need:
         return ""
-    return f"it needs about {need >> 20:,} MiB, and this host has {int(found[1]) >> 10:,} MiB left"
+    return f"it needs about {need >> 20:,} MiB, and this host has {left >> 20:,} MiB left"
 
 
 def main() -> None:
