@@ -154,6 +154,7 @@ def test_a_whole_mesh_that_was_killed_comes_back_as_it_was(make_mesh: MakeMesh) 
     assert node.status()["mesh"] == before["mesh"]
 
 
+@pytest.mark.deep
 def test_children_end_with_their_daemon(make_mesh: MakeMesh) -> None:
     mesh = make_mesh(1)
     identity = submit(mesh, DIGITS, "--", "--epochs", "1000")

@@ -76,7 +76,7 @@ def test_without_a_step_the_weights_are_those_of_the_beginning(tmp_path: Path) -
     ("workers", "servers", "clip"),
     [
         (1, 1, "none"),
-        (2, 2, "none"),
+        pytest.param(2, 2, "none", marks=pytest.mark.deep),
         pytest.param(3, 1, "0.1", marks=pytest.mark.deep),
         (3, 3, "0.1"),
         pytest.param(5, 3, "none", marks=pytest.mark.deep),
