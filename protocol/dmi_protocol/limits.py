@@ -97,6 +97,8 @@ HEADER_BYTES = 64 * 1024
 """Of one HTTP request, its first line among them."""
 REPLICA_BYTES = 300 * 1024 * 1024
 """What a replica needs beside its model, about."""
+PASSED_BYTES = 256 * 1024 * 1024
+"""Of batches that a stage has given to the next one: beyond that it computes no further ones."""
 REPLICA_BATCHES = 2
 """Of one gateway in one replica: it computes one, and has the next one in hand."""
 COMPUTING_BATCHES = 2

@@ -44,7 +44,7 @@ def cut(content: ModelContent, files: Mapping[str, Path], most_bytes: int, direc
     The model is in memory once. Its stages are computed one after another with drawn inputs, and must give the bits that it
     gives. Raises ``ModelError`` with one line for a model that cannot be cut so.
     """
-    program = _captured(content, files)
+    program, model = _captured(content, files)
     whole = Whole(program, [info.name for info in content.inputs])
     _demand_constant(whole)
     bounds = _bounds(whole, most_bytes)
@@ -53,23 +53,25 @@ def cut(content: ModelContent, files: Mapping[str, Path], most_bytes: int, direc
     stages = tuple(
         _write_stage(whole, first, last, directory / f"weights-{place}") for place, (first, last) in enumerate(bounds)
     )
-    _demand_equal(content, load(content.format, files, content.factory), whole, bounds)
+    _demand_equal(content, model, whole, bounds)
     return Cut(graph, stages)
 
 
-def _captured(content: ModelContent, files: Mapping[str, Path]) -> Any:
-    """The exported program of a model."""
+def _captured(content: ModelContent, files: Mapping[str, Path]) -> tuple[Any, Loaded]:
+    """The exported program of a model, and the model, which share their weights."""
     if content.format == "exported":
-        return program_of(files["model"])
+        program = program_of(files["model"])
+        return program, Loaded(program.module(), [info.name for info in content.inputs])
     if content.format == "torchscript":
         raise ModelError("a TorchScript file cannot be cut into stages: save it with torch.export.save")
-    module = load(content.format, files, content.factory).module
+    model = load(content.format, files, content.factory)
+    module = model.module
     assert isinstance(module, nn.Module)
     inputs = tuple(example(info, 2) for info in content.inputs)
     auto = torch.export.Dim.AUTO
     free = tuple({d: auto for d, size in enumerate(info.shape) if size is None} or None for info in content.inputs)
     try:
-        return torch.export.export(module, inputs, dynamic_shapes=free)
+        return torch.export.export(module, inputs, dynamic_shapes=free), model
     except Exception as error:  # whatever the module makes torch raise
         raise ModelError(f"it cannot be exported, and so not be cut into stages: {line_of(error)}") from error
 

@@ -38,13 +38,14 @@ class Whole:
         self.operations = [node for node in nodes if node.op not in {"placeholder", "get_attr", "output"}]
         (self.output,) = (node for node in nodes if node.op == "output")
         self._place = {node: place for place, node in enumerate(self.operations)}
+        self._last_use = {node: self._used(node) for node in (*self.inputs, *self.operations)}
         self._out_spec = program.call_spec.out_spec
 
     def place(self, node: fx.Node) -> int:
         """The number of an operation; -1 of what is there before any."""
         return self._place.get(node, -1)
 
-    def last_use(self, node: fx.Node) -> int:
+    def _used(self, node: fx.Node) -> int:
         """The number of the last operation that needs what ``node`` gives; that of none, where it is an output."""
         return max((self._place.get(user, len(self.operations)) for user in node.users), default=-1)
 
@@ -53,13 +54,13 @@ class Whole:
         nodes = (*self.inputs, *self.operations[:cut])
         if cut == len(self.operations):
             return []
-        return [node for node in nodes if self.last_use(node) >= cut]
+        return [node for node in nodes if self._last_use[node] >= cut]
 
     def weights(self, first: int, last: int) -> list[fx.Node]:
         """The tensors of the model that operations ``first`` to ``last`` need; at the end those that are outputs, too."""
-        end = len(self.operations)
-        users = {*self.operations[first:last], *([self.output] if last == end else [])}
-        return [n for n in self.module.graph.nodes if n.op == "get_attr" and users & n.users.keys()]
+        users = [*self.operations[first:last], *([self.output] if last == len(self.operations) else [])]
+        needed = dict.fromkeys(node for user in users for node in user.all_input_nodes)
+        return [node for node in needed if node.op == "get_attr"]
 
     def outputs(self, flat: Sequence[Any]) -> dict[str, Tensor]:
         """Those of the model, by name."""

@@ -1,7 +1,7 @@
 """Versions of models in the replicated state, and what commands do to them."""
 
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from dmi_protocol import limits
 from dmi_protocol.cluster.command import AddModel, CutModel, RemoveModel
 from dmi_protocol.identity import BlobHash, JobId, NodeId
-from dmi_protocol.model import ModelContent, ModelStage
+from dmi_protocol.model import ModelContent, ModelFile, ModelStage
 from dmi_protocol.reasons import LimitReached, Malformed, ModelInUse, Reason, UnknownModel
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -42,9 +42,9 @@ class ModelVersion(Struct):
         is_cut = not content.stages or self.cuts.get(len(content.stages)) == content.stages
         return is_cut and replace(content, stages=()) == self.content
 
-    def is_had(self, content: ModelContent, members: Container[NodeId]) -> bool:
-        """Can ``members`` give all that computing it takes?"""
-        return all(any(node in members for node in self.nodes.get(file.blob, ())) for file in content.needed)
+    def is_had(self, files: Iterable[ModelFile], members: Container[NodeId]) -> bool:
+        """Can ``members`` give all of these, which are its own or those of its stages?"""
+        return all(any(node in members for node in self.nodes.get(file.blob, ())) for file in files)
 
     def in_stages(self, most_bytes: int) -> ModelContent | None:
         """Cut into as few stages as there are cuts for, none with more than so many bytes of weights in memory."""

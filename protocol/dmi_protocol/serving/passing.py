@@ -68,6 +68,11 @@ class Passing:
         """Theirs."""
         return sum(passed.rows for passed in self._passed.values())
 
+    @property
+    def is_full(self) -> bool:
+        """Is enough under way? Whoever computes for us waits then: what was computed already is always taken."""
+        return sum(passed.size_bytes for passed in self._passed.values()) >= limits.PASSED_BYTES
+
     def has(self, version: str) -> bool:
         """Is anything under way that this version has computed?"""
         return any(passed.version == version for passed in self._passed.values())
@@ -83,9 +88,9 @@ class Passing:
     def step(self, now: Instant, event: PassingEvent) -> list[PassingEffect]:
         """Take one event in and give the work that follows from it."""
         match event:
-            case PassOn(number, rows, version, until, size):
+            case PassOn(number, rows, version, until):
                 self._passed[number] = event
-                return self._done(now, self._router.step(now, on.Arrived(number, rows, None, until, (version,), size)))
+                return self._done(now, self._router.step(now, on.Arrived(number, rows, None, until, (version,))))
             case _:
                 return self._done(now, self._router.step(now, event))
 
@@ -100,6 +105,9 @@ class Passing:
         assert self._router.waiting == len(self._passed)
 
     def _done(self, now: Instant, effects: list[RouterEffect]) -> list[PassingEffect]:
+        return [*self._told(effects), *self._without_version(now)]
+
+    def _told(self, effects: list[RouterEffect]) -> list[PassingEffect]:
         found: list[PassingEffect] = []
         for effect in effects:
             match effect:
@@ -109,11 +117,16 @@ class Passing:
                     found += self._back(GoesBack(number, has_died=isinstance(why, on.Killed)))
                 case on.Dispatch():
                     found.append(effect)
+        return found
+
+    def _without_version(self, now: Instant) -> list[PassingEffect]:
+        """What nobody has the version for, though somebody is there, goes back."""
         there = self.versions
-        lost = next((number for number, each in self._passed.items() if there and each.version not in there), None)
-        if lost is not None:
-            found += self._back(GoesBack(lost))
-            found += self._done(now, self._router.step(now, on.Abandoned(lost)))
+        lost = [number for number, each in self._passed.items() if there and each.version not in there]
+        found: list[PassingEffect] = []
+        for number in lost:
+            found += self._back(GoesBack(number))
+            found += self._told(self._router.step(now, on.Abandoned(number)))
         return found
 
     def _back(self, back: GoesBack) -> list[PassingEffect]:

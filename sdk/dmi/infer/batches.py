@@ -201,7 +201,10 @@ class Batches:
             return self._loaded.run(filled)
 
     def warm_up(self) -> None:
-        """The first call is slow: what torch prepares then is prepared before anything is measured."""
+        """The first call is slow: what torch prepares then is prepared before anything is measured. Stages that are computed in
+        turn would be read for it, and seem small."""
+        if isinstance(self._loaded, StagesInTurn):
+            return
         size = self._fixed or min(2, self._config.batch_size)
         self._loaded.run({info.name: example(info, size).to(self._config.device) for info in self._inputs})
 

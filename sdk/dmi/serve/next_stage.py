@@ -94,6 +94,8 @@ class NextStage:
                 if is_made:
                     line.send(Greet(self._given))
                 self._step(on.Opened(name) if is_made else on.Broke(name))
+                if self._lines.get(name) is not line:  # it had left, and its connection was closed with that
+                    break
             self._receive(name, line)
         due = self.passing.deadline()
         if due is not None and due <= _now():
@@ -140,13 +142,15 @@ class NextStage:
         self._do(self.passing.step(_now(), event))
 
     def _do(self, effects: list[PassingEffect]) -> None:
+        broken: list[ReplicaId] = []
         for effect in effects:
             match effect:
                 case on.Dispatch(replica, batch, version, pieces, until):
                     passed = self._passed[pieces[0].request]
                     rows, within_ms = passed.batch.message.rows, max(1, until - _now())
                     asked = Compute(batch, version, passed.names, passed.specs, rows, within_ms)
-                    self._lines[replica].send(asked, passed.frames)  # where it cannot be sent we are about to hear why
+                    if not self._lines[replica].send(asked, passed.frames):
+                        broken.append(replica)
                 case GoesBack(number):
                     self._back.append((self._passed.pop(number), effect))
         for gone in self._lines.keys() - set(self.passing.known):
@@ -154,6 +158,8 @@ class NextStage:
             self._poller.unregister(line.socket)
             self._poller.unregister(line.monitor)
             line.close()
+        for replica in broken:
+            self._step(on.Broke(replica))
 
     def close(self) -> None:
         """No connection is left."""

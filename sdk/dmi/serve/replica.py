@@ -114,10 +114,10 @@ class Replica:
                 self._hear_of_the_fleet()
             if self._listener.socket in ready:
                 self._take_in()
+            self._hand_back()
             for version, lane in list(self._lanes.items()):
                 self._go_on(version, lane, is_heard=self._polled.get(version) in ready)
-            if self._next is not None:
-                self._hand_back(self._next)
+            self._hand_back()
             self._worked.mark(time.monotonic(), is_busy=self._batches > 0)
             if self._versions != self._said:
                 self._beat()  # gateways wait for it
@@ -177,7 +177,8 @@ class Replica:
         try:
             if is_heard:
                 self._tell(lane.hear())
-            self._tell(lane.go_on())
+            if self._next is None or not self._next.passing.is_full:
+                self._tell(lane.go_on())
         except (FailedError, EndedError) as error:
             self._fail(version, lane, error)
             return
@@ -288,9 +289,9 @@ class Replica:
             else:
                 self._say(each.batch.gateway, Declined(message.batch, self._waiting, self._versions))
 
-    def _hand_back(self, later: NextStage) -> None:
+    def _hand_back(self) -> None:
         """Whoever gave us a batch hears what became of it further on."""
-        for passed, back in later.hear():
+        for passed, back in self._next.hear() if self._next is not None else ():
             gateway, batch, computed = passed.batch.gateway, passed.batch.message.batch, passed.computed
             if back.is_computed and computed is not None:
                 self._say(gateway, replace(computed, batch=batch, waiting=self._waiting), passed.outputs)

@@ -2,6 +2,9 @@
 
 from random import Random
 
+from msgspec.structs import replace
+
+from dmi_protocol import limits
 from dmi_protocol.instant import Instant, after
 from dmi_protocol.serving import events as on
 from dmi_protocol.serving.passing import GoesBack, Passing, PassingEffect, PassOn
@@ -99,3 +102,26 @@ def test_a_version_is_under_way_until_all_of_it_is_back() -> None:
     assert (made.has("m:1"), made.has("m:2")) == (True, False)
     made.step(NOW, on.Computed("r", sent.batch, "m:1"))
     assert not made.has("m:1")
+
+
+def test_enough_under_way_is_told_and_what_is_computed_is_taken_however_large() -> None:
+    made = passing("r")
+    large = PassOn(1, 4, "m:1", after(NOW, 5_000), size_bytes=limits.PASSED_BYTES)
+    told = [made.is_full]
+    sent = dispatched(made.step(NOW, large))
+    told.append(made.is_full)
+    second = dispatched(made.step(NOW, replace(large, number=2)))
+    for each in (sent, second):
+        made.step(NOW, on.Computed("r", each.batch, "m:1"))
+        told.append(made.is_full)
+    assert told == [False, True, True, False]
+
+
+def test_many_without_a_version_go_back_at_once() -> None:
+    made = passing()
+    for number in range(3_000):
+        give(made, number, "m:0")
+    made.step(NOW, on.FleetTold(frozenset({"r"})))
+    back = hear(made, "r", "m:1")
+    assert [effect.number for effect in back if isinstance(effect, GoesBack)] == list(range(3_000))
+    assert made.batches == 0

@@ -51,7 +51,7 @@ class BatchPlans:
         if any(not set(job.packs[pack]) & state.members.keys() for pack in job.packs_of(job.open_slices())):
             return FilesLost()
         model = find(state.models, job.spec.model.id)
-        is_there = model is not None and model.is_had(job.spec.model.content, state.members)
+        is_there = model is not None and model.is_had(job.spec.model.content.needed, state.members)
         return ModelLost(job.spec.model.id) if not job.endpoints and not is_there else None
 
     def part(self, job: BatchJob, state: ClusterState) -> list[Command]:

@@ -4,9 +4,9 @@ from msgspec.structs import replace
 
 from dmi_protocol import limits
 from dmi_protocol.cluster.command import Command, DeploymentStart, Dismiss, Place, Placement, Recruit, SetVersions
-from dmi_protocol.cluster.models import ModelVersion, find
+from dmi_protocol.cluster.models import find
 from dmi_protocol.cluster.state import ClusterState
-from dmi_protocol.identity import BlobHash, NodeId, RequestId
+from dmi_protocol.identity import NodeId, RequestId
 from dmi_protocol.kinds.deployment.placing import missing, parts, replicas_on, surplus
 from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.messages.roles import RoleKey
@@ -37,11 +37,9 @@ class DeploymentPlans:
         member."""
         current = job.versions.current.id
         model = find(state.models, current)
-        if any(
-            not job.bound_stage(stage) and (model is None or not _has(model, file.blob, state))
-            for stage in range(job.stages)
-            for file in job.versions.current.content.files_of(stage)
-        ):
+        content = job.versions.current.content
+        lacking = [content.files_of(stage) for stage in range(job.stages) if not job.bound_stage(stage)]
+        if not all(model is not None and model.is_had(files, state.members) for files in lacking):
             return ModelLost(current)
         able = [node for node, member in state.members.items() if not member.witness]
         is_tried = bool(able) and all(job.misses.get(node, 0) >= limits.MISSES for node in able)
@@ -77,11 +75,6 @@ class DeploymentPlans:
             request = RequestId(f"{job.id}/{job.generation}/dismiss-{'-'.join(key.name for key in gone)}")
             commands.append(Dismiss(request, job.id, job.generation, gone))
         return commands
-
-
-def _has(model: ModelVersion, blob: BlobHash, state: ClusterState) -> bool:
-    """Can a member give it?"""
-    return bool(set(model.nodes.get(blob, ())) & state.members.keys())
 
 
 def _placements(
