@@ -1,6 +1,6 @@
 """A batch is a pure function of its inputs: a bad one keeps its place, and its neighbours their bits."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from dmi.infer import config
 from dmi.infer.batches import Batches, InputsChangedError
 from dmi.infer.readers import listing_of, read
 from dmi_protocol.model import ModelContent, TensorInfo
+from dmi_tensor.in_turn import StagesInTurn
 from dmi_tensor.models import Loaded
 
 torch.manual_seed(0)
@@ -307,3 +308,31 @@ def test_a_function_of_the_user_may_get_whole_batches(tmp_path: Path, monkeypatc
     assert ["error" in row for row in ragged] == [False, True, False], "the others are made, each alone"
     few = batches(tmp_path, ["[1, 2, 3, 4]"], **{**own, "preprocess": "whole.py:few"})
     assert few[0]["error"] == "preprocess gave 0 for 1 inputs"
+
+
+class InTurn(StagesInTurn):
+    """Stages that remember how many batches they were given at once."""
+
+    def __init__(self) -> None:
+        self.groups: list[int] = []
+        self.carried_bytes = 0
+
+    def run_each(self, batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor] | Exception]:
+        self.groups.append(len(batches))
+        self.carried_bytes = 128 << 18
+        with torch.inference_mode():
+            return [{"output_0": LINEAR(batch["x"])} for batch in batches]
+
+
+def test_stages_compute_as_many_batches_together_as_there_is_memory_for(tmp_path: Path) -> None:
+    lines = [LINES[place % 4] for place in range(21)]
+    wanted, stages = batches(tmp_path, lines), InTurn()
+    found = config.of({"model": "m", "input": {"kind": "jsonl", "path": str(tmp_path / "x.jsonl")}, "batch_size": 3})
+    listing = listing_of(found)
+    made = Batches(found, partial(read, found, listing), ModelContent("exported", (), (X,), (Y,)), stages)
+    made.warm_up()
+    assert [row for rows in made.compute(0, listing.total) for row in rows] == wanted
+    assert stages.groups == [1, 4, 2], "how large a batch is is not known before one was computed"
+    stages.groups.clear()
+    assert [row for rows in made.compute(0, listing.total, alone=True) for row in rows] == wanted
+    assert stages.groups == [1] * 7
