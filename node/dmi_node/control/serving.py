@@ -110,6 +110,9 @@ class ServingVerbs:
             raise RefusalError("unknown", sentence(UnknownModel(name[:80])))
         if job.stages == 1:
             return ModelRef(version.id, version.content)
+        used = next((ref for ref in job.known() if ref.id == version.id and version.is_known_as(ref.content)), None)
+        if used is not None:  # it may have been cut anew since
+            return used
         if job.stages not in version.cuts:
             raise RefusalError(
                 "refused",

@@ -38,9 +38,8 @@ class ModelVersion(Struct):
         return f"{self.name}:{self.number}"
 
     def is_known_as(self, content: ModelContent) -> bool:
-        """Is this what it is made of, in one piece or as it was cut?"""
-        is_cut = not content.stages or self.cuts.get(len(content.stages)) == content.stages
-        return is_cut and replace(content, stages=()) == self.content
+        """Is this what it is made of, in one piece or as it was once cut?"""
+        return replace(content, stages=()) == self.content and all(file.blob in self.nodes for file in content.needed)
 
     def is_had(self, files: Iterable[ModelFile], members: Container[NodeId]) -> bool:
         """Can ``members`` give all of these, which are its own or those of its stages?"""

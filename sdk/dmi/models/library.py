@@ -106,7 +106,9 @@ class Models:
         found = self.show(name)
         if fits(found, most_bytes):
             return found
-        given = self._connection.ask("model-files", name=found["id"])
+        with self._connection.open() as talk:
+            talk.send({"verb": "model-files", "args": {"name": found["id"]}})
+            given = talk.receive(uploads.patience_s(found["size_bytes"]))["ok"]
         with TemporaryDirectory(prefix="dmi-stages-") as directory:
             asked = {"content": given["content"], "files": given["files"], "most_bytes": most_bytes}
             answer = answer_of("dmi.models.cut", asked | {"directory": directory}, found["id"])
@@ -126,7 +128,10 @@ class Models:
             for each in answer["stages"]
         ]
         if len(stages) < 2:
-            raise UsageError(f"{version['id']} fits as it is: it need not be cut")
+            raise UsageError(
+                f"{version['id']} has {stages[0].weight_bytes:,} bytes of weights, which fit: it need not be cut; say at "
+                f"least {version['size_bytes']:,}, the size of its files"
+            )
         args = {
             "request": secrets.token_hex(8),
             "name": version["id"],

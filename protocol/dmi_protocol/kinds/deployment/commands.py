@@ -128,6 +128,8 @@ def _set_versions(job: DeploymentJob, command: SetVersions) -> bool:
     are_fit = 0 <= versions.share <= 100 and all(_is_of(job, ref) for ref in versions.all)
     if job.state in ENDED or not are_fit or len({ref.id for ref in versions.all}) < len(versions.all):
         return False
+    if any(ref.id == other.id and ref != other for ref in versions.all for other in job.versions.all):
+        return False  # cut in another way: its stages would be of two cuts
     before, job.pinned = job.versions, command.pinned
     if versions.current.id != before.current.id:
         job.history = (*job.history, before.current)[-limits.VERSIONS_REMEMBERED :]

@@ -8,8 +8,8 @@ from dmi_protocol.kinds.all_kinds import kind_of
 from dmi_protocol.kinds.job import RECOVERING, RUNNING
 from dmi_protocol.kinds.kind import Host
 from dmi_protocol.messages.roles import Fleet, ReplicaLaunch, RoleKey, Versions
-from dmi_protocol.model import ModelRef
-from dmi_protocol.reasons import ModelLost, Stale
+from dmi_protocol.model import ModelFile, ModelRef
+from dmi_protocol.reasons import ModelLost, Stale, UnknownModel
 from tests.protocol.kinds.deployment.table import A, B, C, D, Table
 from tests.protocol.models import adding, content, cutting, deployment
 
@@ -116,6 +116,20 @@ def test_another_version_must_be_cut_into_as_many_stages() -> None:
     assert versions(table, ModelRef("m:2", replace(whole, stages=third)), "three") is None
     inputs = kind_of(table.job).processes.inputs(table.job, of_stage(table, 2))
     assert inputs == tuple(file.blob for file in third[2].files)
+
+
+def test_what_is_used_is_not_exchanged_for_another_cut_of_it() -> None:
+    table = begun()
+    before, another = table.job.versions.current, cutting(3, A, most=5)
+    assert table.do(another).refusal is None
+    assert table.state.models["m"][1].cuts[3] == another.stages
+    anew = ModelRef("m:1", replace(content(), stages=another.stages))
+    files = replace(another.stages[0], files=(ModelFile("weights", OTHER, 1),))
+    strange = ModelRef("m:1", replace(content(), stages=(files, *another.stages[1:])))
+    assert versions(table, anew, "anew") == Stale(), "one stage of each would be no model"
+    assert versions(table, strange, "strange") == UnknownModel("m:1")
+    assert versions(table, before, "as it was") is None
+    assert table.job.versions.current == before
 
 
 def test_it_is_hopeless_only_without_the_files_of_a_stage_that_nobody_has_in_memory() -> None:
