@@ -15,6 +15,8 @@ _VARIABLES = {
     "advertise": "DMI_ADVERTISE",
     "log_level": "DMI_LOG_LEVEL",
     "quota": "DMI_QUOTA",
+    "cpus": "DMI_CPUS",
+    "memory": "DMI_MEMORY",
 }
 
 
@@ -37,6 +39,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """First and last port for the data sockets of role processes; (0, 0) takes free ones."""
     quota: str | None = None
     """How much the files of models and jobs may take before no more is taken in, as ``50GB``; all of the disk by default."""
+    cpus: int | None = None
+    """How many processors jobs may be promised; all that this process may use by default."""
+    memory: str | None = None
+    """How much memory jobs may be promised, as ``16GB``; all that the host has by default."""
     log_level: str = "info"
     join: str | None = None
     """An invitation, for a home that is no member yet."""
@@ -52,6 +58,8 @@ def read(path: Path, environment: Mapping[str, str], flags: Mapping[str, object]
             raise ConfigError(f"{path} cannot be read: {error}") from error
         _check_keys(path, values)
     values |= {name: environment[variable] for name, variable in _VARIABLES.items() if environment.get(variable)}
+    if isinstance(values.get("cpus"), str) and str(values["cpus"]).isdecimal():
+        values["cpus"] = int(str(values["cpus"]))
     values |= {name: value for name, value in flags.items() if value is not None}
     try:
         config = msgspec.convert(values, Config)
@@ -60,8 +68,11 @@ def read(path: Path, environment: Mapping[str, str], flags: Mapping[str, object]
     for name in ("listen", "advertise"):
         if (address := getattr(config, name)) is not None:
             split(address, name)
-    if config.quota is not None:
-        size_of(config.quota)
+    for name in ("quota", "memory"):
+        if (size := getattr(config, name)) is not None:
+            size_of(size, name)
+    if config.cpus is not None and config.cpus < 0:
+        raise ConfigError(f"cpus must be 0 or more, not {config.cpus}")
     return config
 
 

@@ -25,6 +25,7 @@ from dmi_node.control.verbs import Verbs
 from dmi_node.driver import Driver
 from dmi_node.home import Home
 from dmi_node.notify import Notifier
+from dmi_node.own_capacity import own_capacity
 from dmi_node.storage.blobs import Blobs
 from dmi_node.storage.journal import IDENTITY, Journal, JournalError, UnwritableError
 from dmi_node.supervision.supervisor import Supervisor
@@ -200,7 +201,14 @@ class Node:
             welcomed = await joining.redeem(self._config.join, join)
             identity = msgspec.structs.replace(identity, introduced=welcomed.members)
         else:
-            me = Me(node_id(keys.public), name, address, keys.public, witness=self._config.witness)
+            me = Me(
+                node_id(keys.public),
+                name,
+                address,
+                keys.public,
+                witness=self._config.witness,
+                capacity=own_capacity(self._config),
+            )
             founded: Restored = found(me, secrets.token_hex(8))
             assert founded.snapshot is not None
             journal.write([do.PersistVote(founded.term, None), PersistSnapshot(founded.snapshot, keep_log=False)])
@@ -221,6 +229,7 @@ class Node:
             version=version("dmi"),
             witness=identity.witness,
             ports=self._config.data_ports,
+            capacity=own_capacity(self._config),
             boot_count=boot_count,
         )
 

@@ -76,6 +76,8 @@ MODEL_CUTS = 8
 """Of one version."""
 MODEL_BYTES = 1 << 40
 """Of one file."""
+MEMORY_BYTES = 1 << 50
+"""More than any host has."""
 MODEL_TENSORS = 256
 DIMENSIONS = 16
 GATEWAYS = 8

@@ -8,8 +8,9 @@ from random import Random
 from msgspec import Struct
 
 from dmi_protocol import gossip_facts, reasons
+from dmi_protocol.capacity import Capacity
 from dmi_protocol.cluster.apply import apply
-from dmi_protocol.cluster.command import Admit, Command, LoseRole, Readdress, Remove
+from dmi_protocol.cluster.command import Admit, Command, LoseRole, Readdress, Remove, Resize
 from dmi_protocol.cluster.directory import MemberDirectory
 from dmi_protocol.cluster.expulsion import Expulsion
 from dmi_protocol.cluster.proposals import Proposals
@@ -65,6 +66,8 @@ class Me(Struct, frozen=True):
     version: str = ""
     witness: bool = False
     ports: tuple[int, int] = (0, 0)
+    capacity: Capacity = Capacity()
+    """What it has for jobs."""
     boot_count: int = 0
     """How often this node was started before: larger after each restart."""
 
@@ -81,7 +84,7 @@ class PeerSettings(Struct, frozen=True):
 def found(me: Me, mesh: str) -> Restored:
     """What the disk of the first node of a new mesh holds: itself as the only member and voter."""
     state = ClusterState(mesh)
-    state.members[me.node] = MemberRecord(me.node, me.name, me.address, me.public_key, me.witness)
+    state.members[me.node] = MemberRecord(me.node, me.name, me.address, me.public_key, me.witness, capacity=me.capacity)
     state.applied = 1
     return Restored(1, None, Snapshot(1, 1, (me.node,), state.encode()))
 
@@ -367,6 +370,9 @@ class Peer:
             if mine is not None and mine.address != self.me.address:
                 request = RequestId(f"{self.me.node}/{self.me.address}/{self.state.applied}")
                 self._tell(now, [Readdress(request, self.me.node, self.me.address)])
+            if mine is not None and mine.capacity != self.me.capacity:
+                request = RequestId(f"{self.me.node}/{self.me.boot_count}/capacity")
+                self._tell(now, [Resize(request, self.me.node, self.me.capacity)])
         due = self._hosting.deadline()
         if due is not None and now >= due:
             work, facts = self._hosting.tick(now, self.state)

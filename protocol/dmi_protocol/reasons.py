@@ -40,6 +40,27 @@ class Waiting(Struct, frozen=True, tag="waiting"):
     alive: int
 
 
+class NoRoom(Struct, frozen=True, tag="no-room"):
+    """There are nodes enough, and too few of them have so much left that the job could be promised its share. ``spare`` is what
+    each has left: its name, processors and bytes."""
+
+    nodes: int
+    cpus: int
+    memory: int
+    spare: tuple[tuple[str, int, int], ...]
+
+
+class TooLittleRoom(Struct, frozen=True, tag="too-little-room"):
+    """The job asks ``wanted`` times for a share that the mesh could promise ``able`` times, if there were no other job.
+    ``largest`` has the processors and bytes of the largest node."""
+
+    wanted: int
+    able: int
+    cpus: int
+    memory: int
+    largest: tuple[int, int]
+
+
 class Starting(Struct, frozen=True, tag="starting"):
     """Role processes are being started. ``awaited`` are those that are not ready yet, by role and node."""
 
@@ -77,6 +98,8 @@ class Serving(Struct, frozen=True, tag="serving"):
     model: str
     replicas: tuple[str, ...]
     gateways: tuple[str, ...]
+    lacking: int = 0
+    """How many replicas were asked for, and have no room."""
 
 
 class VersionUnusable(Struct, frozen=True, tag="version-unusable"):
@@ -377,6 +400,8 @@ Reason = (
     | TimedOut
     | TooFewNodes
     | Waiting
+    | NoRoom
+    | TooLittleRoom
     | Starting
     | Running
     | Inferring

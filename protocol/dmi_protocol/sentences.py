@@ -1,5 +1,7 @@
 """Prose is made of reasons here, and nowhere else: ``status``, ``why`` and the log say the same."""
 
+from collections.abc import Sequence
+
 from dmi_protocol.reasons import (
     AlreadyServed,
     Asleep,
@@ -25,6 +27,7 @@ from dmi_protocol.reasons import (
     NoCoordinator,
     NodeLost,
     NoQuorum,
+    NoRoom,
     NotServed,
     NotServing,
     NotYet,
@@ -44,6 +47,7 @@ from dmi_protocol.reasons import (
     TakingOver,
     TimedOut,
     TooFewNodes,
+    TooLittleRoom,
     UnknownJob,
     UnknownMember,
     UnknownModel,
@@ -54,6 +58,7 @@ from dmi_protocol.reasons import (
     WasTurnedAway,
     Weakened,
 )
+from dmi_protocol.sizes import in_words
 
 _NAMED = 3
 """Of many that are awaited so many are named."""
@@ -137,8 +142,9 @@ def _of_deployment(reason: Serving | ServingWithout | NotServing | VersionUnusab
             return f"{model} is asleep: the next request wakes a replica; gateways on {_list(gateways)}"
         case VersionUnusable(version, current, text):
             return f"{version} cannot be loaded ({_last_line(text)}); {current} is served"
-        case Serving(model, replicas, gateways):
-            return f"serving {model}: replicas on {_list(replicas)}, gateways on {_list(gateways)}"
+        case Serving(model, replicas, gateways, lacking):
+            more = f"; for {lacking} more of its replicas no node has room" if lacking else ""
+            return f"serving {model}: replicas on {_list(replicas)}, gateways on {_list(gateways)}{more}"
         case ServingWithout(loss, replicas, gateways, coming):
             where = f"replicas on {_list(replicas)} and gateways on {_list(gateways)}"
             return f"{sentence(loss)}; {where} go on{_coming(coming)}"
@@ -174,12 +180,10 @@ def _of_mesh(reason: Reason) -> str:
             return "no coordinator yet: an election is under way"
         case TimedOut(within_ms):
             return f"not committed within {within_ms / 1000:g} s; asking again is safe"
-        case TooFewNodes(role, wanted, nodes):
-            return (
-                f"{wanted} {role}s were asked for and the mesh has {nodes} nodes; ask for fewer, or let more hosts join"
-            )
         case Waiting(wanted, alive):
             return f"waiting for {wanted} nodes, {alive} are alive"
+        case TooFewNodes() | NoRoom() | TooLittleRoom():
+            return _of_room(reason)
         case Starting(ready, roles, awaited):
             names = [f"{role} on {node}" for role, node in awaited]
             rest = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
@@ -191,6 +195,33 @@ def _of_mesh(reason: Reason) -> str:
             return f"succeeded after {steps} step{'' if steps == 1 else 's'}; `dmi-node export` writes the weights"
         case _:
             return _refused(reason)
+
+
+def _of_room(reason: TooFewNodes | NoRoom | TooLittleRoom) -> str:
+    """Of what was not asked for nothing is said."""
+    match reason:
+        case TooFewNodes(role, wanted, nodes):
+            return (
+                f"{wanted} {role}s were asked for and the mesh has {nodes} nodes; ask for fewer, or let more hosts join"
+            )
+        case NoRoom(nodes, cpus, memory, spare):
+            share = (cpus, memory)
+            left = [f"{name} has {_share(its, share)}" for name, *its in spare[:_NAMED]]
+            rest = [f"{len(spare) - _NAMED} more have too little, too"] if len(spare) > _NAMED else []
+            where = "a node" if nodes == 1 else f"{nodes} nodes"
+            return f"waiting for {where} with {_share(share, share)} left; {', '.join([*left, *rest])}"
+        case TooLittleRoom(wanted, able, cpus, memory, largest):
+            share = (cpus, memory)
+            times = "" if wanted == 1 else f"{wanted} times "
+            has = f"the largest node has {_share(largest, share)} for jobs"
+            asked = f"{times}{_share(share, share)} was asked for"
+            return f"{asked}, and the mesh has that {able} times: {has}; ask for less, or let more hosts join"
+
+
+def _share(has: Sequence[int], asked: Sequence[int]) -> str:
+    cpus, memory = (max(0, count) for count in has)
+    words = (f"{cpus} processor{'' if cpus == 1 else 's'}", in_words(memory))
+    return " and ".join(word for word, wanted in zip(words, asked, strict=True) if wanted)
 
 
 def _refused(reason: Reason) -> str:

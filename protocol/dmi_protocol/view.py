@@ -14,6 +14,7 @@ from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.kinds.job import ENDED, QUEUED, RECOVERING, RUNNING, STARTING
 from dmi_protocol.messages.roles import Progressed, Served
 from dmi_protocol.model import ModelRef
+from dmi_protocol.placement.room import Room
 from dmi_protocol.sentences import detail, sentence
 
 
@@ -40,6 +41,12 @@ class MemberView(Struct, frozen=True):
     pid: int | None
     version: str | None
     witness: bool
+    cpus: int
+    memory: int
+    """What it has for jobs; memory is in bytes."""
+    cpus_left: int
+    memory_left: int
+    """What it could still promise."""
     trouble: str | None
     """Why it votes on nothing and gets no roles, although it is alive."""
 
@@ -56,6 +63,9 @@ class JobView(Struct, frozen=True):
     steps: int | None
     samples_per_second: float | None
     loss: float | None
+    cpus: int | None
+    memory: int | None
+    """What it is promised of each node, or for each replica, and held to."""
     failed_inputs: int | None
     """Of a batch inference: how many of those that are done are error rows."""
     reason: str | None
@@ -114,6 +124,8 @@ def job_view(job: AnyJob, state: ClusterState, alive: Set[NodeId], progress: Pro
         steps=counts.steps,
         samples_per_second=counts.samples_per_second,
         loss=counts.loss,
+        cpus=job.spec.cpus,
+        memory=job.spec.memory,
         failed_inputs=counts.failed_inputs,
         reason=sentence(reason) if job.reason is not None else None,
         sentence=sentence(reason),
@@ -154,6 +166,8 @@ def _number(ref: ModelRef) -> int:
 def why(job: AnyJob, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
     """Why the job is in its state."""
     kind = kind_of(job).views
+    if (full := _full(job, state, alive)) is not None:
+        return full
     if job.state == RECOVERING:
         assert isinstance(job.reason, reasons.Loss)
         away = kind.away(job, alive)
@@ -175,6 +189,21 @@ def why(job: AnyJob, state: ClusterState, alive: Set[NodeId]) -> reasons.Reason:
         return kind.running(job)
     assert job.state == QUEUED
     return reasons.Waiting(kind.wanted_nodes(job), ready)
+
+
+def _full(job: AnyJob, state: ClusterState, alive: Set[NodeId]) -> reasons.NoRoom | None:
+    """It waits, and not for nodes, but for what others have of them."""
+    wanted = kind_of(job).views.lacks(job)
+    if job.state in ENDED or not wanted or not job.spec.share:
+        return None
+    room = Room(state)
+    able = [m for m in state.members.values() if m.node in alive and not m.witness and not m.draining]
+    full = [member for member in able if not room.fits(job.spec, member.node)]
+    if len(able) < wanted or len(able) - len(full) >= wanted:
+        return None
+    left = [(member.name, room.spare(member.node)) for member in sorted(full, key=lambda member: member.name)]
+    spare = tuple((name, found.cpus, found.memory) for name, found in left)
+    return reasons.NoRoom(wanted, job.spec.share.cpus, job.spec.share.memory, spare)
 
 
 def _names(state: ClusterState, nodes: Iterable[NodeId]) -> tuple[str, ...]:
@@ -212,9 +241,9 @@ def member_views(
 ) -> tuple[MemberView, ...]:
     """Every member, by name."""
     roles = role_views(state)
-    found = []
+    found, room = [], Room(state)
     for member in sorted(state.members.values(), key=lambda member: member.name):
-        known = facts(member.node)
+        known, spare = facts(member.node), room.spare(member.node)
         found.append(
             MemberView(
                 name=member.name,
@@ -226,6 +255,10 @@ def member_views(
                 pid=None if known is None else known[0],
                 version=None if known is None else known[1],
                 witness=member.witness,
+                cpus=member.capacity.cpus,
+                memory=member.capacity.memory,
+                cpus_left=spare.cpus,
+                memory_left=spare.memory,
                 trouble=sentence(reasons.DiskFull(member.name, known[2])) if known and known[2] else None,
             )
         )

@@ -192,10 +192,20 @@ class Mesh:
         self.models = Models(mesh.models)
 
     async def infer(
-        self, config: str | Path | dict[str, Any], out: str | Path, *, nodes: int | None = None, resume: bool = False
+        self,
+        config: str | Path | dict[str, Any],
+        out: str | Path,
+        *,
+        nodes: int | None = None,
+        cpus: int | None = None,
+        memory: int | str | None = None,
+        resume: bool = False,
     ) -> Inference:
         """See ``dmi.mesh.Mesh.infer``."""
-        return Inference(await asyncio.to_thread(self._mesh.infer, config, out, nodes=nodes, resume=resume))
+        begun = await asyncio.to_thread(
+            self._mesh.infer, config, out, nodes=nodes, cpus=cpus, memory=memory, resume=resume
+        )
+        return Inference(begun)
 
     async def dry_run(self, config: str | Path | dict[str, Any]) -> dict[str, Any]:
         """See ``dmi.mesh.Mesh.dry_run``."""
@@ -212,6 +222,8 @@ class Mesh:
         backups: int | None = None,
         leaves: int | None = None,
         threads: int = 1,
+        cpus: int | None = None,
+        memory: int | str | None = None,
         include: Iterable[str | Path] = (),
     ) -> Job:
         """See ``dmi.mesh.Mesh.submit``."""
@@ -225,6 +237,8 @@ class Mesh:
             backups=backups,
             leaves=leaves,
             threads=threads,
+            cpus=cpus,
+            memory=memory,
             include=include,
         )
         return Job(submitted)
@@ -245,6 +259,8 @@ class Mesh:
         certificate: str | None = None,
         certificate_key: str | None = None,
         threads: int = 1,
+        cpus: int | None = None,
+        memory: int | str | None = None,
         follow: str | None = None,
         memory_per_replica: int | None = None,
     ) -> Deployment:
@@ -264,6 +280,8 @@ class Mesh:
             certificate=certificate,
             certificate_key=certificate_key,
             threads=threads,
+            cpus=cpus,
+            memory=memory,
             follow=follow,
             memory_per_replica=memory_per_replica,
         )

@@ -13,6 +13,7 @@ from dmi.job import Job
 from dmi.models.fitting import free_share
 from dmi.models.library import Models
 from dmi.serve.client import Deployment, predict, serve
+from dmi.share import share
 
 
 def connect(home: str | Path | None = None) -> "Mesh":
@@ -40,12 +41,16 @@ class Mesh:
         backups: int | None = None,
         leaves: int | None = None,
         threads: int = 1,
+        cpus: int | None = None,
+        memory: int | str | None = None,
         include: Iterable[str | Path] = (),
     ) -> Job:
         """Train ``script`` on the mesh; returns once the job is committed and its files are on two nodes.
 
-        ``workers`` and ``servers`` are by default as many as there are nodes. Raises ``UsageError``, ``RefusedError``,
-        ``NoQuorumError``.
+        ``workers`` and ``servers`` are by default as many as there are nodes. ``cpus`` processors and ``memory`` (bytes, or
+        "2GB") are what its processes have together on each of its nodes: it is placed where so much is left, and held to it.
+
+        Raises ``UsageError``, ``RefusedError``, ``NoQuorumError``.
         """
         made = bundle.make(script, include)
         spec = {
@@ -58,21 +63,30 @@ class Mesh:
             "backups": backups,
             "leaves": leaves,
             "threads": threads,
+            **share(cpus, memory),
         }
         request = {"request": secrets.token_hex(8), "spec": spec, "bundle": made.hash, "size": len(made.data)}
         files = {made.hash: lambda: [made.data]}
         return Job(self._connection, uploads.submit(self._connection, request, files, len(made.data)))
 
     def infer(
-        self, config: str | Path | dict[str, Any], out: str | Path, *, nodes: int | None = None, resume: bool = False
+        self,
+        config: str | Path | dict[str, Any],
+        out: str | Path,
+        *,
+        nodes: int | None = None,
+        cpus: int | None = None,
+        memory: int | str | None = None,
+        resume: bool = False,
     ) -> Inference:
         """Compute ``config`` (a JSON or TOML file, or what stands in one) on the mesh; returns once the job is committed.
 
         ``write()`` of what is returned waits, and writes ``results.jsonl`` (or ``results.parquet``) and ``manifest.json`` into
         the folder ``out``, which must not exist; with ``resume`` it may be one that was begun in the same way. ``nodes`` is how
-        many compute, by default all. Raises ``UsageError``, ``RefusedError``, ``NoQuorumError``.
+        many compute, by default all; ``cpus`` and ``memory`` stand for those of the configuration. Raises ``UsageError``,
+        ``RefusedError``, ``NoQuorumError``.
         """
-        return infer(self._connection, config, out, nodes=nodes, resume=resume)
+        return infer(self._connection, config, out, nodes=nodes, cpus=cpus, memory=memory, resume=resume)
 
     def dry_run(self, config: str | Path | dict[str, Any]) -> dict[str, Any]:
         """What ``infer`` would read, and the rows of the first batch, which is computed: ``{"path", "inputs", "batches",
@@ -95,6 +109,8 @@ class Mesh:
         certificate: str | None = None,
         certificate_key: str | None = None,
         threads: int = 1,
+        cpus: int | None = None,
+        memory: int | str | None = None,
         follow: str | None = None,
         memory_per_replica: int | None = None,
     ) -> Deployment:
@@ -108,7 +124,8 @@ class Mesh:
         version that it publishes is taken. With ``certificate`` and ``certificate_key``, files on every host with a gateway,
         gateways speak TLS. A model with more than ``memory_per_replica`` bytes of weights is cut into stages (``Models.cut``) on
         as many nodes, which compute one after another; there are ``replicas`` of each stage. By default that is what is free
-        on the nodes, where none has memory for all of the model.
+        on the nodes, where none has memory for all of the model. ``cpus`` processors and ``memory`` (bytes, or "2GB") are what
+        each replica has: it is placed where so much is left, and held to it.
 
         Raises ``UnknownJobError`` for a model or a training that there is not, ``RefusedError`` (it is served already),
         ``UsageError``, ``NoQuorumError``.
@@ -129,6 +146,7 @@ class Mesh:
             certificate=certificate,
             certificate_key=certificate_key,
             threads=threads,
+            **share(cpus, memory),
             follow=follow,
             memory_per_replica=memory_per_replica,
         )

@@ -1,11 +1,14 @@
 """TOML, then environment, then flags; and what is wrong is named."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from dmi_node import config
 from dmi_node.config import ConfigError
+from dmi_node.own_capacity import own_capacity
+from dmi_protocol.capacity import Capacity
 
 
 def test_the_later_source_wins(tmp_path: Path) -> None:
@@ -43,3 +46,30 @@ def test_a_quota_is_a_size(text: str, size: int) -> None:
 def test_what_is_no_size_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(config.ConfigError, match="quota must be a size"):
         config.read(tmp_path / "none.toml", {}, {"quota": text})
+
+
+def test_what_jobs_may_be_promised() -> None:
+    found = config.read(Path("none.toml"), {"DMI_CPUS": "2", "DMI_MEMORY": "16GB"}, {"memory": "8GB"})
+    assert (found.cpus, found.memory) == (2, "8GB")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"memory": "much"}, "memory must be a size"),
+        ({"cpus": -1}, "cpus must be 0 or more"),
+        ({"cpus": "two"}, "cpus"),
+    ],
+)
+def test_what_is_no_capacity(flags: dict[str, object], said: str) -> None:
+    with pytest.raises(config.ConfigError, match=said):
+        config.read(Path("none.toml"), {}, flags)
+
+
+def test_a_node_promises_what_it_has() -> None:
+    assert own_capacity(config.Config(cpus=1, memory="1GB")) == Capacity(1, 10**9)
+    assert own_capacity(config.Config()).cpus == len(os.sched_getaffinity(0))
+    with pytest.raises(config.ConfigError, match=r"cpus is 5000, and this process may use \d+"):
+        own_capacity(config.Config(cpus=5000))
+    with pytest.raises(config.ConfigError, match=r"memory is 900.0 TB, and this host has "):
+        own_capacity(config.Config(memory="900TB"))

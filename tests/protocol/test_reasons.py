@@ -28,6 +28,8 @@ VALUES: dict[Any, Any] = {
     bool: False,
     tuple[str, ...]: ("n1", "n2"),
     tuple[tuple[str, str], ...]: (("worker-0", "n1"), ("server-1", "n2")),
+    tuple[tuple[str, int, int], ...]: (("n1", 1, 5), ("n2", 0, 2_000)),
+    tuple[int, int]: (2, 24 * 10**9),
     JobId: JobId("job-1"),
     int | None: 7,
     Loss: RoleDied("worker-0", "word", -9, 9, stalled=False),

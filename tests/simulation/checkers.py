@@ -18,6 +18,7 @@ from dmi_protocol.cluster.command import (
     LoseRole,
     Place,
     Reassign,
+    Recruit,
     ReopenSlices,
     SetCheckpointHolders,
 )
@@ -29,7 +30,7 @@ from dmi_protocol.identity import JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.kinds.any_job import AnyJob
 from dmi_protocol.kinds.batch.state import BatchJob, SliceResult
 from dmi_protocol.kinds.deployment.state import DeploymentJob
-from dmi_protocol.kinds.job import SUCCEEDED
+from dmi_protocol.kinds.job import ENDED, SUCCEEDED
 from dmi_protocol.kinds.training.state import Checkpoint, TrainingJob
 from dmi_protocol.messages.consensus import Entry, Noop, Voted, Voters
 from dmi_protocol.messages.roles import RoleKey
@@ -62,6 +63,7 @@ class Agreement:
         self.slices = Results(counters)
         self.checkpoints = Checkpoints()
         self.expulsions = Expulsions()
+        self.promises = Promises(counters)
 
     def votes(self, voter: NodeId, candidate: NodeId, vote: Voted) -> None:
         """A vote left a node: it votes once in a term, whatever befalls it (3.4)."""
@@ -131,6 +133,7 @@ class Agreement:
                 self.slices.after(self.state, entry.command)
                 self.checkpoints.after(self.state, entry.command)
                 self.expulsions.after(self.state)
+                self.promises.after(self.state, entry.command)
             if self.commit % _DIGEST_EVERY == 0:
                 self._digests[self.commit] = digest(self.state)
 
@@ -251,6 +254,31 @@ class Results:
             lacking = set(range(job.spec.slices)) - job.results.keys()
             demand("results", not lacking, f"{name} has succeeded without slices {sorted(lacking)}")
         self._known[name] = dict(job.results)
+
+
+class Promises:
+    """No node promises more than it has."""
+
+    def __init__(self, counters: Counter[str]) -> None:
+        self._counters = counters
+
+    def after(self, state: ClusterState, command: Command) -> None:
+        """Once processes were placed: what is promised is counted here by the commands alone, in its own way."""
+        if not isinstance(command, Place | Recruit):
+            return
+        promised: Counter[tuple[NodeId, str]] = Counter()
+        for job in state.jobs.values():
+            computing = [p for p in job.placements if p.role.role != "gateway" and job.state not in ENDED]
+            where = {p.node for p in computing} if isinstance(job, TrainingJob) else [p.node for p in computing]
+            for node in where:
+                promised[node, "cpus"] += job.spec.cpus or 0
+                promised[node, "memory"] += job.spec.memory or 0
+        for (node, what), amount in promised.items():
+            has = getattr(state.members[node].capacity, what) if node in state.members else amount
+            demand("promises", amount <= has, f"{node} has promised {amount} {what}, and has {has}")
+        job_of = state.jobs.get(command.job)
+        if job_of is not None and job_of.spec.share:
+            self._counters["shares promised"] += 1
 
 
 class Fencing:

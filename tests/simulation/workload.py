@@ -20,16 +20,21 @@ from dmi_protocol.cluster.command import (
     TrainingSpec,
 )
 from dmi_protocol.cluster.models import ModelVersion
+from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.consensus.settings import Restored
 from dmi_protocol.effects import Answer
 from dmi_protocol.events import BlobPinned, JoinAsked
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
+from dmi_protocol.kinds.any_job import AnyJob
 from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.kinds.job import ENDED
+from dmi_protocol.kinds.training.placing import wanted_nodes
+from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.messages.control import Introduced, Join
 from dmi_protocol.messages.roles import Versions
 from dmi_protocol.model import ModelContent, ModelFile, ModelRef, ModelStage
 from dmi_protocol.peer import Me
+from dmi_protocol.placement.room import Room
 from dmi_protocol.reasons import DiskFull, NoCoordinator, NoQuorum, TimedOut
 from tests.simulation.node import Node
 from tests.simulation.sockets import Process
@@ -112,14 +117,15 @@ class Workload:
         if kind < _DEPLOYMENTS and versions:
             return self.serve(node, self._world.random.choice(versions))
         wants_batch = kind < _DEPLOYMENTS + _BATCHES
-        spec = self.batch(self._world.random.choice(versions)) if wants_batch and versions else self._training()
+        made = self.batch(self._world.random.choice(versions)) if wants_batch and versions else self._training()
+        spec = replace(made, cpus=self._cpus(), memory=self._memory())
         holders = self._holders(node, *(spec.packs if isinstance(spec, BatchSpec) else ()))
         command = Submit(self._request("submit"), spec, BUNDLE, holders)
         self._world.ask(node, command, then=self._submitted)
         return command.request
 
-    def serve(self, node: Node, model: ModelVersion) -> RequestId:
-        """On few or many processes."""
+    def serve(self, node: Node, model: ModelVersion, *, shared: bool = True) -> RequestId:
+        """On few or many processes, which may ask for a share of their nodes."""
         random = self._world.random
         replicas, least, most = random.choice(_SCALES)
         cuts = [(), *model.cuts.values()]
@@ -132,10 +138,18 @@ class Workload:
             gateways=random.choice([None, 1, 2]),
             max_batch=random.choice([1, 8, 32]),
             exact=random.random() < 0.2,
+            cpus=self._cpus() if shared else None,
+            memory=self._memory() if shared else None,
         )
         request = self._request("serve")
         self._world.ask(node, Submit(request, spec, BlobHash(""), ()), then=self._submitted)
         return request
+
+    def _cpus(self) -> int | None:
+        return self._world.random.choice([None, None, 1, 2])
+
+    def _memory(self) -> int | None:
+        return self._world.random.choice([None, None, 1, 3])
 
     def _set_versions(self, node: Node) -> None:
         """Of a deployment: another version, if there is one, sometimes with a canary beside it."""
@@ -327,14 +341,35 @@ class Workload:
         return [process for process in self._world.sockets.processes.values() if process.is_alive]
 
     def unfinished(self) -> list[JobId]:
-        """The jobs that have not ended, as the twin knows them; of deployments, which never do, those that do not serve."""
-        jobs = [job for job in self._world.agreement.state.jobs.values() if job.state not in ENDED]
-        return [job.id for job in jobs if not isinstance(job, DeploymentJob) or not _serves(job)]
+        """The jobs that have not ended, as the twin knows them, but for those that wait for room with good reason; of
+        deployments, which never end, those that do not serve."""
+        state = self._world.agreement.state
+        found = []
+        for job in state.jobs.values():
+            if job.state in ENDED or (isinstance(job, DeploymentJob) and _serves(job)):
+                continue
+            if not _waits_for_room(state, job):
+                found.append(job.id)
+            else:
+                self._world.counters["jobs that wait for room"] += 1
+        return found
 
 
 def _serves(job: DeploymentJob) -> bool:
     """With everybody who should."""
     return job.serves and len(job.endpoints) == len(job.placements)
+
+
+def _waits_for_room(state: ClusterState, job: AnyJob) -> bool:
+    """Too few nodes could promise what it asks for."""
+    if not job.spec.share or (not isinstance(job, DeploymentJob) and job.is_placed):
+        return False
+    room = Room(state)
+    able = [n for n, member in state.members.items() if not member.witness and not member.draining]
+    wanted = wanted_nodes(job.spec) if isinstance(job, TrainingJob) and not job.has_run else 1
+    if isinstance(job, DeploymentJob):
+        wanted = sum(not job.placed("replica", stage) for stage in range(job.stages))
+    return sum(room.fits(job.spec, node) for node in able) < wanted
 
 
 def _refs(versions: Iterable[ModelVersion], stages: int) -> list[ModelRef]:

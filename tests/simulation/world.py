@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from dmi_protocol import limits
+from dmi_protocol.capacity import Capacity
 from dmi_protocol.cluster.command import Command
 from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.codec import open_envelope, seal
@@ -51,9 +52,10 @@ _RECONNECT_MS = 300
 
 
 def me(name: str) -> Me:
-    """A node of this name; its key is made of it."""
-    key = PublicKey(name.ljust(40, "."))
-    return Me(node_id(key), name, f"127.0.0.1:{7000 + int(name[1:])}", key, pid=7, version="0")
+    """A node of this name; its key is made of it, and how large it is follows from its number."""
+    key, number = PublicKey(name.ljust(40, ".")), int(name[1:])
+    capacity = Capacity(cpus=1 + number % 3, memory=3 + number % 4)
+    return Me(node_id(key), name, f"127.0.0.1:{7000 + number}", key, pid=7, version="0", capacity=capacity)
 
 
 class World:

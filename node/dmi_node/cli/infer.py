@@ -12,7 +12,7 @@ from dmi.infer.client import Inference
 from dmi.job import ENDED
 from dmi.mesh import Mesh
 from dmi_node.cli import output, wording
-from dmi_node.cli.options import asks_mesh
+from dmi_node.cli.options import asks_mesh, share_options
 
 _LINE_S = 1.0
 
@@ -21,6 +21,7 @@ _LINE_S = 1.0
 @click.argument("config")
 @click.option("--out", metavar="DIR", help="Where results.jsonl and manifest.json go; it must not exist.")
 @click.option("--nodes", type=click.IntRange(min=1), help="How many nodes compute; all by default.")
+@share_options("each replica")
 @click.option("--resume", is_flag=True, help="Go on with what this configuration began in --out.")
 @click.option("--detach", is_flag=True, help="Print the job's id and leave; --resume writes the results later.")
 @click.option("--strict", is_flag=True, help="End with 1 when an input failed.")
@@ -31,6 +32,8 @@ def infer(
     config: str,
     out: str | None,
     nodes: int | None,
+    cpus: int | None,
+    memory: int | None,
     resume: bool,
     detach: bool,
     strict: bool,
@@ -43,7 +46,7 @@ def infer(
         return
     if out is None:
         raise UsageError("say where the results go: --out DIR")
-    inference = mesh.infer(config, out, nodes=nodes, resume=resume)
+    inference = mesh.infer(config, out, nodes=nodes, cpus=cpus, memory=memory, resume=resume)
     if detach:
         output.as_json({"id": inference.id}) if as_json else click.echo(inference.id)
         return

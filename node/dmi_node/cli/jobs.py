@@ -11,7 +11,7 @@ import click
 from dmi.job import ENDED, Job
 from dmi.mesh import Mesh
 from dmi_node.cli import live, output, wording
-from dmi_node.cli.options import asks_mesh
+from dmi_node.cli.options import asks_mesh, share_options
 
 _LINE_S = 1.0
 
@@ -27,6 +27,7 @@ _LINE_S = 1.0
 )
 @click.option("--leaves", type=click.IntRange(min=1), help="Micro-batches of a step; the script's choice by default.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="torch threads of a worker.")
+@share_options("the job on each of its nodes")
 @click.option("--include", multiple=True, metavar="PATH", help="A file or folder beside the script that it reads.")
 @click.option("--wait", is_flag=True, help="Stay, show progress, and end with the job's result.")
 @asks_mesh
@@ -40,6 +41,8 @@ def submit(
     backups: int | None,
     leaves: int | None,
     threads: int,
+    cpus: int | None,
+    memory: int | None,
     include: tuple[str, ...],
     wait: bool,
     as_json: bool,
@@ -54,6 +57,8 @@ def submit(
         backups=backups,
         leaves=leaves,
         threads=threads,
+        cpus=cpus,
+        memory=memory,
         include=include,
     )
     if as_json:

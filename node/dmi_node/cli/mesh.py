@@ -76,7 +76,7 @@ def members(mesh: Mesh, as_json: bool) -> None:
     if as_json:
         output.as_json(found)
     else:
-        output.table(wording.MEMBER_COLUMNS, map(wording.member_row, found))
+        output.table(wording.WHOLE_MEMBER_COLUMNS, map(wording.whole_member_row, found))
 
 
 @click.command(epilog="Example: dmi-node roles")

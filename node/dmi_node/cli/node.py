@@ -50,6 +50,10 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 @click.option(
     "--quota", metavar="SIZE", help="How much models and jobs may take of the disk before no more is taken in: 50GB."
 )
+@click.option(
+    "--cpus", type=click.IntRange(min=0), metavar="N", help="How many processors jobs may be promised; all by default."
+)
+@click.option("--memory", metavar="SIZE", help="How much memory jobs may be promised: 16GB; all by default.")
 def run(**flags: Any) -> None:
     """Run one node, in the foreground; what the systemd unit runs.
 

@@ -30,6 +30,22 @@ class Size(click.ParamType[int]):
 SIZE = Size()
 
 
+def share_options(whose: str) -> Callable[[Verb], Verb]:
+    """``--cpus`` and ``--memory``; ``whose`` they are, for people."""
+
+    def add(verb: Verb) -> Verb:
+        cpus = click.option(
+            "--cpus",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help=f"Processors for {whose}: placed where so many are left, and held to them.",
+        )
+        memory = click.option("--memory", type=SIZE, metavar="SIZE", help=f"Memory for {whose}, in the same way: 2GB.")
+        return cpus(memory(verb))
+
+    return add
+
+
 def home_option(verb: Verb) -> Verb:
     """``--home`` after the verb; before it, it belongs to the group."""
     return click.option(

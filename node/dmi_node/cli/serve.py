@@ -5,7 +5,7 @@ import click
 from dmi.mesh import Mesh
 from dmi_node.cli import output
 from dmi_node.cli.models import show_served
-from dmi_node.cli.options import SIZE, asks_mesh
+from dmi_node.cli.options import SIZE, asks_mesh, share_options
 
 
 def _replicas_of(context: click.Context, option: click.Parameter, value: str | None) -> int | str | None:
@@ -46,6 +46,7 @@ def _replicas_of(context: click.Context, option: click.Parameter, value: str | N
 )
 @click.option("--key", metavar="FILE", help="The certificate's key.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="torch threads of a replica.")
+@share_options("each replica")
 @click.option("--follow", metavar="JOB", help="Take each version of it that this training publishes (run.publish).")
 @click.option(
     "--canary",
@@ -79,6 +80,8 @@ def serve(
     cert: str | None,
     key: str | None,
     threads: int,
+    cpus: int | None,
+    memory: int | None,
     follow: str | None,
     canary: int | None,
     share: int | None,
@@ -107,6 +110,8 @@ def serve(
         certificate=cert,
         certificate_key=key,
         threads=threads,
+        cpus=cpus,
+        memory=memory,
         follow=follow,
         memory_per_replica=memory_per_replica,
     )

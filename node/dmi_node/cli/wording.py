@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from dmi_protocol.sizes import in_words
+
 
 def line_of(job: dict[str, Any], *, with_reason: bool = False) -> str:
     """``running: step 120 of 480, 1,811 samples/s, loss 0.0164``: of that, what is known; ``with_reason`` a job that
@@ -53,6 +55,7 @@ def job_row(job: dict[str, Any]) -> list[str]:
 
 JOB_COLUMNS = ("job", "state", "step", "samples/s", "loss", "reason")
 MEMBER_COLUMNS = ("node", "state", "address", "voter", "pid", "roles")
+WHOLE_MEMBER_COLUMNS = (*MEMBER_COLUMNS[:-1], "left for jobs", MEMBER_COLUMNS[-1])
 
 
 def member_row(member: dict[str, Any]) -> list[str]:
@@ -65,6 +68,21 @@ def member_row(member: dict[str, Any]) -> list[str]:
         parts = [f"{job}: {part}" for job, part in zip(by_job, parts, strict=True)]
     voter = "yes" if member["voter"] else "no"
     return [member["name"], member["state"], member["address"], voter, str(member["pid"] or "-"), "; ".join(parts)]
+
+
+def whole_member_row(member: dict[str, Any]) -> list[str]:
+    """The same, and what it could still promise to jobs."""
+    *first, roles = member_row(member)
+    return [*first, _left(member), roles]
+
+
+def _left(member: dict[str, Any]) -> str:
+    """``1 of 2 cpus, 8.0 of 24.0 GB``; nothing of a witness, and of who has not said what it has."""
+    if member.get("witness") or not (member.get("cpus") or member.get("memory")):
+        return "-"
+    memory, whole = (in_words(max(0, member[key])) for key in ("memory_left", "memory"))
+    short = memory.partition(" ")[0] if memory.partition(" ")[2] == whole.partition(" ")[2] else memory
+    return f"{max(0, member['cpus_left'])} of {member['cpus']} cpus, {short} of {whole}"
 
 
 DEPLOYMENT_COLUMNS = ("served", "state", "replicas", "gateways", "requests/s", "p50 ms", "p99 ms", "at")
@@ -91,18 +109,18 @@ MODEL_COLUMNS = ("model", "format", "size", "in", "out", "nodes")
 def model_row(model: dict[str, Any]) -> list[str]:
     """A version of a model in a table."""
     ins, outs = (", ".join(map(tensor, model[side])) for side in ("inputs", "outputs"))
-    return [model["id"], model["format"], size(model["size_bytes"]), ins, outs, ", ".join(model["nodes"])]
+    return [model["id"], model["format"], in_words(model["size_bytes"]), ins, outs, ", ".join(model["nodes"])]
 
 
 def model_lines(model: dict[str, Any]) -> list[str]:
     """A version of a model at length."""
     made = f" by {model['factory']}" if model["factory"] else ""
     return [
-        f"{model['id']}  {model['format']}{made}, {size(model['size_bytes'])}, {model['hash'][:16]}",
+        f"{model['id']}  {model['format']}{made}, {in_words(model['size_bytes'])}, {model['hash'][:16]}",
         *(f"  in   {tensor(info)}" for info in model["inputs"]),
         *(f"  out  {tensor(info)}" for info in model["outputs"]),
         f"  on   {', '.join(model['nodes']) or 'no node that is known'}",
-        *(f"  cut  into {len(sizes)} stages of {', '.join(map(size, sizes))}" for sizes in model["cuts"]),
+        *(f"  cut  into {len(sizes)} stages of {', '.join(map(in_words, sizes))}" for sizes in model["cuts"]),
     ]
 
 
@@ -113,13 +131,15 @@ def disk_row(disk: dict[str, Any]) -> list[str]:
     """A node's disk in a table."""
     names = ("models", "jobs", "arriving", "unclaimed", "quota", "free", "total")
     values = [disk[f"{name}_bytes"] for name in names]
-    return [disk["node"], *("-" if value is None else size(value) for value in values)]
+    return [disk["node"], *("-" if value is None else in_words(value) for value in values)]
 
 
 def disk_rows(disk: dict[str, Any]) -> list[list[str]]:
     """What lies on it, the largest first."""
     owners = {**(disk["model_bytes_by_id"] or {}), **(disk["job_bytes_by_id"] or {})}
-    return [[disk["node"], owner, size(count)] for owner, count in sorted(owners.items(), key=lambda item: -item[1])]
+    return [
+        [disk["node"], owner, in_words(count)] for owner, count in sorted(owners.items(), key=lambda item: -item[1])
+    ]
 
 
 def tensor(info: dict[str, Any]) -> str:
@@ -128,13 +148,6 @@ def tensor(info: dict[str, Any]) -> str:
     if info["is_batched"] and sizes and sizes[0] == "*":
         sizes[0] = "N"
     return f"{info['name']} {info['dtype']}[{','.join(sizes)}]"
-
-
-def size(count: int) -> str:
-    """Bytes for people: ``1.4 MB``."""
-    units = ("B", "kB", "MB", "GB", "TB")
-    power = min(len(units) - 1, max(0, (len(str(count)) - 1) // 3))
-    return f"{count} B" if power == 0 else f"{count / 1000**power:.1f} {units[power]}"
 
 
 def inferring(job: dict[str, Any], before: int, seconds: float) -> str:

@@ -5,13 +5,15 @@ from pathlib import PurePosixPath
 from dmi_node.control.server import RefusalError
 from dmi_node.storage.blobs import is_hash
 from dmi_protocol import limits, reasons
-from dmi_protocol.cluster.command import BatchSpec, DeploymentSpec, JobSpec, Spec, TrainingSpec
-from dmi_protocol.cluster.models import Models, ModelVersion, find
+from dmi_protocol.capacity import Capacity
+from dmi_protocol.cluster.command import BatchSpec, DeploymentSpec, JobSpec, SharingSpec, Spec, TrainingSpec
+from dmi_protocol.cluster.models import ModelVersion, find
 from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.codec import convert
 from dmi_protocol.identity import BlobHash, RequestId
 from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.kinds.job import ENDED
+from dmi_protocol.kinds.training.placing import wanted_nodes
 from dmi_protocol.model import ModelContent, ModelRef, ModelStage
 from dmi_protocol.sentences import sentence
 from dmi_protocol.serving.datatypes import unspeakable
@@ -45,16 +47,15 @@ def bundle(name: object, size: object) -> tuple[BlobHash, int]:
     return BlobHash(name), size
 
 
-def spec(value: object, nodes: int, models: Models) -> Spec:
-    """A job for a mesh of ``nodes`` nodes that may play a role, and that keeps ``models``. Of a batch inference the client names
-    the model, and the node says what it is made of."""
+def spec(value: object, state: ClusterState) -> Spec:
+    """A job for this mesh. Of a batch inference the client names the model, and the node says what it is made of."""
     if isinstance(value, dict) and value.get("kind") == "batch":
         name = str(value.get("model"))
-        version = find(models, name)
+        version = find(state.models, name)
         if version is None:
             raise RefusalError("unknown", sentence(reasons.UnknownModel(name[:80])))
         model = ModelRef(version.id, _held(version, value.get("memory_per_replica")))
-        return _batch(convert(value | {"model": model}, BatchSpec), nodes)
+        return _batch(convert(value | {"model": model}, BatchSpec), state)
     if isinstance(value, dict) and value.get("kind") == "deployment":
         raise RefusalError("usage", "a deployment is served, and not submitted")
     found: TrainingSpec = convert(value, TrainingSpec)
@@ -66,8 +67,34 @@ def spec(value: object, nodes: int, models: Models) -> Spec:
             "usage",
             f"a script takes at most {limits.ARGUMENTS} arguments of {_ARGUMENT_BYTES} bytes together; --include a file",
         )
-    _check_numbers(found, nodes)
+    _check_numbers(found, len(_playing(state)))
+    _check_share(found, state, wanted_nodes(found))
     return found
+
+
+def _playing(state: ClusterState) -> list[Capacity]:
+    """Of those who may play a role, what each has."""
+    return [member.capacity for member in state.members.values() if not member.witness]
+
+
+def _check_share(found: SharingSpec, state: ClusterState, wanted: int, *, once_each: bool = True) -> None:
+    """What could never be promised is refused. ``wanted`` says how often the share is, ``once_each`` that this is on as many
+    nodes."""
+    for option, number, most in (("--cpus", found.cpus, _THREADS), ("--memory", found.memory, limits.MEMORY_BYTES)):
+        if number is not None and not 1 <= number <= most:
+            raise RefusalError("usage", f"{option} must be 1 to {most}, not {number}")
+    if found.cpus is not None and found.threads > found.cpus:
+        raise RefusalError(
+            "usage", f"--threads {found.threads} is more than --cpus {found.cpus}: threads would wait for each other"
+        )
+    if not found.share:
+        return
+    sizes = _playing(state)
+    able = sum(min(size.times(found.share), 1 if once_each else wanted) for size in sizes)
+    if able < wanted:
+        largest = max(((size.cpus, size.memory) for size in sizes), default=(0, 0))
+        why = reasons.TooLittleRoom(wanted, able, found.share.cpus, found.share.memory, largest)
+        raise RefusalError("refused", sentence(why))
 
 
 def _check_name(found: JobSpec) -> None:
@@ -75,10 +102,12 @@ def _check_name(found: JobSpec) -> None:
         raise RefusalError("usage", f"--name takes 1 to {limits.NAME_CHARACTERS} printable characters")
 
 
-def _batch(found: BatchSpec, nodes: int) -> BatchSpec:
+def _batch(found: BatchSpec, state: ClusterState) -> BatchSpec:
     _check_name(found)
+    nodes = len(_playing(state))
     if found.replicas is not None and not 1 <= found.replicas <= nodes:
         raise RefusalError("refused", sentence(reasons.TooFewNodes("replica", found.replicas, nodes)))
+    _check_share(found, state, found.replicas or 1)
     return found
 
 
@@ -127,6 +156,8 @@ def deployment(value: object, state: ClusterState) -> DeploymentSpec:
     ):
         if number is not None and not least <= number <= most:
             raise RefusalError("usage", f"{option} must be {least} to {most}, not {number}")
+    fewest = found.replicas or max(1, found.least)
+    _check_share(found, state, fewest * max(1, len(model.content.stages)), once_each=False)
     return found
 
 

@@ -221,8 +221,7 @@ class Verbs:
 
     async def submit(self, client: Client, args: dict[str, Any]) -> object:
         request = checks.request(args["request"])
-        state = self._state()
-        spec = checks.spec(args["spec"], sum(not member.witness for member in state.members.values()), state.models)
+        spec = checks.spec(args["spec"], self._state())
         blob, size = checks.bundle(args["bundle"], args["size"])
         files = {blob: size, **checks.packs(args.get("pack_sizes", {}), spec)}
         holders = await self._uploads.take(client, files, "the job's files")

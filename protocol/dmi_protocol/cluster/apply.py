@@ -22,6 +22,7 @@ from dmi_protocol.cluster.command import (
     Remove,
     RemoveModel,
     RemoveToken,
+    Resize,
 )
 from dmi_protocol.cluster.on_blobs import do_for_blobs
 from dmi_protocol.cluster.on_jobs import do_for_job
@@ -64,6 +65,8 @@ def _do(state: ClusterState, index: int, command: Command) -> Outcome:
             return _remove(state, command)
         case Readdress():
             return _readdress(state, command)
+        case Resize():
+            return _resize(state, command)
         case Drain():
             return _drain(state, command)
         case AddToken():
@@ -125,6 +128,16 @@ def _readdress(state: ClusterState, command: Readdress) -> Outcome:
     if not is_address(command.address):
         return Outcome(refusal=Malformed("address HOST:PORT", command.address))
     state.members[old.node] = replace(old, address=command.address)
+    return _DONE
+
+
+def _resize(state: ClusterState, command: Resize) -> Outcome:
+    old = state.members.get(command.node)
+    if old is None:
+        return Outcome(refusal=UnknownMember(command.node))
+    if min(command.capacity.cpus, command.capacity.memory) < 0:
+        return Outcome(refusal=Malformed("capacity", str(command.capacity)))
+    state.members[old.node] = replace(old, capacity=command.capacity)
     return _DONE
 
 

@@ -2,6 +2,7 @@
 
 from msgspec import Struct
 
+from dmi_protocol.capacity import Capacity
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.messages.roles import Assignment, Machine, Role, RoleKey, Scope, Versions
 from dmi_protocol.model import ModelContent, ModelRef, ModelStage
@@ -14,7 +15,22 @@ class JobSpec(Struct, frozen=True, tag_field="kind"):
     name: str
 
 
-class TrainingSpec(JobSpec, frozen=True, tag="training"):
+class SharingSpec(JobSpec, frozen=True, kw_only=True):
+    """What it is promised, if anything, and held to: of a training on each of its nodes, of others for each replica. ``threads``
+    are those that torch computes with, in each worker or replica."""
+
+    threads: int = 1
+    cpus: int | None = None
+    memory: int | None = None
+    """In bytes."""
+
+    @property
+    def share(self) -> Capacity:
+        """Both; false where nothing was said."""
+        return Capacity(self.cpus or 0, self.memory or 0)
+
+
+class TrainingSpec(SharingSpec, frozen=True, tag="training"):
     """None leaves the choice to the mesh (workers, servers, backups) or to the script (leaves)."""
 
     script: str
@@ -23,10 +39,9 @@ class TrainingSpec(JobSpec, frozen=True, tag="training"):
     servers: int | None = None
     backups: int | None = None
     leaves: int | None = None
-    threads: int = 1
 
 
-class BatchSpec(JobSpec, frozen=True, tag="batch"):
+class BatchSpec(SharingSpec, frozen=True, tag="batch"):
     """``inputs`` inputs in slices of ``slice_inputs``, the last of which may be shorter. ``replicas`` is how many nodes
     compute, None for all; ``per_node`` how many processes on each. ``packs`` has a blob with its inputs for each slice, where the
     inputs travel; it is empty where every replica reads them itself."""
@@ -36,7 +51,6 @@ class BatchSpec(JobSpec, frozen=True, tag="batch"):
     slice_inputs: int
     replicas: int | None = None
     per_node: int = 1
-    threads: int = 1
     packs: tuple[BlobHash, ...] = ()
     memory_per_replica: int | None = None
     """Why the model is cut into stages, where it is, which a replica computes in turn: so many bytes of weights may it hold."""
@@ -47,7 +61,7 @@ class BatchSpec(JobSpec, frozen=True, tag="batch"):
         return -(-self.inputs // self.slice_inputs)
 
 
-class DeploymentSpec(JobSpec, frozen=True, tag="deployment"):
+class DeploymentSpec(SharingSpec, frozen=True, tag="deployment"):
     """A model that is served under its name. ``replicas`` is how many processes compute, None for two, or one where there is
     one node; ``gateways`` how many nodes take requests in, None for all, up to ``limits.GATEWAYS``. Gateways listen on ``port``,
     or where that is taken and ``may_move`` on the next one that is free. With ``exact`` each request is computed alone."""
@@ -60,7 +74,6 @@ class DeploymentSpec(JobSpec, frozen=True, tag="deployment"):
     exact: bool = False
     port: int = 8_100
     may_move: bool = True
-    threads: int = 1
     follow: JobId | None = None
     """The training whose versions it takes, as they are published."""
     certificate: str = ""
@@ -120,6 +133,14 @@ class Readdress(Struct, frozen=True, tag="readdress"):
     request: RequestId
     node: NodeId
     address: str
+
+
+class Resize(Struct, frozen=True, tag="resize"):
+    """A member has so much for jobs now."""
+
+    request: RequestId
+    node: NodeId
+    capacity: Capacity
 
 
 class Drain(Struct, frozen=True, tag="drain"):
@@ -454,7 +475,7 @@ class RefuseVersion(Struct, frozen=True, tag="refuse-version"):
     text: str
 
 
-MemberCommand = Invite | Admit | Remove | Readdress | Drain | AddToken | RemoveToken
+MemberCommand = Invite | Admit | Remove | Readdress | Resize | Drain | AddToken | RemoveToken
 TrainingCommand = Reassign | ReadyRole | SyncReplica | ReportPair | CompleteRole | SetCheckpointHolders | KeepPart
 BatchCommand = LeaseSlices | CommitSlice | ReopenSlices
 DeploymentCommand = Dismiss | SetVersions | RefuseVersion | SetScale | WakeDeployment

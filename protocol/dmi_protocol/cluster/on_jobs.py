@@ -26,6 +26,7 @@ from dmi_protocol.cluster.models import find
 from dmi_protocol.cluster.state import ClusterState, Outcome
 from dmi_protocol.identity import JobId, is_public_key, job_id
 from dmi_protocol.kinds.all_kinds import kind_of, new_job
+from dmi_protocol.kinds.any_job import AnyJob
 from dmi_protocol.kinds.job import (
     CANCELLED,
     ENDED,
@@ -36,6 +37,7 @@ from dmi_protocol.kinds.job import (
     EndpointRecord,
 )
 from dmi_protocol.messages.roles import Endpoint
+from dmi_protocol.placement.room import Room
 from dmi_protocol.reasons import (
     Cancelled,
     CrashedOften,
@@ -142,7 +144,7 @@ def _place(state: ClusterState, command: Place) -> Outcome:
         return _STALE
     if not _are_placements(command.placements, job.id, command.generation):
         return _STALE
-    if not kind_of(job).commands.is_placeable(job, command):
+    if not kind_of(job).commands.is_placeable(job, command) or not _has_room(state, job, command.placements):
         return _STALE
     job.generation = job.start_generation = command.generation
     job.placements = _in_order(command.placements)
@@ -163,10 +165,19 @@ def _recruit(state: ClusterState, command: Recruit) -> Outcome:
         return _STALE
     if any(placement.role.index < job.next_index for placement in command.placements):
         return _STALE
+    if not _has_room(state, job, (*job.placements, *command.placements)):
+        return _STALE
     job.placements = _in_order((*job.placements, *command.placements))
     job.next_index = 1 + max(placement.role.index for placement in command.placements)
     job.born = max(job.born, *(placement.role.generation for placement in command.placements))
     return _DONE
+
+
+def _has_room(state: ClusterState, job: AnyJob, placements: tuple[Placement, ...]) -> bool:
+    """What was decided may be out of date: another job was placed meanwhile."""
+    is_full = bool(job.spec.share) and Room(state).is_full_for(job, placements)
+    job.turned_away += is_full
+    return not is_full
 
 
 def _in_order(placements: tuple[Placement, ...]) -> tuple[Placement, ...]:

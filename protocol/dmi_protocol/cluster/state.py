@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import msgpack
 from msgspec import Struct, field
 
+from dmi_protocol.capacity import Capacity
 from dmi_protocol.cluster.holding import Holding
 from dmi_protocol.cluster.models import Models
 from dmi_protocol.codec import convert, pack
@@ -25,6 +26,8 @@ class MemberRecord(Struct, frozen=True):
     witness: bool
     draining: bool = False
     """It gets no new roles, and those that it has move away."""
+    capacity: Capacity = Capacity()
+    """What it has for jobs; nothing before it has said so."""
 
 
 class Token(Struct, frozen=True):

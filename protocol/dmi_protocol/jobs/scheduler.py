@@ -16,6 +16,7 @@ from dmi_protocol.kinds.all_kinds import kind_of
 from dmi_protocol.kinds.any_job import AnyJob
 from dmi_protocol.kinds.job import ENDED, FAILED
 from dmi_protocol.placement.holding import recopies
+from dmi_protocol.placement.room import Room
 from dmi_protocol.reasons import FilesLost, NodeLost
 
 
@@ -36,7 +37,7 @@ class Scheduler:
         """All that is due now."""
         there = sorted(n for n, member in state.members.items() if n in alive and not member.witness)
         nodes = [node for node in there if not state.members[node].draining]
-        load = _load(state)
+        room = Room(state)
         commands: list[Command] = []
         going_on = [job for job in state.jobs.values() if job.state not in ENDED]
         for job in sorted(going_on, key=lambda job: job.submitted_at):
@@ -49,12 +50,12 @@ class Scheduler:
             elif followed := plans.follow(job, state):
                 commands += followed
             elif not job.is_placed:
-                commands += plans.finish(job, there) or plans.place(job, nodes, there, load)
+                commands += plans.finish(job, there) or plans.place(job, nodes, there, room)
             else:
                 commands += (
-                    plans.finish(job, there) or _watch(job, there, state) or plans.keep_up(job, nodes, there, load)
+                    plans.finish(job, there) or _watch(job, there, state) or plans.keep_up(job, nodes, there, room)
                 )
-        return [*commands, *self._recopy(now, state, nodes, alive, load)]
+        return [*commands, *self._recopy(now, state, nodes, alive, room.roles)]
 
     def _recopy(
         self, now: Instant, state: ClusterState, nodes: list[NodeId], alive: Set[NodeId], load: dict[NodeId, int]
@@ -63,23 +64,14 @@ class Scheduler:
         self._dead = {node: self._dead.get(node, now) for node in state.members if node not in alive}
         self._seen = now
         gone = {node for node, since in self._dead.items() if now >= after(since, limits.RECOPY_MS)}
-        room = limits.RECOPIES - sum(len(owner.copies) for owner in state.holdings())
-        due = islice(recopies(state, nodes, alive, gone, load), max(0, room))
+        most = limits.RECOPIES - sum(len(owner.copies) for owner in state.holdings())
+        due = islice(recopies(state, nodes, alive, gone, load), max(0, most))
         return [_further_copy(owner, blob, node) for owner, blob, node in due]
 
 
 def _further_copy(owner: Holding, blob: BlobHash, node: NodeId) -> Recopy:
     nth = owner.asked.get(blob, 0)
     return Recopy(RequestId(f"{owner.id}/recopy-{blob}-{nth}-{node}"), owner.id, blob, node, nth)
-
-
-def _load(state: ClusterState) -> dict[NodeId, int]:
-    load: dict[NodeId, int] = {}
-    for job in state.jobs.values():
-        if job.goes_on:
-            for _, node in job.roles():
-                load[node] = load.get(node, 0) + 1
-    return load
 
 
 def _watch(job: AnyJob, nodes: list[NodeId], state: ClusterState) -> list[Command]:

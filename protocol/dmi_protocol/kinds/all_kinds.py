@@ -34,6 +34,8 @@ _DEPLOYMENT = Kind("deployment", DeploymentCommands(), DeploymentPlans(), Deploy
 
 def new_job(job: JobId, command: Submit, index: int, state: ClusterState) -> AnyJob | Reason:
     """The job that the entry at ``index`` submits, or why it can be none."""
+    if min(1 if said is None else said for said in (command.spec.cpus, command.spec.memory)) < 1:
+        return Malformed("share of a node", command.spec.name)
     if isinstance(command.spec, BatchSpec | DeploymentSpec):
         model = find(state.models, command.spec.model.id)
         if model is None or not model.is_known_as(command.spec.model.content):

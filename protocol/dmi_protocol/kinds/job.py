@@ -1,8 +1,10 @@
 """What all jobs have, whatever their kind."""
 
+from collections.abc import Iterable
+
 from msgspec import Struct, field
 
-from dmi_protocol.cluster.command import JobSpec, Placement
+from dmi_protocol.cluster.command import Placement, SharingSpec
 from dmi_protocol.identity import BlobHash, JobId, NodeId
 from dmi_protocol.messages.roles import Endpoint, RoleKey
 from dmi_protocol.reasons import Reason
@@ -25,7 +27,7 @@ class Job(Struct):
     nodes. What they do in ``generation``, which is 0 before the first, is a matter of the kind."""
 
     id: JobId
-    spec: JobSpec
+    spec: SharingSpec
     bundle: BlobHash
     holders: tuple[NodeId, ...]
     submitted_at: int
@@ -52,12 +54,23 @@ class Job(Struct):
     """The furthest step at which a role process crashed."""
     crashes: int = 0
     """How often one crashed since the job got any further: incidents, whatever fell with it."""
+    turned_away: int = 0
+    """How often it was not placed as it was decided, because another job had taken the room meanwhile."""
     crashed_in: int = 0
     """The generation of the last such incident: what was started before it may be of it, too."""
 
     def files(self) -> tuple[BlobHash, ...]:
         """The job's own files, which every process of it begins from, as a blob; a deployment has none."""
         return (self.bundle,) if self.bundle else ()
+
+    def takes(self, placements: Iterable[Placement]) -> list[NodeId]:
+        """The nodes of which it takes its share while these are its processes, as often as it takes it."""
+        return []
+
+    @property
+    def attempt(self) -> str:
+        """For the names of requests to place it: whoever was turned away asks anew."""
+        return f"-{self.turned_away}" if self.turned_away else ""
 
     def models(self) -> tuple[str, ...]:
         """The versions of models that it computes with, by id: they stay while it goes on."""

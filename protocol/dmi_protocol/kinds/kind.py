@@ -10,6 +10,7 @@ from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.identity import BlobHash, NodeId, RequestId
 from dmi_protocol.kinds.job import Job
 from dmi_protocol.messages.roles import Fleet, Launch, Progressed, RoleEvent, RoleKey, Roster, Slices
+from dmi_protocol.placement.room import Room
 from dmi_protocol.reasons import Loss, Reason
 
 OfKind = TypeVar("OfKind", bound=Job, contravariant=True)
@@ -69,10 +70,10 @@ class Commands(Protocol[OfKind]):
 
 class Plans(Protocol[OfKind]):
     """What a job of this kind needs next: pure; the coordinator's scheduler asks. ``there`` are the live members that play
-    roles, ``nodes`` those of them that are not leaving, ``load`` how many roles each plays."""
+    roles, ``nodes`` those of them that are not leaving, ``room`` what each has left."""
 
-    def place(self, job: OfKind, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
-        """Start it, if there are nodes enough; what it takes is added to ``load``."""
+    def place(self, job: OfKind, nodes: list[NodeId], there: list[NodeId], room: Room) -> list[Command]:
+        """Start it, if there are nodes enough; what it takes is taken of ``room``."""
         ...
 
     def finish(self, job: OfKind, there: list[NodeId]) -> list[Command]:
@@ -91,7 +92,7 @@ class Plans(Protocol[OfKind]):
         """What it does since something else in the state is new."""
         ...
 
-    def keep_up(self, job: OfKind, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
+    def keep_up(self, job: OfKind, nodes: list[NodeId], there: list[NodeId], room: Room) -> list[Command]:
         """What its processes do from now on, and who is missing."""
         ...
 
@@ -164,6 +165,10 @@ class Views(Protocol[OfKind]):
 
     def wanted_nodes(self, job: OfKind) -> int:
         """How many nodes must be alive before it can start."""
+        ...
+
+    def lacks(self, job: OfKind) -> int:
+        """Of how many nodes it needs a share that it has not, before it can run at all."""
         ...
 
     def running(self, job: OfKind) -> Reason:

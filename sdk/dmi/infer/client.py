@@ -26,6 +26,7 @@ from dmi.infer.plan import Plan, plan
 from dmi.job import Job
 from dmi.models.fitting import free_share
 from dmi.models.library import Models
+from dmi.share import share
 from dmi.uploads import Contents
 from dmi_protocol import limits
 from dmi_protocol.model import TensorInfo
@@ -186,13 +187,18 @@ def infer(
     out: str | Path,
     *,
     nodes: int | None = None,
+    cpus: int | None = None,
+    memory: int | str | None = None,
     resume: bool = False,
 ) -> Inference:
     """Submit what ``given`` (a file, or the configuration itself) says; returns once the job is committed.
 
-    ``out`` must not exist, or with ``resume`` be one that the same configuration, inputs and model began.
+    ``out`` must not exist, or with ``resume`` be one that the same configuration, inputs and model began. ``cpus`` and ``memory``
+    stand for those of the configuration.
     """
     config = _read(given)
+    said = {name: value for name, value in (("cpus", cpus), ("memory", memory)) if value is not None}
+    config = msgspec.structs.replace(config, **said)
     return _begin(connection, config, plan(config), Path(out), nodes=nodes, resume=resume)
 
 
@@ -264,6 +270,7 @@ def _begin(
         "replicas": nodes,
         "per_node": found.replicas_per_node,
         "threads": found.threads,
+        **share(found.cpus, found.memory),
         "memory_per_replica": held_bytes,
         "packs": [pack.blob for pack in packs],
     }

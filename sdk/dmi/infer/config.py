@@ -66,6 +66,10 @@ class Config(Struct, frozen=True):
     output: Output = Output()
     threads: int = 1
     """Of torch, in each replica: another number may change last digits."""
+    cpus: int | None = None
+    """Processors that each replica is promised, and held to. It changes no byte of the output."""
+    memory: int | str | None = None
+    """Bytes of memory (``"2GB"``), in the same way."""
     replicas_per_node: int = 1
     loaders: int | None = None
     """Processes that read ahead, for each replica; 0 reads where it is computed. By default the processors that are left."""
@@ -78,8 +82,11 @@ class Config(Struct, frozen=True):
     @property
     def held_bytes(self) -> int | None:
         """``memory_per_replica`` in bytes."""
-        given = self.memory_per_replica
-        return in_bytes(given) if isinstance(given, str) else given
+        return _bytes(self.memory_per_replica)
+
+
+def _bytes(given: int | str | None) -> int | None:
+    return in_bytes(given) if isinstance(given, str) else given
 
 
 _OTHER_WORDS = {
@@ -180,6 +187,11 @@ def _check(config: Config) -> None:
     for ok, why in (
         (1 <= config.batch_size <= 65_536, f"batch_size must be 1 to 65536, not {config.batch_size}"),
         (1 <= config.threads <= 1_024, f"threads must be 1 to 1024, not {config.threads}"),
+        (config.cpus is None or 1 <= config.cpus <= 1_024, f"cpus must be 1 to 1024, not {config.cpus}"),
+        (
+            config.memory is None or (_bytes(config.memory) or 0) > 0,
+            f"memory must be a size such as 2GB, not {config.memory!r}",
+        ),
         (1 <= config.replicas_per_node <= 64, f"replicas_per_node must be 1 to 64, not {config.replicas_per_node}"),
         (config.loaders is None or 0 <= config.loaders <= 64, f"loaders must be 0 to 64, not {config.loaders}"),
         (

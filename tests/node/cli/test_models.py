@@ -4,7 +4,6 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from dmi_node.cli import wording
 from dmi_node.cli.main import cli
 from tests.sdk.fake_node import FakeNode, refuse, value
 
@@ -60,9 +59,3 @@ def test_what_is_no_model_ends_with_wrong_usage(tmp_path: Path) -> None:
         done = CliRunner().invoke(cli, ["models", "add", "m", str(tmp_path / "text"), "--home", str(tmp_path / "n0")])
     assert done.exit_code == 2
     assert done.output.startswith("text is text and no model; ")
-
-
-def test_sizes_are_for_people() -> None:
-    assert [wording.size(count) for count in (0, 999, 1_000, 1_500_000, 2 * 10**9, 10**13, 10**16)] == [
-        "0 B", "999 B", "1.0 kB", "1.5 MB", "2.0 GB", "10.0 TB", "10000.0 TB",
-    ]  # fmt: skip

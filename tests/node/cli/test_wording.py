@@ -106,3 +106,16 @@ def test_text_from_elsewhere_moves_no_cursor() -> None:
 def test_how_far_an_inference_is(job: dict[str, Any], line: str) -> None:
     running = JOB | {"state": "running", "step": 640, "steps": 1_797, "failed_inputs": 0} | job
     assert wording.inferring(running, 40, 3.0) == line
+
+
+def test_what_is_left_for_jobs() -> None:
+    member = {"name": "n0", "state": "alive", "address": "h:1", "voter": True, "pid": 7, "roles": [], "witness": False}
+    room = {"cpus": 4, "cpus_left": 1, "memory": 24 * 10**9, "memory_left": 8 * 10**9}
+    assert wording.whole_member_row(member | room)[5] == "1 of 4 cpus, 8.0 of 24.0 GB"
+    assert wording.whole_member_row(member | room | {"memory_left": 5 * 10**8})[5] == "1 of 4 cpus, 500.0 MB of 24.0 GB"
+    assert (
+        wording.whole_member_row(member | room | {"cpus_left": -2, "memory_left": -1})[5]
+        == "0 of 4 cpus, 0 B of 24.0 GB"
+    )
+    assert wording.whole_member_row(member)[5] == "-", "a node of an earlier version"
+    assert wording.whole_member_row(member | room | {"witness": True})[5] == "-"

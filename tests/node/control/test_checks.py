@@ -7,14 +7,21 @@ import pytest
 from dmi_node.control import checks
 from dmi_node.control.server import RefusalError
 from dmi_protocol import limits
+from dmi_protocol.capacity import Capacity
 from dmi_protocol.cluster.command import TrainingSpec
+from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.errors import RemoteProtocolError
+from dmi_protocol.identity import NodeId, PublicKey
 
+STATE = ClusterState("mesh")
+for name in "ab":
+    who = NodeId(name * 16)
+    STATE.members[who] = MemberRecord(who, name, "h:1", PublicKey(name), witness=False, capacity=Capacity(2, 8 * 10**9))
 SPEC: dict[str, Any] = {"name": "digits", "script": "digits.py", "args": ["--epochs", "3"], "workers": 2, "leaves": 8}
 
 
 def test_a_job_that_can_be() -> None:
-    found = checks.spec(SPEC, 2, {})
+    found = checks.spec(SPEC, STATE)
     assert isinstance(found, TrainingSpec)
     assert (found.name, found.args, found.workers, found.servers) == ("digits", ("--epochs", "3"), 2, None)
 
@@ -38,12 +45,21 @@ def test_a_job_that_can_be() -> None:
         ({"workers": 3}, "refused", "3"),
         ({"workers": 0}, "refused", "0"),
         ({"servers": 3}, "refused", "3"),
+        ({"cpus": 0}, "usage", "--cpus"),
+        ({"memory": 0}, "usage", "--memory"),
+        ({"cpus": 1, "threads": 2}, "usage", "--threads 2 is more than --cpus 1"),
+        (
+            {"cpus": 3},
+            "refused",
+            "2 times 3 processors was asked for, and the mesh has that 0 times: the largest node has 2",
+        ),
+        ({"memory": 9 * 10**9, "workers": None}, "refused", "^9.0 GB was asked for, .* has 8.0 GB for jobs"),
     ],
     ids=lambda value: str(value)[:30],
 )
 def test_a_job_that_cannot_be(change: dict[str, Any], kind: str, hint: str) -> None:
     with pytest.raises(RefusalError, match=hint) as refused:
-        checks.spec(SPEC | change, 2, {})
+        checks.spec(SPEC | change, STATE)
     assert refused.value.kind == kind
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 300
@@ -52,7 +68,7 @@ def test_a_job_that_cannot_be(change: dict[str, Any], kind: str, hint: str) -> N
 @pytest.mark.parametrize("value", [None, {}, {"name": 1}, SPEC | {"workers": "two"}, SPEC | {"workers": 2**80}])
 def test_what_is_no_job(value: object) -> None:
     with pytest.raises((RemoteProtocolError, RefusalError)):
-        checks.spec(value, 2, {})
+        checks.spec(value, STATE)
 
 
 def test_requests_bundles_and_invitations() -> None:

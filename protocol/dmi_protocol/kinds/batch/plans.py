@@ -23,19 +23,22 @@ from dmi_protocol.kinds.batch.state import BatchJob
 from dmi_protocol.kinds.job import SUCCEEDED
 from dmi_protocol.messages.roles import RoleKey
 from dmi_protocol.placement.holding import COPIES
+from dmi_protocol.placement.room import Room
 from dmi_protocol.reasons import FilesLost, Inferred, ModelLost, Reason
 
 
 class BatchPlans:
     """See ``Plans``."""
 
-    def place(self, job: BatchJob, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
+    def place(self, job: BatchJob, nodes: list[NodeId], there: list[NodeId], room: Room) -> list[Command]:
         """On any node that there is. What was lost with the last replica is open again first."""
         if reopened := _reopen(job, there):
             return reopened
         generation = job.generation + 1
-        placements = _missing(job, nodes, load, generation)
-        request = RequestId(f"{job.id}/{generation}/place-{'-'.join(placement.node for placement in placements)}")
+        placements = _missing(job, nodes, room, generation)
+        request = RequestId(
+            f"{job.id}/{generation}/place-{'-'.join(placement.node for placement in placements)}{job.attempt}"
+        )
         return [Place(request, job.id, generation, placements, BatchStart())] if placements else []
 
     def finish(self, job: BatchJob, there: list[NodeId]) -> list[Command]:
@@ -62,11 +65,9 @@ class BatchPlans:
         """Its inputs and its model are what they were."""
         return []
 
-    def keep_up(
-        self, job: BatchJob, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]
-    ) -> list[Command]:
+    def keep_up(self, job: BatchJob, nodes: list[NodeId], there: list[NodeId], room: Room) -> list[Command]:
         """Everybody has something to compute, and everybody who can is there to compute it."""
-        return [*_reopen(job, there), *_lease(job, nodes), *_recruit(job, nodes, load)]
+        return [*_reopen(job, there), *_lease(job, nodes), *_recruit(job, nodes, room)]
 
 
 def _is_safe(holders: Collection[NodeId], there: Collection[NodeId], copies: int) -> bool:
@@ -94,28 +95,34 @@ def _lease(job: BatchJob, nodes: list[NodeId]) -> list[Command]:
     return [LeaseSlices(request, job.id, job.generation, changed, dismissed)]
 
 
-def _recruit(job: BatchJob, nodes: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
-    placements = _missing(job, nodes, load, job.generation + 1)
+def _recruit(job: BatchJob, nodes: list[NodeId], room: Room) -> list[Command]:
+    placements = _missing(job, nodes, room, job.generation + 1)
     if not placements:
         return []
     who = "-".join(placement.node for placement in placements)
-    request = RequestId(f"{job.id}/{job.generation}/recruit-{job.next_index}-{who}")
+    request = RequestId(f"{job.id}/{job.generation}/recruit-{job.next_index}-{who}{job.attempt}")
     return [Recruit(request, job.id, job.generation, placements)]
 
 
-def _missing(job: BatchJob, nodes: list[NodeId], load: dict[NodeId, int], generation: int) -> tuple[Placement, ...]:
+def _missing(job: BatchJob, nodes: list[NodeId], room: Room, generation: int) -> tuple[Placement, ...]:
     """The replicas that are wanted beside those that there are: on as many nodes as the job wants, the least loaded first, and
-    no more of them than there are slices to compute. Nodes where they were of no use often are left out."""
+    no more of them than there are slices to compute. Nodes where they were of no use often are left out, and those that have no
+    room."""
     placed = [placement.node for placement in job.placements]
     fit = [node for node in nodes if job.misses.get(node, 0) < limits.MISSES] or nodes
     used = set(placed) & set(nodes)
-    fresh = sorted((node for node in fit if node not in used), key=lambda node: (load.get(node, 0), node))
-    room = max(0, (job.spec.replicas or len(nodes)) - len(used))
+    able = [node for node in fit if node not in used and room.fits(job.spec, node)]
+    fresh = sorted(able, key=lambda node: (room.roles.get(node, 0), node))
+    more = max(0, (job.spec.replicas or len(nodes)) - len(used))
     slots = [node for node in sorted(used) for _ in range(job.spec.per_node - placed.count(node)) if node in fit]
-    slots += [node for _ in range(job.spec.per_node) for node in fresh[:room]]
-    chosen = slots[: max(0, len(job.open_slices()) - len(placed))]
-    for node in chosen:
-        load[node] = load.get(node, 0) + 1
+    slots += [node for _ in range(job.spec.per_node) for node in fresh[:more]]
+    lacking = max(0, len(job.open_slices()) - len(placed))
+    chosen: list[NodeId] = []
+    for node in slots:
+        if len(chosen) < lacking and room.fits(job.spec, node):
+            chosen.append(node)
+            room.take(job.spec, node)
+            room.roles[node] = room.roles.get(node, 0) + 1
     first = job.next_index if job.is_placed else 0
     return tuple(
         Placement(RoleKey(job.id, generation, "replica", first + nth), node) for nth, node in enumerate(chosen)

@@ -6,7 +6,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from dmi_protocol import limits
-from dmi_protocol.cluster.command import BatchSpec
+from dmi_protocol.cluster.command import BatchSpec, Placement
 from dmi_protocol.identity import BlobHash, NodeId
 from dmi_protocol.kinds.job import ENDED, SUCCEEDED, Job
 from dmi_protocol.messages.roles import Machine, RoleKey
@@ -54,6 +54,10 @@ class BatchJob(Job, tag="batch"):
     """What the hosts of all replicas are like."""
     packs: dict[BlobHash, tuple[NodeId, ...]] = field(default_factory=dict)
     """Inputs that travel, by the blob of a slice: who is said to have them."""
+
+    def takes(self, placements: Iterable[Placement]) -> list[NodeId]:
+        """For each replica."""
+        return [placement.node for placement in placements]
 
     def models(self) -> tuple[str, ...]:
         """The one that it computes with."""

@@ -20,6 +20,10 @@ class BatchViews:
         """One is enough."""
         return 1
 
+    def lacks(self, job: BatchJob) -> int:
+        """One, before it is placed."""
+        return 0 if job.is_placed else 1
+
     def running(self, job: BatchJob) -> reasons.Reason:
         """All is well."""
         return reasons.Inferring(_nodes(job), job.done(), job.spec.inputs, job.failed())

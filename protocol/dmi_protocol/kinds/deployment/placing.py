@@ -8,6 +8,7 @@ from dmi_protocol import limits
 from dmi_protocol.identity import NodeId
 from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.messages.roles import Role, RoleKey
+from dmi_protocol.placement.room import Room
 
 _REPLICAS = 2
 """Where nobody says how many: one may be lost."""
@@ -45,29 +46,33 @@ def replicas_on(job: DeploymentJob) -> "Counter[NodeId]":
 
 
 def missing(
-    job: DeploymentJob, part: Part, nodes: Sequence[NodeId], load: dict[NodeId, int], replicas: "Counter[NodeId]"
+    job: DeploymentJob, part: Part, nodes: Sequence[NodeId], room: Room, replicas: "Counter[NodeId]"
 ) -> list[NodeId]:
-    """On which nodes one more is wanted; what is chosen is added to ``load``, and to ``replicas``. Where all are there and some
-    node has two replicas more than another one, that other one gets one, so that the first can give one up."""
+    """On which nodes one more is wanted; what is chosen is taken of ``room``, and added to ``replicas``. Where all are there and
+    some node has two replicas more than another one that has room, that other one gets one, so that the first can give one up."""
     able = fit(job, nodes)
+    is_computing = part.role == "replica"
+    roomy = [node for node in able if room.fits(job.spec, node)] if is_computing else able
     placed = job.placed(part.role, part.stage)
     there = Counter(node for _, node in placed if node in nodes)
     lacking = target(job, part.role, able) - there.total()
-    if lacking <= 0 and part.role == "replica" and able:
+    if lacking <= 0 and is_computing and roomy:
         bound = {endpoint.key for endpoint in job.bound("replica")}
         is_settled = lacking == 0 and all(key in bound for key, _ in placed)
-        emptiest = min(replicas[node] for node in able)
+        emptiest = min(replicas[node] for node in roomy)
         lacking = int(is_settled and any(replicas[node] - emptiest > 1 for _, node in placed))
     chosen: list[NodeId] = []
     for _ in range(lacking):
-        open_ = [node for node in able if part.role == "replica" or not there[node]]
+        open_ = [node for node in roomy if (room.fits(job.spec, node) if is_computing else not there[node])]
         if not open_:
             break
-        node = min(open_, key=lambda node: (there[node], replicas[node], load.get(node, 0), node))
+        node = min(open_, key=lambda node: (there[node], replicas[node], room.roles.get(node, 0), node))
         chosen.append(node)
         there[node] += 1
-        replicas[node] += part.role == "replica"
-        load[node] = load.get(node, 0) + 1
+        room.roles[node] = room.roles.get(node, 0) + 1
+        if is_computing:
+            replicas[node] += 1
+            room.take(job.spec, node)
     return chosen
 
 

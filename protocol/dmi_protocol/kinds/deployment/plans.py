@@ -11,21 +11,22 @@ from dmi_protocol.kinds.deployment.placing import missing, parts, replicas_on, s
 from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.messages.roles import RoleKey
 from dmi_protocol.model import ModelRef
+from dmi_protocol.placement.room import Room
 from dmi_protocol.reasons import ModelLost, Reason, RoleDied, RoleFailed
 
 
 class DeploymentPlans:
     """See ``Plans``."""
 
-    def place(
-        self, job: DeploymentJob, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]
-    ) -> list[Command]:
+    def place(self, job: DeploymentJob, nodes: list[NodeId], there: list[NodeId], room: Room) -> list[Command]:
         """On any nodes that there are."""
         generation = max(job.generation, job.born) + 1
-        placements = _placements(job, nodes, load, generation, first=0)
+        placements = _placements(job, nodes, room, generation, first=0)
         if not placements:
             return []
-        request = RequestId(f"{job.id}/{generation}/place-{'-'.join(placement.node for placement in placements)}")
+        request = RequestId(
+            f"{job.id}/{generation}/place-{'-'.join(placement.node for placement in placements)}{job.attempt}"
+        )
         return [Place(request, job.id, generation, placements, DeploymentStart())]
 
     def finish(self, job: DeploymentJob, there: list[NodeId]) -> list[Command]:
@@ -60,15 +61,13 @@ class DeploymentPlans:
         versions = replace(job.versions, current=ModelRef(newest.id, newest.content))
         return [SetVersions(RequestId(f"{job.id}/follow-{newest.id}-{job.changes}"), job.id, versions)]
 
-    def keep_up(
-        self, job: DeploymentJob, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]
-    ) -> list[Command]:
+    def keep_up(self, job: DeploymentJob, nodes: list[NodeId], there: list[NodeId], room: Room) -> list[Command]:
         """Whoever is missing is called, and whoever is not needed any more ends."""
         commands: list[Command] = []
-        placements = _placements(job, nodes, load, job.generation + 1, first=job.next_index)
+        placements = _placements(job, nodes, room, job.generation + 1, first=job.next_index)
         if placements:
             who = "-".join(f"{placement.role.role}@{placement.node}" for placement in placements)
-            request = RequestId(f"{job.id}/{job.generation}/recruit-{job.next_index}-{who}")
+            request = RequestId(f"{job.id}/{job.generation}/recruit-{job.next_index}-{who}{job.attempt}")
             commands.append(Recruit(request, job.id, job.generation, placements))
         gone = tuple(sorted(key for part in parts(job) for key in surplus(job, part, nodes)))
         if gone:
@@ -78,10 +77,10 @@ class DeploymentPlans:
 
 
 def _placements(
-    job: DeploymentJob, nodes: list[NodeId], load: dict[NodeId, int], generation: int, first: int
+    job: DeploymentJob, nodes: list[NodeId], room: Room, generation: int, first: int
 ) -> tuple[Placement, ...]:
     replicas = replicas_on(job)
-    chosen = [(part, node) for part in parts(job) for node in missing(job, part, nodes, load, replicas)]
+    chosen = [(part, node) for part in parts(job) for node in missing(job, part, nodes, room, replicas)]
     return tuple(
         Placement(RoleKey(job.id, generation, part.role, first + nth), node, part.stage)
         for nth, (part, node) in enumerate(chosen)

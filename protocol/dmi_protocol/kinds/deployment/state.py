@@ -1,11 +1,11 @@
 """A deployment in the replicated state: which processes serve the model. Who is busy, and who is asked what, is not in it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from msgspec import field
 
 from dmi_protocol import limits
-from dmi_protocol.cluster.command import DeploymentSpec
+from dmi_protocol.cluster.command import DeploymentSpec, Placement
 from dmi_protocol.identity import BlobHash, NodeId
 from dmi_protocol.kinds.job import ENDED, Job
 from dmi_protocol.messages.roles import Endpoint, Role, RoleKey, Versions
@@ -45,6 +45,10 @@ class DeploymentJob(Job, tag="deployment", kw_only=True):
     """Does it take no newer version by itself?"""
     unusable: dict[str, str] = field(default_factory=dict)
     """By version: why it could not be loaded."""
+
+    def takes(self, placements: Iterable[Placement]) -> list[NodeId]:
+        """For each replica. A gateway shares what replicas of its host have, or what is left there."""
+        return [placement.node for placement in placements if placement.role.role == "replica"]
 
     def known(self) -> tuple[ModelRef, ...]:
         """Every version that it computes with, or did."""

@@ -20,11 +20,17 @@ class DeploymentViews:
         """One is enough."""
         return 1
 
+    def lacks(self, job: DeploymentJob) -> int:
+        """One, while there is a stage of which it has no replica."""
+        return int(not job.is_asleep and not all(job.placed("replica", stage) for stage in range(job.stages)))
+
     def running(self, job: DeploymentJob) -> reasons.Reason:
         """All is well."""
         if job.is_asleep:
             return reasons.Asleep(job.versions.current.id, _nodes(job, "gateway"))
-        return reasons.Serving(job.versions.current.id, _nodes(job, "replica"), _nodes(job, "gateway"))
+        wanted = (job.spec.replicas or job.scale) * job.stages if job.spec.share else 0
+        lacking = max(0, wanted - len(job.placed("replica")))
+        return reasons.Serving(job.versions.current.id, _nodes(job, "replica"), _nodes(job, "gateway"), lacking)
 
     def weakened(self, job: DeploymentJob, loss: reasons.Loss) -> reasons.Reason:
         """It serves, and somebody is missing."""

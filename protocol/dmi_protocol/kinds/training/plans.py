@@ -23,25 +23,28 @@ from dmi_protocol.kinds.training.assigning import dismissed, first_assignment, i
 from dmi_protocol.kinds.training.placing import checkpoint_holders_of, choose
 from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.messages.roles import RoleKey
+from dmi_protocol.placement.room import Room
 from dmi_protocol.reasons import PairSilent, Reason, Succeeded
 
 
 class TrainingPlans:
     """See ``Plans``."""
 
-    def place(
-        self, job: TrainingJob, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]
-    ) -> list[Command]:
+    def place(self, job: TrainingJob, nodes: list[NodeId], there: list[NodeId], room: Room) -> list[Command]:
         """A job that has run makes do with fewer nodes; but somebody must have each part of its checkpoint: those who are
         leaving have it still."""
-        fit = [node for node in nodes if job.misses.get(node, 0) < limits.MISSES]
-        chosen = choose(job.spec, fit, load, fewer=job.has_run) or choose(job.spec, nodes, load, fewer=job.has_run)
+        roomy = [node for node in nodes if room.fits(job.spec, node)]
+        fit = [node for node in roomy if job.misses.get(node, 0) < limits.MISSES]
+        chosen = choose(job.spec, fit, room.roles, fewer=job.has_run)
+        chosen = chosen or choose(job.spec, roomy, room.roles, fewer=job.has_run)
         if chosen is None or job.parts_away(there):
             return []
+        for node in {*chosen.workers, *chosen.servers}:
+            room.take(job.spec, node)
         for node in chosen.workers:
-            load[node] = load.get(node, 0) + 1
+            room.roles[node] = room.roles.get(node, 0) + 1
         generation, restore = job.generation + 1, None if job.checkpoint is None else job.checkpoint.step
-        request = RequestId(f"{job.id}/{generation}/place-{restore}")
+        request = RequestId(f"{job.id}/{generation}/place-{restore}{job.attempt}")
         servers = [
             Placement(RoleKey(job.id, generation, "server", nth), node) for nth, node in enumerate(chosen.servers)
         ]
@@ -83,14 +86,13 @@ class TrainingPlans:
         """It depends on nothing else."""
         return []
 
-    def keep_up(
-        self, job: TrainingJob, nodes: list[NodeId], there: list[NodeId], load: dict[NodeId, int]
-    ) -> list[Command]:
+    def keep_up(self, job: TrainingJob, nodes: list[NodeId], there: list[NodeId], room: Room) -> list[Command]:
         """Survivors go on in a new generation; then whoever is missing is called. Nodes that are ``there`` and not among
-        ``nodes`` are leaving."""
-        leaving = set(there) - set(nodes)
+        ``nodes`` are leaving. Only who has room for the job can be called."""
+        leaving, mine = set(there) - set(nodes), {placement.node for placement in job.placements}
+        able = [node for node in nodes if node in mine or room.fits(job.spec, node)]
         return (
-            _reassign(job, nodes, leaving) or _recruit(job, nodes, load) or _set_checkpoint_holders(job, nodes or there)
+            _reassign(job, able, leaving) or _recruit(job, able, room) or _set_checkpoint_holders(job, nodes or there)
         )
 
 
@@ -115,17 +117,22 @@ def _reassign(job: TrainingJob, nodes: list[NodeId], leaving: Set[NodeId]) -> li
     ]
 
 
-def _recruit(job: TrainingJob, nodes: list[NodeId], load: dict[NodeId, int]) -> list[Command]:
+def _recruit(job: TrainingJob, nodes: list[NodeId], room: Room) -> list[Command]:
     """While nobody is done yet: whoever comes at the end has nothing to do."""
     if not job.runs or job.completed or job.state != RUNNING:
         return []
-    placements = recruits(job, nodes, load)
+    placements = recruits(job, nodes, room.roles)
     if not placements:
         return []
+    for node in {placement.node for placement in placements} - {placement.node for placement in job.placements}:
+        room.take(job.spec, node)
     who = "-".join(placement.node for placement in placements)
     return [
         Recruit(
-            RequestId(f"{job.id}/{job.generation}/recruit-{job.next_index}-{who}"), job.id, job.generation, placements
+            RequestId(f"{job.id}/{job.generation}/recruit-{job.next_index}-{who}{job.attempt}"),
+            job.id,
+            job.generation,
+            placements,
         )
     ]
 

@@ -1,11 +1,11 @@
 """A training in the replicated state."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from dmi_protocol.cluster.command import TrainingSpec
+from dmi_protocol.cluster.command import Placement, TrainingSpec
 from dmi_protocol.identity import BlobHash, NodeId
 from dmi_protocol.kinds.job import ENDED, Job
 from dmi_protocol.messages.roles import Assignment, RoleKey
@@ -66,6 +66,10 @@ class TrainingJob(Job, tag="training"):
     """The step of the checkpoint that the placement in force began from; None: from the initial weights."""
     has_run: bool = False
     """Were all roles of any placement ready?"""
+
+    def takes(self, placements: Iterable[Placement]) -> list[NodeId]:
+        """Once of each node, whatever processes it has there."""
+        return sorted({placement.node for placement in placements})
 
     @property
     def all_completed(self) -> bool:

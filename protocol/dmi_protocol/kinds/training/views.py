@@ -30,6 +30,10 @@ class TrainingViews:
         """How many must be alive before it can start."""
         return wanted_nodes(job.spec)
 
+    def lacks(self, job: TrainingJob) -> int:
+        """All of them, before it is placed; a job that has run makes do with fewer."""
+        return 0 if job.is_placed else 1 if job.has_run else wanted_nodes(job.spec)
+
     def running(self, job: TrainingJob) -> reasons.Reason:
         """All is well."""
         workers, servers = (
