@@ -205,17 +205,17 @@ def _of_room(reason: TooFewNodes | NoRoom | TooLittleRoom) -> str:
                 f"{wanted} {role}s were asked for and the mesh has {nodes} nodes; ask for fewer, or let more hosts join"
             )
         case NoRoom(nodes, cpus, memory, spare):
-            share = (cpus, memory)
-            left = [f"{name} has {_share(its, share)}" for name, *its in spare[:_NAMED]]
+            asked = (cpus, memory)
+            left = [f"{name} has {_share(its, asked)}" for name, *its in spare[:_NAMED]]
             rest = [f"{len(spare) - _NAMED} more have too little, too"] if len(spare) > _NAMED else []
             where = "a node" if nodes == 1 else f"{nodes} nodes"
-            return f"waiting for {where} with {_share(share, share)} left; {', '.join([*left, *rest])}"
+            return f"waiting for {where} with {_share(asked, asked)} left; {', '.join([*left, *rest])}"
         case TooLittleRoom(wanted, able, cpus, memory, largest):
-            share = (cpus, memory)
-            times = "" if wanted == 1 else f"{wanted} times "
-            has = f"the largest node has {_share(largest, share)} for jobs"
-            asked = f"{times}{_share(share, share)} was asked for"
-            return f"{asked}, and the mesh has that {able} times: {has}; ask for less, or let more hosts join"
+            share, has = _share((cpus, memory), (cpus, memory)), _share(largest, (cpus, memory))
+            if not able:
+                return f"no node has {share} for jobs, the largest has {has}; ask for less, or let larger hosts join"
+            times = f"{share} is asked for {wanted} times, and the mesh has that {able} times"
+            return f"{times} (the largest node has {has}); ask for less, or let more hosts join"
 
 
 def _share(has: Sequence[int], asked: Sequence[int]) -> str:

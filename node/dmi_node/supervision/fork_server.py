@@ -93,6 +93,11 @@ class ForkServer:
             )
         return await self._process.wait()
 
+    @property
+    def pid(self) -> int | None:
+        """None while there is none."""
+        return None if self._process is None or self._process.returncode is not None else self._process.pid
+
     async def close(self) -> None:
         """No process is left, and none of those that it forked."""
         if self._life is not None:

@@ -101,6 +101,11 @@ class RoleProcess:
         """Nobody has asked for its end."""
         return self._stop_after_ms is None
 
+    @property
+    def pid(self) -> int | None:
+        """Of its process; None before that was started."""
+        return None if self._process is None else self._process.pid
+
     async def run(self) -> None:
         """The whole life of the process; ends with ``Exited``. ``OSError`` when it cannot even be spawned."""
         process, reader, output = await self._spawn()

@@ -18,12 +18,14 @@ from dmi_node.storage.blobs import Blobs, WrongHashError
 from dmi_node.storage.bundles import BadBundleError, keep_written, unpack
 from dmi_node.supervision.fork_server import ForkServer
 from dmi_node.supervision.process import RoleProcess, kept
+from dmi_node.supervision.shares import Shares
 from dmi_node.tasks import Tasks
 from dmi_protocol.effects import StartRole, StopRole, TellRole
 from dmi_protocol.events import RoleHappened
 from dmi_protocol.identity import BlobHash, JobId
 from dmi_protocol.messages.roles import (
     BatchLaunch,
+    Bound,
     Exited,
     Failed,
     Fleet,
@@ -33,6 +35,8 @@ from dmi_protocol.messages.roles import (
     RoleEvent,
     RoleKey,
     Slices,
+    Started,
+    TrainingLaunch,
     Written,
 )
 
@@ -51,6 +55,9 @@ class Supervisor:
         self._processes: dict[RoleKey, RoleProcess] = {}
         self._lives: set[asyncio.Task[None]] = set()
         self._fork_server = ForkServer(home, tasks)
+        self._shares = Shares(tasks, lambda: self._fork_server.pid, self._exceeds)
+        self._excesses: dict[RoleKey, str] = {}
+        """Why a process that computed for a role was ended last."""
 
     def start(self, effect: StartRole) -> None:
         """Unpack, spawn, listen."""
@@ -61,6 +68,8 @@ class Supervisor:
         more = self._fork_server.ready(kept(os.environ)) if isinstance(launch, BatchLaunch | ReplicaLaunch) else {}
         process = RoleProcess(launch, partial(self._pass_on, effect.role), more)
         self._processes[effect.role] = process
+        unit = effect.role.job if isinstance(launch, TrainingLaunch) else f"{effect.role.job}/{effect.role.name}"
+        self._shares.begin(effect.role, unit, launch.share, directory)
         life = self._tasks.start(self._live(effect.role, process, bundle), f"{effect.role.job} {effect.role.role}")
         self._lives.add(life)
         life.add_done_callback(self._lives.discard)
@@ -80,9 +89,35 @@ class Supervisor:
             await self._pass_on(role, Exited(1, 0))
         finally:
             self._processes.pop(role, None)
+            self._excesses.pop(role, None)
+            self._shares.end(role)
+
+    async def _fits(self, role: RoleKey) -> bool:
+        """A role that needs more memory than it was promised from its beginning is never of use: it is ended, with what it has
+        started."""
+        is_within = await self._shares.is_within(role)
+        process, why = self._processes.get(role), self._excesses.pop(role, None)
+        if process is not None and why is not None:
+            self._happened(RoleHappened(role, Failed("over-memory", why)))
+            process.kill()
+        return is_within and why is None
+
+    def _exceeds(self, role: RoleKey, pid: int, why: str) -> None:
+        """Another one of its processes is missed by the role itself, which does not know why."""
+        process = self._processes.get(role)
+        if process is not None and process.pid == pid:
+            self._happened(RoleHappened(role, Failed("over-memory", why)))
+        else:
+            self._excesses[role] = why
 
     async def _pass_on(self, role: RoleKey, event: RoleEvent) -> None:
         """What it has written is taken into the blobs before anybody hears of it."""
+        if isinstance(event, Started):
+            self._shares.started(role, event.pid)
+        if isinstance(event, Bound) and not await self._fits(role):
+            return
+        if isinstance(event, Failed) and role in self._excesses:
+            event = replace(event, kind="over-memory", text=f"{event.text.rstrip()}: {self._excesses[role]}")
         if isinstance(event, Written):
             try:
                 await asyncio.to_thread(self._take_in, self._home.role(role), event)

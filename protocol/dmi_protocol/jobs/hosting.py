@@ -44,6 +44,7 @@ RECOVERABLE = frozenset(
         "disk",
         "input",
         "memory",
+        "over-memory",
         "compute-died",
         "port",
         "certificate",

@@ -7,6 +7,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from dmi_protocol.capacity import Capacity
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
 from dmi_protocol.instant import Instant
 from dmi_protocol.model import ModelContent, ModelRef
@@ -49,6 +50,8 @@ class Launch(Struct, frozen=True, kw_only=True):
     bundle_hash: BlobHash = BlobHash("")
     files: tuple[str, ...] = ()
     needs: tuple[BlobHash, ...] = ()
+    share: Capacity = Capacity()
+    """What it is promised of this host: alone, or with the other processes of its training here."""
 
 
 class TrainingLaunch(Launch, frozen=True, kw_only=True, tag="launch-training"):

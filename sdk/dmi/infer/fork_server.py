@@ -13,6 +13,7 @@ import os
 import selectors
 import signal
 import socket
+import struct
 import sys
 import time
 import traceback
@@ -29,6 +30,7 @@ SOCKET = "DMI_FORK_SERVER_FD"
 PARENT = "DMI_FORK_SERVER_PARENT"
 """The id of the node's process."""
 _SET_PARENT_DEATH_SIGNAL = 1
+_CREDENTIALS = struct.Struct("iII")
 _ASK_S = 5.0
 """Who connects says at once what it wants."""
 IDLE_S = 600.0
@@ -105,6 +107,7 @@ class ForkServer:
         try:
             parent = os.getppid()
             os.setsid()
+            _be_as(connection)
             ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
             if os.getppid() != parent:
                 os._exit(1)
@@ -130,6 +133,14 @@ class ForkServer:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+
+
+def _be_as(connection: socket.socket) -> None:
+    """Run where the process may run that has connected, and give way as it does."""
+    asking = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[0]
+    with suppress(OSError):
+        os.sched_setaffinity(0, os.sched_getaffinity(asking))
+        os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, asking))
 
 
 def main() -> None:

@@ -51,9 +51,9 @@ def test_a_job_that_can_be() -> None:
         (
             {"cpus": 3},
             "refused",
-            "2 times 3 processors was asked for, and the mesh has that 0 times: the largest node has 2",
+            "^no node has 3 processors for jobs, the largest has 2 processors;",
         ),
-        ({"memory": 9 * 10**9, "workers": None}, "refused", "^9.0 GB was asked for, .* has 8.0 GB for jobs"),
+        ({"memory": 9 * 10**9, "workers": None}, "refused", "^no node has 9.0 GB for jobs, the largest has 8.0 GB;"),
     ],
     ids=lambda value: str(value)[:30],
 )

@@ -33,6 +33,7 @@ class BatchProcesses:
             host=host.address,
             ports=host.ports,
             needs=needs,
+            share=job.spec.share,
             model=job.spec.model,
             inputs=job.spec.inputs,
             slice_inputs=job.spec.slice_inputs,

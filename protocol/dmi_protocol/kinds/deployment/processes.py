@@ -45,6 +45,7 @@ class DeploymentProcesses:
                 host=host.address,
                 ports=host.ports,
                 needs=needs,
+                share=job.spec.share,
                 model=next((ref for ref in job.known() if _blobs(ref, stage) == needs), job.versions.current),
                 max_batch=spec.max_batch,
                 stage=stage,

@@ -62,6 +62,7 @@ class TrainingProcesses:
             host=host.address,
             ports=host.ports,
             needs=needs,
+            share=job.spec.share,
         )
 
     def told(self, job: TrainingJob, role: RoleKey, since: int, *, has_inputs: bool) -> tuple[int, Roster] | None:

@@ -1,0 +1,85 @@
+"""Training and serving on one host, each with the share that it was promised."""
+
+import json
+import os
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+import dmi
+from tests.mesh.load import WIDTH, write_model
+from tests.mesh.local import ROOT, LocalMesh, command, until
+
+pytestmark = [
+    pytest.mark.mesh,
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two processors are shared out"),
+]
+
+STEADY = ROOT / "tests/mesh/scripts/steady.py"
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalMesh]:
+    """One node, with a model."""
+    mesh = LocalMesh(tmp_path_factory.mktemp("one"), 1)
+    mesh.up()
+    dmi.connect(mesh.node(0)).models.add("numbers", write_model(mesh.home / "numbers.pt2"))
+    yield mesh
+    mesh.close()
+
+
+def cores_of(process: psutil.Process) -> set[frozenset[int]]:
+    """Where its threads, and all that descends from it, may run."""
+    found = set()
+    for each in (process, *process.children(recursive=True)):
+        found |= {frozenset(os.sched_getaffinity(thread.id)) for thread in each.threads()}
+    return found
+
+
+def test_each_has_processors_of_its_own_and_others_wait(local: LocalMesh) -> None:
+    home, mesh = local.node(0), dmi.connect(local.node(0))
+    command("serve", "numbers", "--cpus", 1, "--memory", "1GB", home=home)
+    served = mesh.job("numbers")
+    trained = mesh.submit(STEADY, ["2000"], cpus=1, memory="1GB", name="trained")
+    until(lambda: any(role["role"] == "worker" for role in mesh.roles()), 30, "the training has begun")
+    pids = {(role["job"], role["role"]): role["pid"] for role in mesh.roles()}
+
+    daemon = psutil.Process(local.pid(0))
+    computing = [child for child in daemon.children(recursive=True) if child.cwd().startswith(str(home / "jobs"))]
+    ours = [psutil.Process(pid) for (job, _), pid in pids.items() if job == trained.id]
+    theirs = [process for process in computing if process not in ours]
+    assert (len(ours), len(theirs)) == (2, 3), "a replica, who computes for it, and a gateway"
+
+    def parted() -> bool:
+        mine = set().union(*map(cores_of, ours))
+        other = set().union(*map(cores_of, theirs))
+        return len(mine) == len(other) == 1 and not next(iter(mine)) & next(iter(other))
+
+    until(parted, 10, "each has one processor")
+    (member,) = mesh.members()
+    assert member["cpus"] - member["cpus_left"] == 2
+    assert member["memory"] - member["memory_left"] == 2 * 10**9
+
+    third = mesh.submit(STEADY, ["1"], cpus=member["cpus"], name="third")
+    assert third.why()["sentence"].startswith(f"waiting for a node with {member['cpus']} processors left; n0 has ")
+    assert mesh.predict("numbers", [[1.0] * WIDTH]).shape == (1, 2)
+    trained.cancel()
+    command("unserve", "numbers", home=home)
+    third.wait()
+    assert served.why()["state"] == "cancelled"
+
+
+def test_who_needs_more_memory_than_it_was_promised_is_told_so(local: LocalMesh) -> None:
+    home = local.node(0)
+    done = command("submit", STEADY, "--memory", "60MB", "--wait", "--", 1, home=home, check=False)
+    assert done.returncode == 1
+    assert " MB of memory, and was promised 60.0 MB (--memory)" in done.stderr.splitlines()[-1]
+    done = command("serve", "numbers", "--memory", "60MB", home=home, check=False)
+    assert done.returncode == 1
+    assert " MB of memory, and was promised 60.0 MB (--memory)" in done.stderr.splitlines()[-1]
+    refused = command("submit", STEADY, "--memory", "900TB", "--", 1, home=home, check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("no node has 900.0 TB for jobs, the largest has ")
+    assert json.loads(command("jobs", "--json", home=home).stdout)[-1]["memory"] == 60_000_000
