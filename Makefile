@@ -56,12 +56,13 @@ resilience: $(READY) ## make resilience REPEATS=10: kills, cuts and pauses durin
 soak: $(READY)   ## make soak MINUTES=30: trainings, and every few seconds something is killed
 	$(BIN)/python -m tests.resilience.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
-bench: $(READY)  ## beside others in the same run: the exchange and gloo, AlexNet and the script alone, inference and a loop, serving; models that travel
+bench: $(READY)  ## beside others in the same run: the exchange and gloo, AlexNet and the script alone, inference and a loop, serving, both side by side; models that travel
 	$(BIN)/python -m bench.exchange
 	$(BIN)/python -m bench.alexnet
 	$(BIN)/python -m bench.inference $(if $(RAY),--ray $(RAY))
 	$(BIN)/python -m bench.models
 	$(BIN)/python -m bench.stages
+	$(BIN)/python -m bench.shares
 	$(BIN)/python -m bench.serving $(if $(STARLETTE),--starlette $(STARLETTE)) $(if $(RAY),--ray $(RAY))
 
 format: $(READY) ## let ruff put the code into shape

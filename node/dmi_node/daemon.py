@@ -101,6 +101,7 @@ class Node:
     def __init__(self, home: Home, config: Config) -> None:
         self._home = home
         self._config = config
+        self._capacity = own_capacity(config)
         self._tasks = Tasks()
         self._refusals = Refusals()
         self._answers: dict[RequestId, asyncio.Future[Answer]] = {}
@@ -207,7 +208,7 @@ class Node:
                 address,
                 keys.public,
                 witness=self._config.witness,
-                capacity=own_capacity(self._config),
+                capacity=self._capacity,
             )
             founded: Restored = found(me, secrets.token_hex(8))
             assert founded.snapshot is not None
@@ -229,7 +230,7 @@ class Node:
             version=version("dmi"),
             witness=identity.witness,
             ports=self._config.data_ports,
-            capacity=own_capacity(self._config),
+            capacity=self._capacity,
             boot_count=boot_count,
         )
 

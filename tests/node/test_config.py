@@ -73,3 +73,16 @@ def test_a_node_promises_what_it_has() -> None:
         own_capacity(config.Config(cpus=5000))
     with pytest.raises(config.ConfigError, match=r"memory is 900.0 TB, and this host has "):
         own_capacity(config.Config(memory="900TB"))
+
+
+def test_what_could_not_be_kept_is_not_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    monkeypatch.setattr("dmi_node.own_capacity.memory_of", lambda pid: 0)
+    assert own_capacity(config.Config()) == Capacity(0, 0)
+    with pytest.raises(config.ConfigError, match=r"cpus is 1, .*sched_setaffinity"):
+        own_capacity(config.Config(cpus=1))
+    with pytest.raises(config.ConfigError, match=r"memory is 1.0 GB, .*smaps_rollup"):
+        own_capacity(config.Config(memory="1GB"))

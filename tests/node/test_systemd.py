@@ -53,6 +53,12 @@ def test_a_killed_daemon_is_started_again_however_often() -> None:
     assert service["StateDirectory"] == Path(arguments[3]).name
 
 
+def test_a_node_may_do_what_shares_need() -> None:
+    """Both system calls are among those that the line before takes away: the last word counts."""
+    filters = [line for line in (SYSTEMD / "dmi-node.service").read_text().splitlines() if "SystemCallFilter" in line]
+    assert filters[-1] == "SystemCallFilter=sched_setaffinity setpriority"
+
+
 def test_only_what_would_not_help_is_not_started_again() -> None:
     unit = (SYSTEMD / "dmi-node.service").read_text().splitlines()
     assert "Restart=on-failure" in unit
