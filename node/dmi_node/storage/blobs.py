@@ -1,5 +1,6 @@
 """Files by the hash of their bytes: whole and durable under their name, or not there at all."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -129,6 +130,15 @@ class Blobs:
 
     def _remembered(self) -> int:
         return sum(_ENTRY_BYTES + len(found.digests if found else b"") for _, found in self._catalogues.values())
+
+    def of_size(self, size: int, without: BlobHash) -> list[BlobHash]:
+        """Other blobs that have so many bytes, the newest first: of one of them it may be another version."""
+        found = []
+        for path in self._directory.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if is_hash(path.name) and path.name != without and (seen := path.stat()).st_size == size:
+                    found.append((seen.st_mtime_ns, BlobHash(path.name)))
+        return [blob for _, blob in sorted(found, reverse=True)]
 
     def chunk(self, blob: BlobHash, index: int) -> bytes:
         """Chunk ``index``; nothing when it is not here. Raises ``OSError``."""

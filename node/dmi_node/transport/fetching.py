@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import random
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 
 from dmi_node import clock
 from dmi_node.storage.blobs import Blobs, WrongHashError
@@ -14,6 +14,8 @@ from dmi_protocol.messages.blobs import AskBlob, BlobChunk, BlobHeld, WantChunk
 from dmi_protocol.transfer import DIGEST_BYTES, SOURCES, Transfer
 
 Send = Callable[[NodeId, AskBlob | WantChunk], None]
+_VERSIONS = 2
+"""Of so many versions that are here it is looked at what need not come again."""
 _WAITING = SOURCES * (limits.BLOB_CHUNKS_ASKED + 1)
 
 
@@ -104,18 +106,30 @@ class Fetching:
                     transfer.found(index)
         await asyncio.to_thread(self._blobs.adopt, self._path, self._blob, transfer.digests)
 
-    def _look_through(self) -> list[int]:
-        """Which chunks are here since an earlier time; the file gets its size."""
+    def _look_through(self) -> set[int]:
+        """Which chunks are here since an earlier time, or are those of a version of the same size; the file gets its size."""
         transfer, size = self._transfer, self._transfer.total or 0
         self._path.touch()
         with self._path.open("r+b") as file:
             if file.seek(0, 2) != size:
                 file.truncate(0)
                 file.truncate(size)
-                return []
-            file.seek(0)
-            chunks = iter(lambda: file.read(limits.BLOB_CHUNK_BYTES), b"")
-            return [n for n, chunk in enumerate(chunks) if hashlib.sha256(chunk).digest() == transfer.digest(n)]
+                here = set[int]()
+            else:
+                file.seek(0)
+                chunks = iter(lambda: file.read(limits.BLOB_CHUNK_BYTES), b"")
+                here = {n for n, chunk in enumerate(chunks) if hashlib.sha256(chunk).digest() == transfer.digest(n)}
+        for other in self._blobs.of_size(size, self._blob)[:_VERSIONS] if size else ():
+            here |= self._write(self._alike(other, here))
+        return here
+
+    def _alike(self, other: BlobHash, here: Container[int]) -> Iterator[BlobChunk]:
+        """The chunks of another blob that are the same at the same place, and not ``here`` yet."""
+        catalogue = self._blobs.catalogue(other)
+        for index in range(self._transfer.chunks if catalogue is not None else 0):
+            theirs = catalogue.digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES] if catalogue else b""
+            if index not in here and theirs == self._transfer.digest(index):
+                yield BlobChunk(self._blob, index, self._blobs.chunk(other, index))
 
     async def _hear(self) -> None:
         """What has come by now, or until there is something, or something is to be asked."""

@@ -183,6 +183,37 @@ async def test_a_cut_transfer_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
         assert sum(isinstance(said, BlobChunk) for said in both.said) == 41 - 19
 
 
+def changed(*chunks: int) -> bytes:
+    """Another version of the same layout: these chunks are others."""
+    size, found = limits.BLOB_CHUNK_BYTES, bytearray(DATA)
+    for index in chunks:
+        found[index * size] ^= 255
+    return bytes(found)
+
+
+@pytest.mark.parametrize("chunks", [(0,), (3, 17, 40)])
+async def test_of_another_version_only_what_has_changed_comes(tmp_path: Path, chunks: tuple[int, ...]) -> None:
+    async with pair(tmp_path) as both:
+        both.put(HERE)
+        both.put(THERE, changed(*chunks))
+        blob = BlobHash(hashlib.sha256(changed(*chunks)).hexdigest())
+        await both.here.fetch(blob, [THERE])
+        assert both.blobs[HERE].path(blob).read_bytes() == changed(*chunks)
+        assert {said.index for said in both.said if isinstance(said, BlobChunk)} == set(chunks)
+
+
+async def test_a_version_that_was_torn_here_is_not_taken_from(tmp_path: Path) -> None:
+    async with pair(tmp_path) as both:
+        before = changed(3)
+        both.put(HERE, before)
+        torn = both.homes[HERE].blobs / hashlib.sha256(before).hexdigest()
+        torn.write_bytes(changed(3, 7))
+        both.put(THERE)
+        await both.here.fetch(BLOB, [THERE])
+        assert both.blobs[HERE].is_whole(BLOB)
+        assert sum(isinstance(said, BlobChunk) for said in both.said) == 41
+
+
 async def test_who_has_it_not_says_so(tmp_path: Path) -> None:
     async with pair(tmp_path) as both:
         with pytest.raises(NoSourceError, match="does not have it"):
