@@ -9,7 +9,7 @@ from msgspec import Struct
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.messages.consensus import Entry, Snapshot
 from dmi_protocol.messages.mesh import Message
-from dmi_protocol.messages.roles import Access, Fleet, Launch, Lease, RoleKey, Roster, Slices
+from dmi_protocol.messages.roles import Access, Fleet, Followers, Launch, Lease, RoleKey, Roster, Slices
 from dmi_protocol.reasons import Reason
 
 
@@ -94,7 +94,7 @@ class TellRole(Struct, frozen=True):
     let in."""
 
     role: RoleKey
-    message: Roster | Slices | Fleet | Access | Lease
+    message: Roster | Slices | Fleet | Access | Followers | Lease
 
 
 class StopRole(Struct, frozen=True):

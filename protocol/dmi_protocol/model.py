@@ -4,6 +4,7 @@ import hashlib
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from dmi_protocol.codec import pack
 from dmi_protocol.identity import BlobHash
@@ -57,6 +58,11 @@ class ModelContent(Struct, frozen=True):
         """SHA-256 of what it is made of: the same bytes are the same version, whatever was found out about them."""
         made_of = (self.format, self.factory, sorted((file.name, file.blob) for file in self.files))
         return hashlib.sha256(pack(made_of)).hexdigest()
+
+    @property
+    def without_weights(self) -> "ModelContent":
+        """What all versions have in common that were made by one training."""
+        return replace(self, files=tuple(file for file in self.files if file.name != "weights"), stages=())
 
     @property
     def size_bytes(self) -> int:

@@ -23,6 +23,7 @@ from dmi_protocol.messages.roles import (
     Access,
     Failed,
     Fleet,
+    Followers,
     FromRole,
     Launch,
     Lease,
@@ -64,6 +65,8 @@ class Child:
         self._fleets: queue.Queue[Fleet] = queue.Queue(maxsize=limits.ROSTERS)
         self.access = Access(())
         """Who may ask us, as we were told last."""
+        self.followers = Followers(())
+        """Who follows our training by its checkpoints, as we were told last."""
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         """Can be read when ``newest`` may have a roster to give or ``fleet`` a fleet, or ``lease`` is another one."""
         self.lease = Lease(Instant(0))
@@ -180,6 +183,8 @@ class Child:
             os.eventfd_write(self.fd, 1)
         elif isinstance(message, Access):
             self.access = message
+        elif isinstance(message, Followers):
+            self.followers = message
         elif isinstance(message, Lease):
             self.lease = message
             os.eventfd_write(self.fd, 1)

@@ -262,6 +262,7 @@ class Mesh:
         cpus: int | None = None,
         memory: int | str | None = None,
         follow: str | None = None,
+        every: int | None = None,
         memory_per_replica: int | None = None,
     ) -> Deployment:
         """See ``dmi.mesh.Mesh.serve``."""
@@ -283,6 +284,7 @@ class Mesh:
             cpus=cpus,
             memory=memory,
             follow=follow,
+            every=every,
             memory_per_replica=memory_per_replica,
         )
         return Deployment(served)

@@ -112,6 +112,7 @@ class Mesh:
         cpus: int | None = None,
         memory: int | str | None = None,
         follow: str | None = None,
+        every: int | None = None,
         memory_per_replica: int | None = None,
     ) -> Deployment:
         """Serve ``model`` (a name, or ``name:number``) on the mesh; returns once that is committed: ``ready()`` of what is
@@ -121,11 +122,12 @@ class Mesh:
         nodes), and with 0 they sleep until the first request, and when nobody has asked for a minute. ``gateways`` is how many
         nodes take requests in (all by default, up to 8). A request waits for others, to be computed with them, only while every
         replica is busy, and at most ``max_wait_ms``; with ``exact`` it is computed alone. With ``follow``, a training, each
-        version that it publishes is taken. With ``certificate`` and ``certificate_key``, files on every host with a gateway,
-        gateways speak TLS. A model with more than ``memory_per_replica`` bytes of weights is cut into stages (``Models.cut``) on
-        as many nodes, which compute one after another; there are ``replicas`` of each stage. By default that is what is free
-        on the nodes, where none has memory for all of the model. ``cpus`` processors and ``memory`` (bytes, or "2GB") are what
-        each replica has: it is placed where so much is left, and held to it.
+        version that it publishes is taken, and with ``every`` each so-manieth of its checkpoints made one, of a model that a
+        function makes. With ``certificate`` and ``certificate_key``, files on every host with a gateway, gateways speak TLS. A
+        model with more than ``memory_per_replica`` bytes of weights is cut into stages (``Models.cut``) on as many nodes, which
+        compute one after another; there are ``replicas`` of each stage. By default that is what is free on the nodes, where none
+        has memory for all of the model. ``cpus`` processors and ``memory`` (bytes, or "2GB") are what each replica has: it is
+        placed where so much is left, and held to it.
 
         Raises ``UnknownJobError`` for a model or a training that there is not, ``RefusedError`` (it is served already),
         ``UsageError``, ``NoQuorumError``.
@@ -148,6 +150,7 @@ class Mesh:
             threads=threads,
             **share(cpus, memory),
             follow=follow,
+            every=every,
             memory_per_replica=memory_per_replica,
         )
 

@@ -40,6 +40,7 @@ REQUIRED = (
     "requests answered by a later version",
     "batches passed on",
     "shares promised",
+    "checkpoints published",
     "jobs that wait for room",
 )
 

@@ -1,10 +1,16 @@
 """A worker's process: a script of some steps around the pure machine."""
 
-from dmi_protocol.identity import PublicKey
+import hashlib
+
+from msgspec.structs import replace
+
+from dmi_protocol.identity import BlobHash, PublicKey
 from dmi_protocol.messages.roles import (
     Completed,
+    Followers,
     Lease,
     Progressed,
+    Published,
     Ready,
     RoleEvent,
     RoleKey,
@@ -12,6 +18,7 @@ from dmi_protocol.messages.roles import (
     TrainingLaunch,
     Unheard,
 )
+from dmi_protocol.model import ModelFile
 from dmi_protocol.training import exchange as x
 from dmi_protocol.training.step import Release, Sum
 from dmi_protocol.training.tree import shares
@@ -49,12 +56,21 @@ class ScriptedWorker:
         self._shown: dict[tuple[int, int], int] = {}
         self._welcomes: dict[int, int] = {}
         """By shard: the step at which we were welcome."""
+        self._followers = Followers(())
+        self._checkpoints = 0
         self._finished: set[int] = set()
         self._has_completed = False
         self._heard_at = 0
         self._is_waiting = False
         self._phase = "greeting"
         """``greeting``, ``fetching``, ``training``, ``finishing``."""
+
+    def follow(self, followers: Followers) -> None:
+        """Who follows by checkpoints from now on."""
+        for follower in followers.followers:
+            files = {file.blob for file in follower.content.files}
+            demand("follow", files <= self.node.blobs.keys(), f"{self.key} is to publish what it has not: {files}")
+        self._followers = followers
 
     # Who takes part
 
@@ -197,6 +213,8 @@ class ScriptedWorker:
             self._tell_daemon(Progressed(step, self._steps, 1.0, 0.5))
         for shard in shards:
             self._ask_for_checkpoint(shard)
+        if self._is_lead() and step and step % 3 == 0 and step != self._roster.restore:
+            self._publish(step)
         if step >= self._steps:
             self._phase = "finishing"
             for shard in shards:
@@ -205,6 +223,17 @@ class ScriptedWorker:
         for shard in shards:
             self._begin(shard)
         self._happened(x.StepBegan(step))
+
+    def _publish(self, step: int) -> None:
+        """For those who follow by checkpoints."""
+        self._checkpoints += 1
+        for follower in self._followers.followers:
+            if self._checkpoints % follower.every == 0:
+                blob = BlobHash(hashlib.sha256(f"{self.key.job} {step}".encode()).hexdigest())
+                self.node.blobs[blob] = {}
+                content = replace(follower.content, files=(*follower.content.files, ModelFile("weights", blob, 1)))
+                self._tell_daemon(Published(follower.name, step, content, ("", ""), 1))
+                self._sockets.counters["checkpoints published"] += 1
 
     def _ask_for_checkpoint(self, shard: int) -> None:
         assert self._roster is not None

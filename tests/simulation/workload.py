@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -138,12 +139,21 @@ class Workload:
             gateways=random.choice([None, 1, 2]),
             max_batch=random.choice([1, 8, 32]),
             exact=random.random() < 0.2,
+            **self._following(),
             cpus=self._cpus() if shared else None,
             memory=self._memory() if shared else None,
         )
         request = self._request("serve")
         self._world.ask(node, Submit(request, spec, BlobHash(""), ()), then=self._submitted)
         return request
+
+    def _following(self) -> dict[str, Any]:
+        """Sometimes the checkpoints of a training."""
+        random, state = self._world.random, self._world.agreement.state
+        trainings = [j.id for j in state.jobs.values() if isinstance(j, TrainingJob) and j.state not in ENDED]
+        if not trainings or random.random() < 0.4:
+            return {}
+        return {"follow": random.choice(trainings), "every": random.choice([1, 1, 2])}
 
     def _cpus(self) -> int | None:
         return self._world.random.choice([None, None, 1, 2])

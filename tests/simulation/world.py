@@ -31,7 +31,7 @@ from dmi_protocol.messages.consensus import ConsensusMessage, Snapshot, TimeoutN
 from dmi_protocol.messages.control import Introduced
 from dmi_protocol.messages.membership import MembershipMessage
 from dmi_protocol.messages.mesh import Message, Wire
-from dmi_protocol.messages.roles import Fleet, Lease, Roster, Slices
+from dmi_protocol.messages.roles import Fleet, Followers, Lease, Roster, Slices
 from dmi_protocol.peer import Me, Peer, PeerSettings
 from tests.simulation.checkers import Agreement, Answers, Incarnations, Roles
 from tests.simulation.clock import Clock
@@ -42,6 +42,7 @@ from tests.simulation.roles import spawn
 from tests.simulation.serving import ScriptedGateway, ServingReplica
 from tests.simulation.sockets import Process, Sockets, exits
 from tests.simulation.trouble import Violation, demand
+from tests.simulation.worker import ScriptedWorker
 
 BUNDLE = BlobHash("b" * 64)
 _CODEC_EVERY = 97
@@ -326,7 +327,7 @@ def give(node: Node, boot_count: int, event: Event) -> None:
         node.give(event)
 
 
-def _tell(process: Process, message: Roster | Slices | Fleet | Lease) -> None:
+def _tell(process: Process, message: Roster | Slices | Fleet | Lease | Followers) -> None:
     if not process.is_alive:
         return
     match message:
@@ -334,6 +335,9 @@ def _tell(process: Process, message: Roster | Slices | Fleet | Lease) -> None:
             process.lease(message)
         case Roster():
             process.roster(message)
+        case Followers():
+            assert isinstance(process, ScriptedWorker)
+            process.follow(message)
         case Slices():
             assert isinstance(process, ScriptedReplica)
             process.slices(message)

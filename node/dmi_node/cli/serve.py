@@ -49,6 +49,9 @@ def _replicas_of(context: click.Context, option: click.Parameter, value: str | N
 @share_options("each replica")
 @click.option("--follow", metavar="JOB", help="Take each version of it that this training publishes (run.publish).")
 @click.option(
+    "--every", type=click.IntRange(min=1), metavar="N", help="With --follow: each N-th checkpoint is a version, too."
+)
+@click.option(
     "--canary",
     type=click.IntRange(min=1),
     metavar="V",
@@ -83,6 +86,7 @@ def serve(
     cpus: int | None,
     memory: int | None,
     follow: str | None,
+    every: int | None,
     canary: int | None,
     share: int | None,
     memory_per_replica: int | None,
@@ -113,6 +117,7 @@ def serve(
         cpus=cpus,
         memory=memory,
         follow=follow,
+        every=every,
         memory_per_replica=memory_per_replica,
     )
     urls = deployment.urls() if detach else deployment.ready()

@@ -23,6 +23,7 @@ _SCRIPT_CHARACTERS = 4_096
 _ARGUMENT_BYTES = 64 * 1024
 """All arguments of a script together."""
 _THREADS = 1_024
+_EVERY = 1_000_000
 _INVITATION_S = 366 * 24 * 3600
 _GATEWAY_PORTS = range(8_100, 65_536)
 
@@ -139,6 +140,12 @@ def deployment(value: object, state: ClusterState) -> DeploymentSpec:
         raise RefusalError(
             "usage", "--follow is for models that a replica can hold: what a training publishes is not cut into stages"
         )
+    if found.every is not None and (found.follow is None or model.content.format != "factory"):
+        raise RefusalError(
+            "usage",
+            f"--every goes with --follow, and makes versions of checkpoints, so {version.id} must be made by a function: "
+            "`dmi-node models add NAME --job JOB --model net.py:make` adds it so",
+        )
     if found.most is not None and (found.replicas is not None or found.least > found.most):
         raise RefusalError(
             "usage", "--min and --max go with --replicas auto, and the first is not more than the second"
@@ -152,6 +159,7 @@ def deployment(value: object, state: ClusterState) -> DeploymentSpec:
         ("--max-wait-ms", found.max_wait_ms, 0, limits.REQUEST_MS),
         ("--port", found.port, 1, 65_535),
         ("--threads", found.threads, 1, _THREADS),
+        ("--every", found.every, 1, _EVERY),
         ("--memory-per-replica", found.memory_per_replica, 1, limits.MODEL_BYTES),
     ):
         if number is not None and not least <= number <= most:

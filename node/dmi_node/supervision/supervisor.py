@@ -29,6 +29,7 @@ from dmi_protocol.messages.roles import (
     Exited,
     Failed,
     Fleet,
+    Followers,
     PartWritten,
     Published,
     ReplicaLaunch,
@@ -150,6 +151,9 @@ class Supervisor:
         if isinstance(message, Fleet) and message.versions is not None and effect.role.role == "replica":
             files = [[file.blob for file in ref.content.files_of(message.stage)] for ref in message.versions.all]
             message = replace(message, files=tuple(tuple(str(self._blobs.path(b)) for b in blobs) for blobs in files))
+        if isinstance(message, Followers):
+            needed = [[file.blob for file in follower.content.files] for follower in message.followers]
+            message = replace(message, files=tuple(tuple(str(self._blobs.path(b)) for b in blobs) for blobs in needed))
         if effect.role in self._processes:
             self._processes[effect.role].tell(message)
 

@@ -76,6 +76,8 @@ class DeploymentSpec(SharingSpec, frozen=True, tag="deployment"):
     may_move: bool = True
     follow: JobId | None = None
     """The training whose versions it takes, as they are published."""
+    every: int | None = None
+    """Each so-manieth checkpoint of that training is made a version, too."""
     certificate: str = ""
     certificate_key: str = ""
     """Files on each host with a gateway, absolute: with them gateways speak TLS."""

@@ -17,6 +17,7 @@ from dmi_protocol.instant import Instant, after, earliest
 from dmi_protocol.jobs.keeping import Keeping
 from dmi_protocol.kinds.all_kinds import kind_of
 from dmi_protocol.kinds.any_job import AnyJob
+from dmi_protocol.kinds.deployment.state import DeploymentJob
 from dmi_protocol.kinds.job import FAILED
 from dmi_protocol.kinds.kind import Host, Processes, request_of
 from dmi_protocol.messages.roles import (
@@ -24,6 +25,8 @@ from dmi_protocol.messages.roles import (
     Bound,
     Exited,
     Failed,
+    Follower,
+    Followers,
     Lease,
     PartWritten,
     Progressed,
@@ -71,6 +74,8 @@ class _Local(Struct):
     """What it was told last; see ``Processes.told``."""
     access: Access | None = None
     """Whom it was told last to let in."""
+    followers: Followers = Followers(())
+    """Who it was told last follows its training by checkpoints."""
     leased: Instant = Instant(0)
     """Until when it may show new versions."""
     is_stopping: bool = False
@@ -181,11 +186,13 @@ class Hosting:
             return [self._keeping.fetch(state, blob) for blob in (*job.files(), *needs)]
         if local.started_at is None:
             return []
-        wanted = local.kind.inputs(job, role)
+        followers = _followers(role, state)
+        wanted = (*local.kind.inputs(job, role), *_blobs(followers))
         missing = [blob for blob in wanted if blob not in local.inputs]
         local.inputs = {blob: local.inputs.get(blob, False) for blob in wanted}
         fetches = [self._keeping.fetch(state, blob) for blob in missing]
-        return [*fetches, *_tell(role, local, job), *_let_in(role, local, state)]
+        told = [*_tell(role, local, job), *_let_in(role, local, state), *_tell_followers(role, local, followers)]
+        return [*fetches, *told]
 
     def _start(self, now: Instant, role: RoleKey, local: _Local, job: AnyJob) -> list[Effect]:
         local.started_at = now
@@ -240,6 +247,7 @@ class Hosting:
             elif local.inputs.get(blob) is False:
                 local.inputs[blob] = True
                 effects += _tell(role, local, job)
+                effects += _tell_followers(role, local, _followers(role, state))
         return effects, self._keeping.arrived(blob)
 
     def pin(self, now: Instant, blob: BlobHash) -> None:
@@ -315,6 +323,32 @@ def _let_in(role: RoleKey, local: _Local, state: ClusterState) -> list[Effect]:
         return []
     local.access = access
     return [TellRole(role, access)]
+
+
+def _followers(role: RoleKey, state: ClusterState) -> Followers:
+    """The deployments that follow a worker's training by its checkpoints."""
+    if role.role != "worker":
+        return Followers(())
+    return Followers(
+        tuple(
+            Follower(job.spec.name, job.spec.every, job.spec.model.content.without_weights)
+            for job in state.jobs.values()
+            if isinstance(job, DeploymentJob) and job.goes_on and job.spec.follow == role.job and job.spec.every
+        )
+    )
+
+
+def _blobs(followers: Followers) -> list[BlobHash]:
+    return list(dict.fromkeys(file.blob for follower in followers.followers for file in follower.content.files))
+
+
+def _tell_followers(role: RoleKey, local: _Local, followers: Followers) -> list[Effect]:
+    """Whenever they are others, and what they are made of is here."""
+    is_here = all(local.inputs.get(blob) for blob in _blobs(followers))
+    if local.public_key is None or not is_here or followers == local.followers:
+        return []
+    local.followers = followers
+    return [TellRole(role, followers)]
 
 
 def _unready_at(local: _Local) -> Instant | None:

@@ -215,6 +215,22 @@ class Access(Struct, frozen=True, tag="access"):
     digests: tuple[str, ...]
 
 
+class Follower(Struct, frozen=True):
+    """Who follows a training by its checkpoints: each so-manieth one becomes a version of the model ``name``, made of what
+    ``content`` has, which are no weights."""
+
+    name: str
+    every: int
+    content: ModelContent
+
+
+class Followers(Struct, frozen=True, tag="followers"):
+    """To a worker: all that follow its training so. The shell says where the files of each one's content lie."""
+
+    followers: tuple[Follower, ...]
+    files: tuple[tuple[str, ...], ...] = ()
+
+
 class Lease(Struct, frozen=True, tag="lease"):
     """To a server: its node was in contact with a quorum, so workers may be shown new versions until ``until`` (this host's
     monotonic clock, in milliseconds)."""
@@ -370,7 +386,19 @@ class Started(Struct, frozen=True, tag="started"):
     pid: int
 
 
-ToRole = TrainingLaunch | BatchLaunch | ReplicaLaunch | GatewayLaunch | Roster | Slices | Fleet | Access | Lease | Stop
+ToRole = (
+    TrainingLaunch
+    | BatchLaunch
+    | ReplicaLaunch
+    | GatewayLaunch
+    | Roster
+    | Slices
+    | Fleet
+    | Access
+    | Followers
+    | Lease
+    | Stop
+)
 Written = PartWritten | SliceWritten
 """A file of a role process that its daemon is to keep."""
 FromRole = (

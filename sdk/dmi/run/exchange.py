@@ -100,6 +100,10 @@ class Exchange(Protocol):
         """Keep version ``step`` with its optimizer state; ``extra`` gives what the run itself must remember."""
         ...
 
+    def checkpointed(self, step: int, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
+        """A checkpoint of version ``step`` was wished for: who follows the job by its checkpoints may get ``tensors``."""
+        ...
+
     def publish(self, name: str, step: int, tensors: Mapping[str, Tensor], model: str, inputs: Sequence[str]) -> None:
         """Make ``tensors`` a version of the model ``name``, which ``model`` makes. Raises ``UsageError`` and ``OSError``."""
         ...

@@ -72,6 +72,8 @@ class MeshExchange:
         self._begun: Callable[[int], None] | None = None  # says to a shard that we are in the step in flight
         self._kept: tuple[int, Callable[[], bytes]] | None = None  # the last checkpoint that the script wanted
         self._finished: set[int] = set()
+        self._checkpoints = 0
+        """How many there were since this worker leads."""
         self._progress = ProgressReporter(child)
         self._ledger = Ledger(Path(launch.directory))
 
@@ -393,6 +395,17 @@ class MeshExchange:
         """See ``Exchange.checkpoint``."""
         self._kept = (step, extra)
         self._send_all(self._ask_for_checkpoint)
+
+    def checkpointed(self, step: int, tensors: Callable[[], Mapping[str, torch.Tensor]]) -> None:
+        """See ``Exchange.checkpointed``. The lead does it, which counts from when it became the lead."""
+        if not self.is_lead:
+            self._checkpoints = 0
+            return
+        self._checkpoints += 1
+        told = self._child.followers
+        for follower, files in zip(told.followers, told.files, strict=True):
+            if self._checkpoints % follower.every == 0:
+                self._publisher.hand_over(follower, files, step, tensors())
 
     def publish(
         self, name: str, step: int, tensors: Mapping[str, torch.Tensor], model: str, inputs: Sequence[str]

@@ -121,6 +121,9 @@ class PlainExchange:
     def checkpoint(self, step: int, extra: Callable[[], bytes]) -> None:
         """A plain run keeps no checkpoints: it starts again from step 0."""
 
+    def checkpointed(self, step: int, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Nobody follows a plain run."""
+
     def publish(self, name: str, step: int, tensors: Mapping[str, Tensor], model: str, inputs: Sequence[str]) -> None:
         """A plain run has nobody to publish to."""
 

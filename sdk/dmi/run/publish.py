@@ -1,6 +1,7 @@
 """Versions of a model that a training publishes while it goes on: files are written beside the script's loop."""
 
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,11 +12,14 @@ from torch import Tensor
 
 from dmi.errors import UsageError
 from dmi.models.source import hash_of, source_of
-from dmi_protocol.messages.roles import Published
+from dmi_protocol.identity import BlobHash
+from dmi_protocol.messages.roles import Follower, Published
 from dmi_protocol.model import ModelContent, ModelFile
 from dmi_tensor.checkpoint import export
 
 _FOLDER = "published"
+_WEIGHTS = ModelFile("weights", BlobHash(""), 0)
+"""In the place of those that are still to be written."""
 
 
 class Publisher:
@@ -41,13 +45,35 @@ class Publisher:
         if made not in self._known:
             export(path, copies)
             self._known[made] = source_of(model, path, inputs).content
+        code = {"code": Path(model.rpartition(":")[0])}
+        self._begin(name, step, copies, self._known[made], code)
+
+    def hand_over(self, follower: Follower, files: Sequence[str], step: int, tensors: Mapping[str, Tensor]) -> None:
+        """A checkpoint, as a version for who follows; ``files`` are where those of its content lie. What keeps it from being
+        written is said in the log, and harms no training."""
+        try:
+            self.wait()
+            self._directory.mkdir(exist_ok=True)
+        except OSError as error:
+            print(f"a version of {follower.name} is left out: {error}", file=sys.stderr, flush=True)
+            return
+        copies = {given: tensor.detach().clone() for given, tensor in tensors.items()}
+        content = replace(follower.content, files=(*follower.content.files, _WEIGHTS))
+        paths = {file.name: Path(path) for file, path in zip(follower.content.files, files, strict=True)}
+        self._begin(follower.name, step, copies, content, paths)
+
+    def _begin(
+        self, name: str, step: int, tensors: Mapping[str, Tensor], content: ModelContent, paths: Mapping[str, Path]
+    ) -> None:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="publish")
-        self._last = self._thread.submit(self._write, name, step, copies, path, model, self._known[made])
+        self._last = self._thread.submit(self._write, name, step, tensors, content, paths)
 
     def _write(
-        self, name: str, step: int, tensors: Mapping[str, Tensor], path: Path, model: str, content: ModelContent
+        self, name: str, step: int, tensors: Mapping[str, Tensor], content: ModelContent, given: Mapping[str, Path]
     ) -> None:
+        """``given`` are the paths of all its files but the weights, by name."""
+        path = self._directory / f"{name}-{step}.safetensors"
         export(path, tensors)
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -58,7 +84,7 @@ class Publisher:
                 paths.append(str(path))
             else:  # the daemon takes files in as they are: the script's own stays
                 copy = self._directory / f"{name}-{step}.py"
-                copy.write_bytes(Path(model.rpartition(":")[0]).read_bytes())
+                copy.write_bytes(given[known.name].read_bytes())
                 files.append(known)
                 paths.append(str(copy))
         made = replace(content, files=tuple(files))

@@ -326,13 +326,17 @@ class Run:
     def checkpoint(self) -> None:
         """Keep this version, with the optimizer's and the run's state, once all of its parts are durable.
 
-        A plain run keeps none: it has nowhere to go back to but its start.
+        ``dmi-node serve NAME --follow JOB --every N`` makes each N-th one a version of a model. A plain run keeps none: it has
+        nowhere to go back to but its start.
         """
         if self._phase != "between":
             raise UsageError("run.checkpoint() belongs between steps")
         if self._opened and self._checkpointed != self._step:
             self._exchange.checkpoint(self._step, self._extra)
             self._checkpointed = self._step
+            assert self._model is not None
+            definition, buckets = self._model.definition, self._model.buckets
+            self._exchange.checkpointed(self._step, lambda: named_tensors(definition, buckets))
 
     def publish(self, name: str, model: str, *, inputs: Sequence[str] = ()) -> None:
         """Make the parameters and buffers of now a version of the model ``name``, which ``dmi-node serve NAME --follow JOB``

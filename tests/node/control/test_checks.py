@@ -8,10 +8,12 @@ from dmi_node.control import checks
 from dmi_node.control.server import RefusalError
 from dmi_protocol import limits
 from dmi_protocol.capacity import Capacity
+from dmi_protocol.cluster.apply import apply
 from dmi_protocol.cluster.command import TrainingSpec
 from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import NodeId, PublicKey
+from tests.protocol.models import adding
 
 STATE = ClusterState("mesh")
 for name in "ab":
@@ -69,6 +71,26 @@ def test_a_job_that_cannot_be(change: dict[str, Any], kind: str, hint: str) -> N
 def test_what_is_no_job(value: object) -> None:
     with pytest.raises((RemoteProtocolError, RefusalError)):
         checks.spec(value, STATE)
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ({"every": 2}, "--every goes with --follow"),
+        ({"every": 2, "follow": "job"}, "must be made by a function"),
+        ({"cpus": 3}, "no node has 3 processors"),
+        ({"cpus": 1, "replicas": 5}, "1 processor is asked for 5 times, and the mesh has that 4 times"),
+        ({"cpus": 1, "threads": 2}, "--threads 2 is more than --cpus 1"),
+        ({"memory": 0}, "--memory"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_served(said: dict[str, Any], hint: str) -> None:
+    state = ClusterState("mesh", members=dict(STATE.members))
+    apply(state, 1, adding("m", *state.members))
+    assert checks.deployment({"model": "m", "cpus": 2, "replicas": 2}, state).cpus == 2
+    with pytest.raises(RefusalError, match=hint):
+        checks.deployment({"model": "m"} | said, state)
 
 
 def test_requests_bundles_and_invitations() -> None:

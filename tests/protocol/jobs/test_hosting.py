@@ -1,14 +1,18 @@
 """What a node runs, and what it does about processes from before it was started again."""
 
+from msgspec.structs import replace
+
 from dmi_protocol import limits
 from dmi_protocol.cluster.command import (
     BindRole,
     CompleteRole,
+    DeploymentSpec,
     Finish,
     HoldBlob,
     KeepPart,
     LoseRole,
     Part,
+    Placement,
     TrainingSpec,
 )
 from dmi_protocol.cluster.state import ClusterState, MemberRecord
@@ -16,10 +20,23 @@ from dmi_protocol.effects import DropBlob, FetchBlob, StartRole, StopRole, TellR
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
 from dmi_protocol.instant import Instant, after
 from dmi_protocol.jobs.hosting import Hosting
-from dmi_protocol.kinds.job import RUNNING, STARTING, SUCCEEDED, EndpointRecord
+from dmi_protocol.kinds.deployment.state import DeploymentJob
+from dmi_protocol.kinds.job import CANCELLED, RUNNING, STARTING, SUCCEEDED, EndpointRecord
 from dmi_protocol.kinds.kind import Host
 from dmi_protocol.kinds.training.state import Checkpoint, KeptPart, TrainingJob
-from dmi_protocol.messages.roles import Bound, Completed, Endpoint, Exited, Failed, PartWritten, RoleKey
+from dmi_protocol.messages.roles import (
+    Bound,
+    Completed,
+    Endpoint,
+    Exited,
+    Failed,
+    Follower,
+    Followers,
+    PartWritten,
+    RoleKey,
+    Versions,
+)
+from dmi_protocol.model import ModelContent, ModelFile, ModelRef
 from dmi_protocol.reasons import NodeLost, RoleDied, RoleFailed, RoleUnready
 from tests.protocol.assignments import put, training
 
@@ -314,3 +331,35 @@ def test_a_further_copy_that_is_decided_on_begins_no_other_one_anew() -> None:
     job.asked = {PARTS[0]: 2, PARTS[1]: 1}  # it was kept, lost, and is to be here again
     assert hosting.reconcile(NOW, state) == ([FetchBlob(PARTS[0], ())], [])
     assert hosting.arrived(NOW, state, PARTS[0])[1][0].request != first.request
+
+
+def test_a_worker_is_told_who_follows_by_checkpoints_once_their_code_is_here() -> None:
+    state, job = placed()
+    put(job, (ME,), (OTHER,))
+    worker, code, weights = RoleKey(JOB, 1, "worker", 0), BlobHash("1" * 64), BlobHash("2" * 64)
+    made = ModelContent("factory", (ModelFile("code", code, 1), ModelFile("weights", weights, 1)), factory="net:make")
+    hosting = hosting_here()
+    hosting.reconcile(NOW, state)
+    hosting.arrived(NOW, state, BUNDLE)
+    hosting.happened(worker, Bound("h:2", PublicKey("now"), 7))
+    job.endpoints = (EndpointRecord(Endpoint(worker, ME, "n0", "h:2", PublicKey("now")), 7),)
+    spec = DeploymentSpec("m", ModelRef("m:1", made), follow=JOB, every=2)
+    placement = Placement(RoleKey(JobId("m-1"), 1, "replica", 0), OTHER)
+    served = DeploymentJob(
+        id=JobId("m-1"),
+        spec=spec,
+        bundle=BlobHash(""),
+        holders=(),
+        submitted_at=2,
+        state=RUNNING,
+        placements=(placement,),
+        versions=Versions(spec.model),
+    )
+    state.jobs[served.id] = served
+    assert hosting.reconcile(NOW, state)[0] == [FetchBlob(code, ())], "its weights are not needed"
+    ((told,), _) = hosting.arrived(NOW, state, code)
+    follower = Follower("m", 2, replace(made, files=made.files[:1]))
+    assert told == TellRole(worker, Followers((follower,)))
+    assert hosting.reconcile(NOW, state)[0] == [], "it is told once"
+    served.state = CANCELLED
+    assert hosting.reconcile(NOW, state)[0] == [TellRole(worker, Followers(()))]
