@@ -13,7 +13,8 @@ from pathlib import Path
 
 from dmi_protocol.errors import RemoteProtocolError
 
-_NAME = re.compile(r"([1-9][0-9]{0,8})-([0-9]{1,6})")
+_NAME = re.compile(r"([1-9][0-9]{0,8})-([0-9]{1,6})-([0-9]{1,20})")
+"""The maker's process, its descriptor, and the number of the file: descriptors are given again to other files."""
 _LABEL = "dmi-exchange"
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 """The size is fixed for ever: whoever could shrink the file would end the other process with SIGBUS."""
@@ -51,7 +52,7 @@ class Segment:
         try:
             os.posix_fallocate(descriptor, 0, size)
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
-            return cls(f"{os.getpid()}-{descriptor}", size, descriptor)
+            return cls(f"{os.getpid()}-{descriptor}-{os.fstat(descriptor).st_ino}", size, descriptor)
         except OSError:
             os.close(descriptor)
             raise
@@ -61,7 +62,7 @@ class Segment:
         """Open a segment that a peer has named.
 
         Raises ``RemoteProtocolError`` when the name is not one that ``create`` gives, or what it names is no sealed
-        segment of ``size`` bytes; ``OSError`` when it is not there.
+        segment of ``size`` bytes; ``OSError`` when it is not there any more.
         """
         match = _NAME.fullmatch(name)
         if match is None or size <= 0:
@@ -71,6 +72,8 @@ class Segment:
             raise RemoteProtocolError("a peer offers shared memory that is no segment")
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
+            if str(os.fstat(descriptor).st_ino) != match[3]:
+                raise FileNotFoundError(errno.ENOENT, "another segment has its place", name)
             if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) != _SEALS or os.fstat(descriptor).st_size != size:
                 raise RemoteProtocolError("a peer offers shared memory of another size")
             return cls(name, size, descriptor)

@@ -75,6 +75,24 @@ def test_status_shows_what_is_served(served: Serving, five: LocalMesh) -> None:
     assert {role["role"] for role in served.mesh.roles()} == {"gateway", "replica"}
 
 
+def test_large_batches_through_shared_memory_and_over_the_network(served: Serving, five: LocalMesh) -> None:
+    """Two of five gateways have a replica beside them: all give the same answers, however large, and many at once."""
+    values = [rows(count) + offset for offset, count in enumerate((1, 1_000, 4_000, 1_001, 3, 4_096))]
+
+    def ask(nth: int) -> None:
+        given = values[nth % len(values)]
+        found = triton.InferInput("x", list(given.shape), "FP32")
+        found.set_data_from_numpy(given)
+        url = served.urls[nth % len(served.urls)]
+        with triton.InferenceServerClient(url.removeprefix("http://")) as client:  # which is of one thread
+            answer = client.infer("numbers", [found])
+        weights = np.arange(2 * WIDTH, dtype=np.float32).reshape(WIDTH, 2)
+        np.testing.assert_array_equal(answer.as_numpy("output_0"), given @ weights + 1)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(90)))
+
+
 def test_predict(served: Serving) -> None:
     values = rows(3)
     assert served.mesh.predict("numbers", values).tolist() == answers(values)

@@ -41,13 +41,13 @@ def test_what_is_withdrawn_cannot_be_attached_and_stays_mapped(segment: Segment)
 
 
 def test_nobody_can_change_the_size_under_the_other(segment: Segment) -> None:
-    pid, _, descriptor = segment.name.partition("-")
+    pid, descriptor, _ = segment.name.split("-")
     assert int(pid) == os.getpid()
     with pytest.raises(PermissionError):
         os.ftruncate(int(descriptor), 1)
 
 
-@pytest.mark.parametrize("name", ["", "../etc/passwd", "1", "-3", "1-2-3", "0-1", "1/2", "1-1234567"])
+@pytest.mark.parametrize("name", ["", "../etc/passwd", "1", "-3", "1-2", "1-2-3-4", "0-1-2", "1/2/3", "1-1234567-3"])
 def test_a_name_that_is_no_segments_is_the_peers_fault(name: str) -> None:
     with pytest.raises(RemoteProtocolError):
         Segment.attach(name, 100)
@@ -56,8 +56,18 @@ def test_a_name_that_is_no_segments_is_the_peers_fault(name: str) -> None:
 def test_a_file_that_is_no_segment_is_refused() -> None:
     descriptor = os.open("/dev/null", os.O_RDWR)
     with pytest.raises(RemoteProtocolError):
-        Segment.attach(f"{os.getpid()}-{descriptor}", 100)
+        Segment.attach(f"{os.getpid()}-{descriptor}-{os.fstat(descriptor).st_ino}", 100)
     os.close(descriptor)
+
+
+def test_another_segment_under_the_same_number_is_not_taken_for_it() -> None:
+    first = Segment.create(4096)
+    first.withdraw()
+    second = Segment.create(4096)
+    assert second.name.split("-")[:2] == first.name.split("-")[:2], "the kernel gives the lowest number that is free"
+    with pytest.raises(FileNotFoundError):
+        Segment.attach(first.name, 4096)
+    second.withdraw()
 
 
 @pytest.mark.parametrize("size", [1 << 62, 4095, 0, -1])

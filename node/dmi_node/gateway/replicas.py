@@ -9,12 +9,13 @@ import zmq
 
 from dmi_node.gateway.contract import Contract, Inputs
 from dmi_node.gateway.offer import Choice, Offer
+from dmi_node.gateway.shared_batches import SharedBatches
 from dmi_node.gateway.tensors import DTYPES, Buffer, GivenTensor
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.frames import check_payload
-from dmi_protocol.identity import PublicKey
+from dmi_protocol.identity import NodeId, PublicKey
 from dmi_protocol.instant import Instant
-from dmi_protocol.messages.roles import Endpoint, Fleet
+from dmi_protocol.messages.roles import Endpoint, Fleet, RoleKey
 from dmi_protocol.messages.serving import Broken, Busy, Compute, Computed, Declined, Greet
 from dmi_protocol.serving import events as on
 from dmi_protocol.serving.datatypes import DATATYPES
@@ -61,6 +62,7 @@ class _Line(WatchedConnection):
 
     def __init__(self, context: Context, keys: KeyPair, name: bytes, endpoint: Endpoint) -> None:
         self.replica: ReplicaId = endpoint.public_key
+        self.node = endpoint.node
         super().__init__(context, keys, name, endpoint.address, PublicKey(endpoint.public_key))
 
 
@@ -71,13 +73,16 @@ class Replicas:
         self,
         offer: Offer,
         settings: RouterSettings,
-        name: bytes,
+        key: RoleKey,
+        node: NodeId,
         context: Context,
         keys: KeyPair,
         computed: Callable[[int], None],
     ) -> None:
         self._offer = offer
-        self._name = name
+        self._name = key.name.encode("ascii")
+        self._node = node
+        self._shared = SharedBatches()
         self._context = context
         self._keys = keys
         self._computed = computed
@@ -171,6 +176,7 @@ class Replicas:
 
     def _close(self, name: ReplicaId) -> None:
         line = self._lines.pop(name)
+        self._shared.forget(name)
         for socket in (line.socket, line.monitor):
             self._loop.remove_reader(_descriptor(socket))
         line.close()
@@ -185,6 +191,8 @@ class Replicas:
         for is_made in line.news():
             if is_made:
                 self._send(line, Greet())
+            else:
+                self._shared.forget(line.replica)
             self._step(on.Opened(line.replica) if is_made else on.Broke(line.replica))
             if self._lines.get(line.replica) is not line:
                 return
@@ -204,17 +212,23 @@ class Replicas:
             case Computed(batch, version):
                 self._step(on.Heard(replica, message.waiting))
                 try:
+                    if message.is_shared:
+                        frames = self._shared.outputs(replica, batch, message.tensors)
                     check_payload(message.tensors, frames)
                     self._keep(replica, message, frames)
                 except RemoteProtocolError:
                     self._step(on.Died(replica, batch))
                     raise
+                finally:
+                    self._shared.done(replica, batch)
                 self._step(on.Computed(replica, batch, version, message.rejected))
             case Broken(batch, how, waiting):
                 print(f"a batch was lost: {how}", flush=True)
+                self._shared.done(replica, batch)
                 self._step(on.Heard(replica, waiting))
                 self._step(on.Died(replica, batch))
             case Declined(batch, waiting, versions):
+                self._shared.done(replica, batch)
                 self._step(on.Heard(replica, waiting, frozenset(versions)))
                 self._step(on.Declined(replica, batch))
             case Busy(waiting, versions, worked):
@@ -230,6 +244,8 @@ class Replicas:
         good = [piece for place, piece in enumerate(pieces) if place not in rejected]
         rows, first = sum(piece.rows for piece in good), 0
         self._computed(rows)
+        if replica in self._lines and self._lines[replica].node == self._node:
+            self._shared.learn(replica, message.tensors, rows)
         for piece in good:
             asked = self._asked.get(piece.request)
             if asked is not None:
@@ -279,20 +295,24 @@ class Replicas:
     def _dispatch(self, effect: on.Dispatch) -> None:
         contract = self._asked[effect.pieces[0].request].contract
         names = tuple(info.name for info in contract.inputs)
-        specs, frames = list[TensorSpec](), list[Buffer]()
+        specs, inputs = list[TensorSpec](), list[list[Buffer]]()
         for nth, _ in enumerate(names):
             parts = [self._part(piece, nth) for piece in effect.pieces]
             shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:]) if len(parts) > 1 else parts[0].shape
             specs.append(describe(DTYPES[parts[0].datatype], shape))
-            frames.append(parts[0].data if len(parts) == 1 else b"".join(part.data for part in parts))
+            inputs.append([part.data for part in parts])
         now = time.monotonic()
         for piece in effect.pieces:
             if self._asked[piece.request].begun_at is None:
                 self._asked[piece.request].begun_at = now
         rows = tuple(piece.rows for piece in effect.pieces)
         within_ms = max(1, effect.until - _now())
-        message = Compute(effect.batch, effect.version, names, tuple(specs), rows, within_ms)
-        if not self._send(self._lines[effect.replica], message, frames):
+        line, shared = self._lines[effect.replica], None
+        if line.node == self._node:
+            shared = self._shared.put(effect.replica, effect.batch, specs, inputs, sum(rows))
+        frames = [] if shared else [parts[0] if len(parts) == 1 else b"".join(parts) for parts in inputs]
+        message = Compute(effect.batch, effect.version, names, tuple(specs), rows, within_ms, shared)
+        if not self._send(line, message, frames):
             self._loop.call_soon(self._step, on.Broke(effect.replica))
 
     def _part(self, piece: Piece, nth: int) -> GivenTensor:

@@ -47,8 +47,8 @@ class Gateway:
         offer = Offer(launch.model, Random())
         stages = len(launch.model.content.stages) or 1
         settings = RouterSettings(launch.max_batch, launch.max_wait_ms, launch.exact, stages)
-        name = launch.key.name.encode("ascii")
-        self._replicas = Replicas(offer, settings, name, context, self._keys, self._statistics.batches.add)
+        computed = self._statistics.batches.add
+        self._replicas = Replicas(offer, settings, launch.key, launch.node, context, self._keys, computed)
         self._app = App(launch, offer, self._replicas, self._statistics)
         if not is_open(launch.host):
             self._app.access = lambda: child.access

@@ -16,9 +16,19 @@ class Greet(Struct, frozen=True, tag="serving-greet"):
     versions: tuple[str, ...] = ()
 
 
+class Shared(Struct, frozen=True):
+    """Memory of a gateway that a replica of its host has mapped, too: a segment of ``size`` bytes. The inputs of a batch lie at
+    its beginning, each where the one before ends, rounded up to ``limits.ALIGNMENT_BYTES``; from ``outputs_at`` on there is room
+    for the outputs, in the same way. It belongs to the batch until the replica has answered that."""
+
+    segment: str
+    size: int
+    outputs_at: int
+
+
 class Compute(Struct, frozen=True, tag="serving-compute"):
     """A batch for this ``version`` of the model: the inputs ``names``, each with so many ``rows`` of one request after the other.
-    Nobody waits for it any longer than ``within_ms``."""
+    Nobody waits for it any longer than ``within_ms``. With ``shared`` no frames follow."""
 
     batch: int
     version: str
@@ -26,12 +36,13 @@ class Compute(Struct, frozen=True, tag="serving-compute"):
     tensors: tuple[TensorSpec, ...]
     rows: tuple[int, ...]
     within_ms: int
+    shared: Shared | None = None
 
 
 class Computed(Struct, frozen=True, tag="serving-computed"):
     """The outputs ``names`` of a batch, by ``version`` of the model. ``rejected`` has the requests that the model does not take,
     by their place in the batch, and what it says of them: the tensors have no rows of theirs. ``waiting`` are the rows that the
-    replica has to compute, whoever wants them."""
+    replica has to compute, whoever wants them. No frames follow where the tensors lie in the memory that is shared."""
 
     batch: int
     version: str
@@ -39,6 +50,7 @@ class Computed(Struct, frozen=True, tag="serving-computed"):
     tensors: tuple[TensorSpec, ...]
     rejected: tuple[tuple[int, str], ...]
     waiting: int
+    is_shared: bool = False
 
 
 class Broken(Struct, frozen=True, tag="serving-broken"):

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from dmi.infer.line import Line
-from dmi.serve.arena import Arena, Arenas, Reader, place
 from dmi_protocol.messages.roles import ReplicaLaunch
 from dmi_protocol.model import ModelContent
 from dmi_protocol.tensor_spec import TensorSpec
 from dmi_tensor.frames import frame_of, spec_of, tensor_of
 from dmi_tensor.models import Loaded, example, load
 from dmi_tensor.stages import StageGraph, load_stage
+from dmi_wire.arena import Arena, Arenas, Reader, place
 
 _TEXT_CHARACTERS = 500
 

@@ -10,10 +10,10 @@ import msgspec
 
 from dmi.infer.line import GoneError, Line
 from dmi.infer.started import StartedProcess, computed_ticks, how_ended
-from dmi.serve.arena import Arenas, Reader, place
 from dmi_protocol import limits
 from dmi_protocol.messages.roles import ReplicaLaunch
 from dmi_protocol.tensor_spec import TensorSpec
+from dmi_wire.arena import Arenas, Reader, place
 
 
 class FailedError(Exception):

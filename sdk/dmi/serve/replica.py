@@ -18,7 +18,7 @@ import zmq
 from msgspec.structs import replace
 
 from dmi.infer.replica import lacking_memory
-from dmi.serve.computing import EndedError, FailedError
+from dmi.serve.computing import EndedError, FailedError, Outputs
 from dmi.serve.lane import Batch, Ended, Lane
 from dmi.serve.next_stage import NextStage, Passed
 from dmi_protocol import limits
@@ -26,12 +26,15 @@ from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.frames import check_payload
 from dmi_protocol.messages.data import DataMessage
 from dmi_protocol.messages.roles import Bound, Fleet, ReplicaLaunch, Unusable
-from dmi_protocol.messages.serving import Broken, Busy, Compute, Computed, Declined, Greet
+from dmi_protocol.messages.serving import Broken, Busy, Compute, Computed, Declined, Greet, Shared
 from dmi_protocol.serving.lanes import needed, offered
+from dmi_wire.arena import Reader, place
 from dmi_wire.bulk import Buffer, Context, DataListener, Delivery
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
 
+_SEGMENTS = 4 * (limits.REPLICA_BATCHES + 1)
+"""Of gateways on this host; more than a few are there only while one takes the place of another."""
 _LATE_S = 0.5
 """Beyond the time that anybody waits for a batch."""
 
@@ -91,6 +94,8 @@ class Replica:
             self._next = NextStage(context, keys, launch.key.name.encode("ascii"), later, self._poller)
         self._given: dict[bytes, tuple[str, ...]] = {}
         """By replica of the stage before: with which versions it may still give something."""
+        self._reader = Reader(_SEGMENTS)
+        """Of the memory of gateways on this host."""
         self._said: tuple[str, ...] = ()
         """The versions that we said we have."""
 
@@ -230,7 +235,11 @@ class Replica:
                     self._given[delivery.sender] = versions
                 self._say(delivery.sender, self._busy())
             case Compute() as message:
-                check_payload(message.tensors, delivery.frames)
+                frames = delivery.frames if message.shared is None else self._mapped(message, message.shared)
+                if frames is None:
+                    self._say(delivery.sender, Declined(message.batch, self._waiting, self._versions))
+                    return
+                check_payload(message.tensors, frames)
                 if len(message.names) != len(message.tensors):
                     raise RemoteProtocolError("tensors without a name")
                 lane = self._lanes.get(message.version) if message.version in self._versions else None
@@ -238,9 +247,32 @@ class Replica:
                     self._say(delivery.sender, Declined(message.batch, self._waiting, self._versions))
                     return
                 until = time.monotonic() + message.within_ms / 1000 + _LATE_S
-                lane.add(Batch(delivery.sender, message, delivery.frames, until))
+                lane.add(Batch(delivery.sender, message, frames, until))
             case _:
                 raise RemoteProtocolError(f"a {type(delivery.message).__name__} from a gateway")
+
+    def _mapped(self, message: Compute, shared: Shared) -> tuple[memoryview, ...] | None:
+        """The inputs in a gateway's memory; None when that is gone, with the gateway or because it waits for us no more."""
+        places = zip(place(message.tensors)[0], message.tensors, strict=True)
+        try:
+            views = [self._reader.view(shared.segment, shared.size, at, spec.length_bytes) for at, spec in places]
+        except OSError:
+            return None
+        return tuple(views)
+
+    def _given_back(self, message: Compute, outputs: Outputs) -> bool:
+        """The outputs are in the gateway's memory, where it has made room for them."""
+        offsets, size = place(outputs.specs)
+        shared = message.shared
+        if shared is None or not size or shared.outputs_at + size > shared.size:
+            return False
+        try:
+            for offset, frame in zip(offsets, outputs.frames, strict=True):
+                room = self._reader.view(shared.segment, shared.size, shared.outputs_at + offset, len(frame))
+                room[:] = frame
+        except OSError:
+            return False
+        return True
 
     @property
     def _waiting(self) -> int:
@@ -277,10 +309,17 @@ class Replica:
             if outputs is not None and self._next is not None and not outputs.final:
                 self._next.pass_on(Passed(each.batch, outputs.version, outputs.names, outputs.specs, outputs.frames))
             elif outputs is not None:
+                is_shared = self._given_back(message, outputs)
                 answer: DataMessage = Computed(
-                    message.batch, outputs.version, outputs.names, outputs.specs, outputs.rejected, self._waiting
+                    message.batch,
+                    outputs.version,
+                    outputs.names,
+                    outputs.specs,
+                    outputs.rejected,
+                    self._waiting,
+                    is_shared,
                 )
-                self._say(each.batch.gateway, answer, outputs.frames)
+                self._say(each.batch.gateway, answer, () if is_shared else outputs.frames)
             elif each.refused:
                 rejected = tuple((nth, each.refused) for nth in range(len(message.rows)))
                 self._say(each.batch.gateway, Computed(message.batch, message.version, (), (), rejected, self._waiting))

@@ -1,4 +1,5 @@
-"""Memory that a replica and its computing process share: tensors lie there, and only their descriptions are sent."""
+"""Memory in which batches lie between two processes of one host: a gateway and a replica, or a replica and who computes for
+it."""
 
 from collections.abc import Sequence
 
@@ -7,6 +8,8 @@ from dmi_protocol.tensor_spec import TensorSpec
 from dmi_wire.shared_memory import Segment
 
 _LEAST_BYTES = 1 << 20
+_MAPPED_BYTES = 1 << 28
+"""What is mapped beyond that is opened again, where it is needed again."""
 
 
 def place(specs: Sequence[TensorSpec]) -> tuple[list[int], int]:
@@ -58,16 +61,21 @@ class Arenas:
 
 
 class Reader:
-    """The reading end: what was opened once is not opened again, until others were."""
+    """The reading end: what was opened once is not opened again, until many others were."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 2 * limits.COMPUTING_BATCHES) -> None:
+        self._most = most
         self._open: dict[str, Segment] = {}
 
     def view(self, name: str, size: int, offset: int, length: int) -> memoryview:
-        """These bytes of a segment. Raises ``OSError`` and ``RemoteProtocolError``."""
-        found = self._open.get(name)
+        """These bytes of a segment. Raises ``OSError`` where it is gone, and ``RemoteProtocolError``."""
+        found = self._open.pop(name, None)
         if found is None or found.size != size:
-            found = self._open[name] = Segment.attach(name, size)
-            while len(self._open) > 2 * limits.COMPUTING_BATCHES:  # those that have grown meanwhile
-                del self._open[next(iter(self._open))]
+            found = Segment.attach(name, size)
+        self._open[name] = found
+        while len(self._open) > 1 and (len(self._open) > self._most or self._mapped() > _MAPPED_BYTES):
+            del self._open[next(iter(self._open))]
         return found.view(offset, length)
+
+    def _mapped(self) -> int:
+        return sum(segment.size for segment in self._open.values())
