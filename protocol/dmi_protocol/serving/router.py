@@ -355,7 +355,7 @@ class Router:
             del self._replicas[event.replica]
 
     def _tell(self, now: Instant, replicas: frozenset[ReplicaId]) -> None:
-        for name in replicas:
+        for name in sorted(replicas):
             self._replicas.setdefault(name, _Replica(now)).is_leaving = False
         for name in [name for name in self._replicas if name not in replicas]:
             self._replicas[name].is_leaving = True

@@ -5,8 +5,10 @@ from random import Random
 import pytest
 
 from dmi_protocol import limits
-from dmi_protocol.serving.events import Full, Killed, Rejected, TooLate
-from dmi_protocol.serving.router import RouterSettings
+from dmi_protocol.identity import PublicKey
+from dmi_protocol.instant import Instant
+from dmi_protocol.serving.events import FleetTold, Full, Killed, Rejected, TooLate
+from dmi_protocol.serving.router import Router, RouterSettings
 from tests.protocol.serving.world import RTT_MS, Client, World
 
 BATCHED = RouterSettings(max_batch=8, max_wait_ms=5)
@@ -322,3 +324,10 @@ def _heal(world: World) -> None:
     world.join("healed", version=world.versions[0])
     for name in list(world.replicas):
         world.swap(name, world.versions[0])
+
+
+def test_what_it_decides_does_not_depend_on_the_order_that_a_set_has_in_this_process() -> None:
+    names = [PublicKey(f"r{nth}") for nth in range(20)]
+    router = Router(BATCHED, Random(0))
+    router.step(Instant(0), FleetTold(frozenset(reversed(names))))
+    assert list(router.known) == sorted(names)
