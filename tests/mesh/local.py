@@ -54,6 +54,14 @@ def command(
     return done
 
 
+def lives(process: psutil.Process) -> bool:
+    """One that has ended and that nobody has waited for yet does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 class LocalMesh:
     """``size`` nodes, each with its home, key, address and port. ``close`` leaves no process behind."""
 
@@ -145,7 +153,9 @@ class LocalMesh:
         for child in self._children:
             child.terminate()
             child.wait(timeout=30)
-        _, alive = psutil.wait_procs(before, timeout=10)
+        end = time.monotonic() + 10
+        while (alive := [process for process in before if lives(process)]) and time.monotonic() < end:
+            threading.Event().wait(0.01)
         for process in alive:
             process.kill()
         assert not alive, f"outlived `down`: {alive}"

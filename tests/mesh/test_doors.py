@@ -75,7 +75,7 @@ def test_an_invitation_works_once_and_not_when_it_is_old(make_mesh: MakeMesh) ->
     with pytest.raises(JoinError, match="used already"):
         asyncio.run(redeem(token, Join("other", "127.0.0.1:9", second.public, witness=False)))
     until(lambda: refused(mesh, "stranger") > 0, 10, "the used key is counted")
-    old = json.loads(command("invite", "--hours", "0.001", "--json", home=mesh.node(0)).stdout)
+    old = dmi.connect(mesh.node(0)).invite(ttl_s=1)
     past = partial(is_past, old["expires_unix"])
     until(past, 10, "the invitation expires")
     with pytest.raises(JoinError, match="expired"):

@@ -66,7 +66,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
 def test_the_bytes_are_those_of_a_plain_loop_though_the_coordinator_is_killed(
     make_mesh: MakeMesh, tmp_path: Path
 ) -> None:
-    images(tmp_path / "in", 800)
+    images(tmp_path / "in", 500)
     model(tmp_path / "m.pt")
     config, out = configuration(tmp_path), tmp_path / "out"
     expected = plain(tmp_path)
@@ -78,7 +78,7 @@ def test_the_bytes_are_those_of_a_plain_loop_though_the_coordinator_is_killed(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as command_:
-        until(lambda: 0 < (mesh.status(1)["jobs"] or [{"step": 0}])[0]["step"] < 800, 60, "it computes")
+        until(lambda: 0 < (mesh.status(1)["jobs"] or [{"step": 0}])[0]["step"] < 500, 60, "it computes")
         coordinator = mesh.status(1)["coordinator"]
         mesh.kill(int(coordinator[1:]))
         said, told = command_.communicate(timeout=120)
@@ -86,9 +86,9 @@ def test_the_bytes_are_those_of_a_plain_loop_though_the_coordinator_is_killed(
     assert (out / "results.jsonl").read_bytes() == expected
     manifest = json.loads(said)
     assert manifest == json.loads((out / "manifest.json").read_text())
-    assert (manifest["inputs"], manifest["failed"]) == (800, 0)
+    assert (manifest["inputs"], manifest["failed"]) == (500, 0)
     assert manifest["machine"]["torch threads"] == "1"
-    assert sum(slice_["inputs"] for slice_ in manifest["slices"]) == 800
+    assert sum(slice_["inputs"] for slice_ in manifest["slices"]) == 500
     assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "results.jsonl"]
 
     alive = next(index for index in range(3) if f"n{index}" != coordinator)

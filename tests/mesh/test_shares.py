@@ -67,7 +67,8 @@ def test_each_has_processors_of_its_own_and_others_wait(local: LocalMesh) -> Non
     assert mesh.predict("numbers", [[1.0] * WIDTH]).shape == (1, 2)
     trained.cancel()
     command("unserve", "numbers", home=home)
-    third.wait()
+    until(lambda: third.status()["state"] not in {"queued"}, 30, "it is placed once there is room")
+    third.cancel()
     assert served.why()["state"] == "cancelled"
 
 

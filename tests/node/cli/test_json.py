@@ -10,7 +10,7 @@ import pytest
 
 from tests.mesh.local import ROOT, LocalMesh, command, job, submit, until
 
-pytestmark = [pytest.mark.mesh, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
 DOCUMENT = (ROOT / "docs" / "json.md").read_text()
 SCRIPT = """

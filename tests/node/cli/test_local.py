@@ -13,7 +13,7 @@ import pytest
 
 from tests.mesh.local import BIN, clean_environment, command, until
 
-pytestmark = [pytest.mark.mesh, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
 
 
 def daemons_of(root: Path) -> list[psutil.Process]:
