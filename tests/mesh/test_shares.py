@@ -2,18 +2,21 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
 
 import dmi
-from tests.mesh.load import WIDTH, write_model
+from tests.mesh.load import WIDTH, Load, write_model
 from tests.mesh.local import ROOT, LocalMesh, command, until
+from tests.mesh.test_same_bits import plain, sha256
 
 pytestmark = [
     pytest.mark.mesh,
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(240),
     pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two processors are shared out"),
 ]
 
@@ -84,3 +87,33 @@ def test_who_needs_more_memory_than_it_was_promised_is_told_so(local: LocalMesh)
     assert refused.returncode == 1
     assert refused.stderr.startswith("no node has 900.0 TB for jobs, the largest has ")
     assert json.loads(command("jobs", "--json", home=home).stdout)[-1]["memory"] == 60_000_000
+
+
+@pytest.mark.deep
+def test_a_training_and_a_deployment_share_nodes_and_one_of_these_is_killed(
+    make_mesh: Callable[[int], LocalMesh], tmp_path: Path
+) -> None:
+    """The bits of the plain run, and no failed request."""
+    wanted = plain(tmp_path / "plain.safetensors", str(STEADY.relative_to(ROOT)), "42")
+    local = make_mesh(3)
+    mesh = dmi.connect(local.node(0))
+    mesh.models.add("numbers", write_model(tmp_path / "numbers.pt2"))
+    url = mesh.serve("numbers", replicas=3, cpus=1, memory="1GB").ready()[0]
+    job = mesh.submit(STEADY, ["42"], cpus=1, memory="2GB")
+    load = Load(url, "numbers", pause_s=0.01)
+    try:
+        until(lambda: int(job.status()["step"] or 0) >= 30, 90, "steps are made")
+        assert all(member["cpus"] - member["cpus_left"] == 2 for member in mesh.members())
+        host = urlsplit(url).hostname
+        asked = next(member["name"] for member in mesh.members() if member["address"].startswith(f"{host}:"))
+        gone = next(index for index in (1, 2) if f"n{index}" != asked)
+        local.kill(gone)
+        until(lambda: len({role["node"] for role in mesh.roles()}) == 2, 20, "two nodes go on")
+        local.start(gone)
+        job.wait()
+        until(lambda: f"n{gone}" in mesh.deployments()[0]["replicas"], 60, "the node serves again")
+    finally:
+        load.end()
+    assert (load.failed, load.wrong) == ([], [])
+    command("export", job.id, tmp_path / "mesh.safetensors", home=local.node(0))
+    assert sha256(tmp_path / "mesh.safetensors") == wanted
