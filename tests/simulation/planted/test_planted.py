@@ -13,6 +13,7 @@ EXPECTED = {
     "promise-on-a-full-disk": {"durable"},
     "shown-without-a-lease": {"leases"},
     "result-not-kept": {"blobs", "progress"},
+    "room-promised-twice": {"promises"},
     "slice-before-its-inputs": {"inputs"},
     "slice-forgotten": {"results"},
     "stale-generation-accepted": {"generations"},
