@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 
 from dmi_node.config import Config, ConfigError, size_of
 from dmi_node.supervision.sessions import memory_of
@@ -26,12 +27,26 @@ def _cpus(config: Config) -> int:
             raise ConfigError(f"cpus is {config.cpus}, and {_NOT_ALLOWED}") from None
         _logger.warning("no processors are promised to jobs: %s", _NOT_ALLOWED)
         return 0
-    if config.cpus is not None and config.cpus > len(usable):
-        raise ConfigError(f"cpus is {config.cpus}, and this process may use {len(usable)}")
-    return len(usable) if config.cpus is None else config.cpus
+    most = min(len(usable), container_cpus() or len(usable))
+    if config.cpus is not None and config.cpus > most:
+        raise ConfigError(f"cpus is {config.cpus}, and this process may use {most}")
+    return most if config.cpus is None else config.cpus
 
 
 _NOT_ALLOWED = "this process may not say where others run (the system call sched_setaffinity)"
+
+
+def container_cpus(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """How many whole processors' time a container may use, as the second or the first version of control groups says it; None
+    where it is not bounded."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota, period = ((root / "cpu" / f"cpu.cfs_{what}_us").read_text() for what in ("quota", "period"))
+        except OSError:
+            return None
+    return max(1, int(quota) // int(period)) if quota.strip().isdecimal() and int(period) else None
 
 
 def _memory(config: Config) -> int:

@@ -7,7 +7,7 @@ import pytest
 
 from dmi_node import config
 from dmi_node.config import ConfigError
-from dmi_node.own_capacity import own_capacity
+from dmi_node.own_capacity import container_cpus, own_capacity
 from dmi_protocol.capacity import Capacity
 
 
@@ -68,7 +68,8 @@ def test_what_is_no_capacity(flags: dict[str, object], said: str) -> None:
 
 def test_a_node_promises_what_it_has() -> None:
     assert own_capacity(config.Config(cpus=1, memory="1GB")) == Capacity(1, 10**9)
-    assert own_capacity(config.Config()).cpus == len(os.sched_getaffinity(0))
+    usable = len(os.sched_getaffinity(0))
+    assert own_capacity(config.Config()).cpus == min(usable, container_cpus() or usable)
     with pytest.raises(config.ConfigError, match=r"cpus is 5000, and this process may use \d+"):
         own_capacity(config.Config(cpus=5000))
     with pytest.raises(config.ConfigError, match=r"memory is 900.0 TB, and this host has "):
@@ -86,3 +87,23 @@ def test_what_could_not_be_kept_is_not_promised(monkeypatch: pytest.MonkeyPatch)
         own_capacity(config.Config(cpus=1))
     with pytest.raises(config.ConfigError, match=r"memory is 1.0 GB, .*smaps_rollup"):
         own_capacity(config.Config(memory="1GB"))
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({"cpu.max": "250000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({}, None),
+    ],
+)
+def test_a_container_promises_the_processors_whose_time_it_has(
+    files: dict[str, str], cpus: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert container_cpus(tmp_path) == cpus
