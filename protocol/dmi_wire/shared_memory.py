@@ -12,20 +12,13 @@ import re
 from pathlib import Path
 
 from dmi_protocol.errors import RemoteProtocolError
+from dmi_wire.host_memory import available_bytes
 
 _NAME = re.compile(r"([1-9][0-9]{0,8})-([0-9]{1,6})-([0-9]{1,20})")
 """The maker's process, its descriptor, and the number of the file: descriptors are given again to other files."""
 _LABEL = "dmi-exchange"
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 """The size is fixed for ever: whoever could shrink the file would end the other process with SIGBUS."""
-
-
-def _available_bytes() -> int:
-    """``MemAvailable``: what can be had without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 class Segment:
@@ -46,7 +39,7 @@ class Segment:
 
         The kernel would rather kill somebody than say that memory has run out, so we look first.
         """
-        if size > _available_bytes() // 2:
+        if size > (available_bytes() or 0) // 2:
             raise OSError(errno.ENOMEM, f"no {size} bytes of shared memory to spare")
         descriptor = os.memfd_create(_LABEL, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:

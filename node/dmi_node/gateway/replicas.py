@@ -313,6 +313,7 @@ class Replicas:
         frames = [] if shared else [parts[0] if len(parts) == 1 else b"".join(parts) for parts in inputs]
         message = Compute(effect.batch, effect.version, names, tuple(specs), rows, within_ms, shared)
         if not self._send(line, message, frames):
+            self._shared.done(effect.replica, effect.batch)  # it has not heard of it
             self._loop.call_soon(self._step, on.Broke(effect.replica))
 
     def _part(self, piece: Piece, nth: int) -> GivenTensor:

@@ -14,6 +14,10 @@ from dmi_wire.shared_memory import Segment
 LEAST_BYTES = 32 * 1024
 """Less is sent as fast."""
 _SEGMENT_BYTES = 1 << 20
+_ROOM_BYTES = 1 << 26
+"""Outputs that need more are sent."""
+_KEPT_BYTES = 1 << 27
+"""Larger segments are given back at once."""
 _KEPT = limits.REPLICA_BATCHES + 1
 """Segments of a replica that wait for a batch."""
 
@@ -36,8 +40,9 @@ class SharedBatches:
         offsets, end = place(specs)
         if end < LEAST_BYTES:
             return None
+        room = rows * self._row_bytes.get(replica, 0)
         try:
-            segment = self._segment(replica, end + rows * self._row_bytes.get(replica, 0))
+            segment = self._segment(replica, end + (room if room <= _ROOM_BYTES else 0))
         except OSError:
             return None
         for offset, pieces in zip(offsets, parts, strict=True):
@@ -80,8 +85,8 @@ class SharedBatches:
             free = self._free.setdefault(replica, [])
             free.append(segment)
             free.sort(key=lambda each: each.size)
-            while len(free) > _KEPT:
-                free.pop(0).withdraw()
+            while free and (len(free) > _KEPT or free[-1].size > _KEPT_BYTES):
+                free.pop(0 if len(free) > _KEPT else -1).withdraw()
 
     def forget(self, replica: ReplicaId) -> None:
         """Its connection is closed, or broke."""

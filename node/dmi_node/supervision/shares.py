@@ -97,13 +97,10 @@ class Shares:
     def _is_needed(self) -> bool:
         return self._cores.is_promised or any(held.share.memory for held in self._held.values())
 
-    async def is_within(self, role: RoleKey) -> bool:
-        """Look now: has it no more memory than it was promised? If it has, its largest process is ended."""
-        held = self._held.get(role)
-        unit = None if held is None else held.unit
-        if all(other.unit != unit or not other.share.memory for other in self._held.values()):
-            return True
-        return unit not in await self._look_once()
+    async def look(self) -> None:
+        """Now, and not only when it is time: who has more memory than it was promised loses a process."""
+        if any(held.share.memory for held in self._held.values()):
+            await self._look_once()
 
     async def _keep(self) -> None:
         """As long as anybody was promised anything, and once more."""
@@ -116,14 +113,13 @@ class Shares:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), _LOOK_S)
 
-    async def _look_once(self) -> set[str]:
-        """Gives the units that have too much memory."""
+    async def _look_once(self) -> None:
         looks = {role: self._look(role, held) for role, held in self._held.items()}
         sizes = await asyncio.to_thread(_look_at, looks, self._forker())
         for role, look in looks.items():
             if (held := self._held.get(role)) is not None:
                 held.cores, held.is_nice = look.cores, look.niceness == _GIVES_WAY
-        return self._judge(sizes)
+        self._judge(sizes)
 
     def _look(self, role: RoleKey, held: _Held) -> _Look:
         siblings = {other.unit for key, other in self._held.items() if key.job == role.job}
@@ -132,23 +128,20 @@ class Shares:
         is_counted = any(o.share.memory for o in self._held.values() if o.unit == held.unit)
         return _Look(held.pid, held.directory, cores or self._all, held.cores, niceness, is_counted)
 
-    def _judge(self, sizes: dict[RoleKey, dict[int, int]]) -> set[str]:
-        """Who has too much loses its largest process; gives their units."""
-        over = set[str]()
+    def _judge(self, sizes: dict[RoleKey, dict[int, int]]) -> None:
+        """Who has too much loses its largest process."""
         allowed = {held.unit: held.share.memory for held in self._held.values() if held.share.memory}
         for unit, most in allowed.items():
             mine = [role for role, held in self._held.items() if held.unit == unit]
             found = {pid: (size, role) for role in mine for pid, size in sizes.get(role, {}).items()}
             used = sum(size for size, _ in found.values())
             if used > most:
-                over.add(unit)
                 pid, (_, role) = max(found.items(), key=lambda each: each[1][0])
                 why = f"it used {in_words(used)} of memory, and was promised {in_words(most)} (--memory)"
                 _logger.warning("%s of %s: %s; its largest process is ended", role.name, role.job, why)
                 self._exceeds(role, pid, why)
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        return over
 
 
 def _look_at(looks: dict[RoleKey, _Look], forker: int | None) -> dict[RoleKey, dict[int, int]]:

@@ -41,6 +41,8 @@ from dmi_protocol.messages.roles import (
     Written,
 )
 
+_JUST_NOW_S = 5.0
+"""A role has noticed by then that one of its processes has ended."""
 _logger = logging.getLogger("dmi.roles")
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
@@ -57,8 +59,8 @@ class Supervisor:
         self._lives: set[asyncio.Task[None]] = set()
         self._fork_server = ForkServer(home, tasks)
         self._shares = Shares(tasks, lambda: self._fork_server.pid, self._exceeds)
-        self._excesses: dict[RoleKey, str] = {}
-        """Why a process that computed for a role was ended last."""
+        self._excesses: dict[RoleKey, tuple[float, str]] = {}
+        """When a process of a role was ended last, because it had too much memory, and how much that was."""
 
     def start(self, effect: StartRole) -> None:
         """Unpack, spawn, listen."""
@@ -96,20 +98,24 @@ class Supervisor:
     async def _fits(self, role: RoleKey) -> bool:
         """A role that needs more memory than it was promised from its beginning is never of use: it is ended, with what it has
         started."""
-        is_within = await self._shares.is_within(role)
-        process, why = self._processes.get(role), self._excesses.pop(role, None)
+        await self._shares.look()
+        process, why = self._processes.get(role), self._excess(role)
         if process is not None and why is not None:
             self._happened(RoleHappened(role, Failed("over-memory", why)))
             process.kill()
-        return is_within and why is None
+        return why is None
 
     def _exceeds(self, role: RoleKey, pid: int, why: str) -> None:
-        """Another one of its processes is missed by the role itself, which does not know why."""
+        """The role itself misses another one of its processes, and does not know why it has ended."""
+        self._excesses[role] = asyncio.get_running_loop().time(), why
         process = self._processes.get(role)
         if process is not None and process.pid == pid:
             self._happened(RoleHappened(role, Failed("over-memory", why)))
-        else:
-            self._excesses[role] = why
+
+    def _excess(self, role: RoleKey) -> str | None:
+        """Why a process of it was ended just now."""
+        at, why = self._excesses.get(role, (0.0, ""))
+        return why if why and asyncio.get_running_loop().time() - at < _JUST_NOW_S else None
 
     async def _pass_on(self, role: RoleKey, event: RoleEvent) -> None:
         """What it has written is taken into the blobs before anybody hears of it."""
@@ -117,8 +123,8 @@ class Supervisor:
             self._shares.started(role, event.pid)
         if isinstance(event, Bound) and not await self._fits(role):
             return
-        if isinstance(event, Failed) and role in self._excesses:
-            event = replace(event, kind="over-memory", text=f"{event.text.rstrip()}: {self._excesses[role]}")
+        if isinstance(event, Failed) and (why := self._excess(role)) is not None:
+            event = replace(event, kind="over-memory", text=f"{event.text.rstrip()}: {why}")
         if isinstance(event, Written):
             try:
                 await asyncio.to_thread(self._take_in, self._home.role(role), event)

@@ -31,6 +31,9 @@ class Publisher:
         self._tell = tell
         self._thread: ThreadPoolExecutor | None = None
         self._last: Future[None] | None = None
+        """Of those that the script published."""
+        self._handed: Future[None] | None = None
+        """Of those that were handed over, of which the script knows nothing."""
         self._known: dict[tuple[str, tuple[str, ...]], ModelContent] = {}
         """By what makes the model: what was found out about it."""
 
@@ -46,28 +49,31 @@ class Publisher:
             export(path, copies)
             self._known[made] = source_of(model, path, inputs).content
         code = {"code": Path(model.rpartition(":")[0])}
-        self._begin(name, step, copies, self._known[made], code)
+        self._last = self._started().submit(self._write, name, step, copies, self._known[made], code)
 
     def hand_over(self, follower: Follower, files: Sequence[str], step: int, tensors: Mapping[str, Tensor]) -> None:
         """A checkpoint, as a version for who follows; ``files`` are where those of its content lie. What keeps it from being
-        written is said in the log, and harms no training."""
-        try:
-            self.wait()
-            self._directory.mkdir(exist_ok=True)
-        except OSError as error:
-            print(f"a version of {follower.name} is left out: {error}", file=sys.stderr, flush=True)
-            return
+        written is said in the log, and harms no training. The script waits for the one before."""
+        if self._handed is not None:
+            self._handed.result()
         copies = {given: tensor.detach().clone() for given, tensor in tensors.items()}
         content = replace(follower.content, files=(*follower.content.files, _WEIGHTS))
         paths = {file.name: Path(path) for file, path in zip(follower.content.files, files, strict=True)}
-        self._begin(follower.name, step, copies, content, paths)
+        self._handed = self._started().submit(self._try_to_write, follower.name, step, copies, content, paths)
 
-    def _begin(
-        self, name: str, step: int, tensors: Mapping[str, Tensor], content: ModelContent, paths: Mapping[str, Path]
-    ) -> None:
+    def _started(self) -> ThreadPoolExecutor:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="publish")
-        self._last = self._thread.submit(self._write, name, step, tensors, content, paths)
+        return self._thread
+
+    def _try_to_write(
+        self, name: str, step: int, tensors: Mapping[str, Tensor], content: ModelContent, given: Mapping[str, Path]
+    ) -> None:
+        try:
+            self._directory.mkdir(exist_ok=True)
+            self._write(name, step, tensors, content, given)
+        except OSError as error:
+            print(f"the version of {name} after step {step} is left out: {error}", file=sys.stderr, flush=True)
 
     def _write(
         self, name: str, step: int, tensors: Mapping[str, Tensor], content: ModelContent, given: Mapping[str, Path]

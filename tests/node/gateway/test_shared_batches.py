@@ -96,7 +96,7 @@ def test_outputs_of_what_was_not_shared_are_nonsense(shared: SharedBatches) -> N
 
 
 def test_without_memory_to_spare_batches_are_sent(shared: SharedBatches, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_memory, "_available_bytes", lambda: 0)
+    monkeypatch.setattr(shared_memory, "available_bytes", lambda: 0)
     assert put(shared, 1) is None
 
 
@@ -109,3 +109,15 @@ def test_a_larger_batch_takes_the_place_of_the_smallest_segment(shared: SharedBa
     assert large.size >= 100_000 * 19
     with pytest.raises(FileNotFoundError):
         Reader().view(small.segment, small.size, 0, 1)
+
+
+def test_what_is_large_is_not_kept_and_large_outputs_have_no_room(shared: SharedBatches) -> None:
+    shared.learn(REPLICA, [describe("uint8", (1, 1 << 20))], 1)
+    told = put(shared, 1)
+    assert told is not None
+    assert told.size == 1 << 20, "a megabyte for each row would be gigabytes"
+    large = shared.put(REPLICA, 2, [describe("uint8", ((1 << 27) + 1,))], [[b"x"]], 1)
+    assert large is not None
+    shared.done(REPLICA, 2)
+    with pytest.raises(FileNotFoundError):
+        Reader().view(large.segment, large.size, 0, 1)

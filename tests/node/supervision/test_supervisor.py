@@ -12,18 +12,21 @@ from pathlib import Path
 
 import psutil
 import pytest
+from msgspec import structs
 
 from dmi_node.home import Home
 from dmi_node.storage.blobs import Blobs
 from dmi_node.supervision import process as module
+from dmi_node.supervision import supervisor as supervisor_module
 from dmi_node.supervision.supervisor import Supervisor
 from dmi_node.tasks import Tasks
 from dmi_protocol.effects import StartRole, StopRole, TellRole
 from dmi_protocol.events import RoleHappened
-from dmi_protocol.identity import BlobHash, JobId, NodeId
+from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
 from dmi_protocol.jobs.hosting import RECOVERABLE
 from dmi_protocol.messages.roles import (
     Assignment,
+    Bound,
     Completed,
     Exited,
     Failed,
@@ -218,3 +221,30 @@ async def test_what_is_not_here_is_left_alone(tmp_path: Path) -> None:
         here.supervisor.tell(TellRole(ROLE, Roster(1, 1, (), (), Assignment((), (), 0, ()))))
         await here.supervisor.close(1.0)
         assert here.said.empty()
+
+
+async def test_only_the_role_that_lost_a_process_is_of_no_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a training a server may be the largest while a worker comes: that one goes on."""
+    async with host(tmp_path) as made:
+        server = structs.replace(ROLE, role="server")
+
+        async def look() -> None:
+            made.supervisor._exceeds(server, 7, "it used 2 GB")
+
+        monkeypatch.setattr(made.supervisor._shares, "look", look)
+        bound = Bound("127.0.0.1:1", PublicKey("k" * 40), 7)
+        await made.supervisor._pass_on(ROLE, bound)
+        assert made.said.get_nowait() == bound
+        assert not await made.supervisor._fits(server)
+
+
+async def test_why_a_process_was_ended_long_ago_explains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with host(tmp_path) as made:
+        made.supervisor._exceeds(ROLE, 7, "it used 2 GB")
+        await made.supervisor._pass_on(ROLE, Failed("compute-died", "it ended"))
+        assert made.said.get_nowait() == Failed("over-memory", "it ended: it used 2 GB")
+        monkeypatch.setattr(supervisor_module, "_JUST_NOW_S", 0.0)
+        await made.supervisor._pass_on(ROLE, Failed("compute-died", "it ended"))
+        assert made.said.get_nowait() == Failed("compute-died", "it ended")
