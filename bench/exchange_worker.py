@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from dmi.run.exchange import Begun
 from dmi.run.mesh_exchange import MeshExchange
 from dmi_protocol.messages.roles import Bound, Completed, TrainingLaunch
 from dmi_protocol.training.layout import Definition, ParameterSpec, lay_out
@@ -38,7 +39,7 @@ def measure(exchange: MeshExchange, parameters: int, leaves: int, steps: int) ->
     gradient = torch.full((max(bucket.length for bucket in layout.buckets),), 1.0)
     seconds = []
     while step < steps:
-        exchange.begin(step, leaf_sizes(leaves, leaves), hyper, bytes)
+        exchange.begin(Begun(step, leaf_sizes(leaves, leaves), hyper), bytes)
         start = time.perf_counter()
         while (leaf := exchange.next_leaf()) is not None:
             shares = {}

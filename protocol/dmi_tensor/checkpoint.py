@@ -1,7 +1,7 @@
 """What is kept of a step: each shard writes its part, and the parts together are the model, whoever reads them.
 
-A part is a safetensors file. One metadata key holds a header; tensors are the shard's buckets (``bucket/7``) and its
-optimizer's state (``state/7/0/exp_avg``: bucket, segment, name).
+A part is a safetensors file. One metadata key holds a header; tensors are the shard's buckets (``bucket/7``), its
+optimizer's state (``state/7/0/exp_avg``: bucket, segment, name), and the bytes of what the run itself keeps (``extra``).
 """
 
 import base64
@@ -21,7 +21,8 @@ from dmi_tensor.buckets import Buckets
 from dmi_tensor.optimizers import groups_of
 from dmi_tensor.shard import Shard
 
-_HEADER = "dmi"
+_HEADER = "dmi-part"
+_EXTRA = "extra"
 
 
 class CorruptPartError(Exception):
@@ -29,25 +30,26 @@ class CorruptPartError(Exception):
 
 
 class Header(msgspec.Struct, frozen=True):
-    """What a part says of itself. ``hyper`` and ``extra`` are base64, ``scalars`` the optimizer state that is no tensor;
-    ``fingerprint`` is that of the workers that trained up to here."""
+    """What a part says of itself. ``hyper`` is base64, ``scalars`` the optimizer state that is no tensor; ``fingerprint`` is that
+    of the workers that trained up to here."""
 
     definition: Definition
     step: int
     shard: int
     shards: int
     hyper: str
-    extra: str
     scalars: dict[str, int | float | bool]
     fingerprint: tuple[tuple[str, str], ...] = ()
 
 
 class Part(msgspec.Struct, frozen=True):
-    """A part in memory: bucket index to flat tensor, and (bucket, segment) to optimizer state."""
+    """A part in memory: bucket index to flat tensor, and (bucket, segment) to optimizer state. ``extra`` is what the run itself
+    keeps, empty in the parts of all shards but the first."""
 
     header: Header
     buckets: dict[int, torch.Tensor]
     state: dict[tuple[int, int], dict[str, Any]]
+    extra: bytes = b""
 
     def copy(self, meanwhile: Callable[[], None] = lambda: None) -> "Part":
         """The same, in memory that nobody writes. It may take long: ``meanwhile`` is called after each tensor."""
@@ -61,7 +63,7 @@ class Part(msgspec.Struct, frozen=True):
             place: {name: copied(value) if isinstance(value, torch.Tensor) else value for name, value in values.items()}
             for place, values in self.state.items()
         }
-        return Part(self.header, buckets, state)
+        return Part(self.header, buckets, state, self.extra)
 
 
 def part_of(
@@ -79,8 +81,8 @@ def part_of(
             for place, values in enumerate(shard.state(bucket)):
                 state[bucket, place] = values
                 scalars |= {f"state/{bucket}/{place}/{k}": v for k, v in values.items() if isinstance(v, int | float)}
-    header = Header(shard.definition, step, index, shards, _text(shard.hyper), _text(extra), scalars, fingerprint)
-    return Part(header, buckets, state)
+    header = Header(shard.definition, step, index, shards, _text(shard.hyper), scalars, fingerprint)
+    return Part(header, buckets, state, extra)
 
 
 def write_part(path: Path, part: Part) -> int:
@@ -90,6 +92,8 @@ def write_part(path: Path, part: Part) -> int:
         for name, value in values.items():
             if isinstance(value, torch.Tensor):
                 tensors[f"state/{bucket}/{place}/{name}"] = value.detach().contiguous()
+    if part.extra:
+        tensors[_EXTRA] = torch.frombuffer(bytearray(part.extra), dtype=torch.uint8)
     header = base64.b64encode(msgspec.msgpack.encode(part.header)).decode("ascii")
     temporary = path.with_suffix(".part")
     _save(tensors, temporary, {_HEADER: header})
@@ -121,6 +125,7 @@ def read_part(path: Path) -> Part:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, KeyError, ValueError, msgspec.DecodeError) as error:
         raise CorruptPartError(f"{path} is no part of a checkpoint: {error}") from error
+    extra = tensors.pop(_EXTRA, None)
     buckets: dict[int, torch.Tensor] = {}
     state: dict[tuple[int, int], dict[str, Any]] = {}
     for name, value in [*tensors.items(), *header.scalars.items()]:
@@ -129,7 +134,12 @@ def read_part(path: Path) -> Part:
             buckets[int(bucket)] = value
         else:
             state.setdefault((int(bucket), int(rest[0])), {})[rest[1]] = value
-    return Part(header, buckets, state)
+    return Part(header, buckets, state, b"" if extra is None else extra.numpy().tobytes())
+
+
+def extra_of(parts: Iterable[Part]) -> bytes:
+    """What the run itself keeps, from whichever part has it; empty where none has."""
+    return next((part.extra for part in parts if part.extra), b"")
 
 
 def restore(shard: Shard, parts: Sequence[Part], meanwhile: Callable[[], None] = lambda: None) -> int:
@@ -174,7 +184,7 @@ class Model:
             raise CorruptPartError("the parts belong to different steps or jobs")
         self.definition = headers[0].definition
         self.step = headers[0].step
-        self.extra = base64.b64decode(headers[0].extra)
+        self.extra = extra_of(parts)
         self._hyper = next((h.hyper for h in headers if h.hyper), "")
         self._layout = lay_out(self.definition)
         self._buckets = Buckets(self._layout)

@@ -1,7 +1,10 @@
 """What may change the bits of a result on one host and not on another, told before the first step."""
 
 import hashlib
+import platform
 from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +24,24 @@ class UnsteadyDataError(Exception):
 
 
 def machine() -> list[tuple[str, str]]:
-    """The torch build, the processor's capability and the number of threads."""
+    """The processor's model and capability, the torch build and the number of threads."""
     return [
+        ("processor model", _processor()),
         ("torch build", str(torch.__version__)),
         ("CPU capability", torch.backends.cpu.get_cpu_capability()),
         ("torch threads", str(torch.get_num_threads())),
     ]
+
+
+@cache
+def _processor() -> str:
+    """As the kernel names it; its architecture where the kernel names none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model", "cpu model")))
+    return next((name for name in named if name), "") or platform.machine()
 
 
 def weights(buckets: Buckets) -> tuple[str, str]:

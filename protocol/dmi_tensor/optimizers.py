@@ -5,11 +5,15 @@ is there. Both change bits, so neither is the script's choice.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+import math
+import numbers
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import msgpack
+import numpy as np
 import torch
 from torch.optim import Optimizer
 
@@ -28,6 +32,10 @@ REFUSED = {
 }
 _OURS = frozenset({"foreach", "fused", "params", "capturable", "differentiable"})
 """Options that choose kernels. They are set here."""
+_made: "weakref.WeakSet[Optimizer]" = weakref.WeakSet()
+"""By ``make``."""
+_INTEGERS = range(-(1 << 63), 1 << 63)
+"""What servers take for an integer."""
 _PROBE = (3,)
 """The shape of a tensor that stands for any other."""
 
@@ -47,26 +55,59 @@ def check_optimizer(optimizer: Optimizer) -> str:
     for group in optimizer.param_groups:
         if group.get("differentiable") or group.get("capturable"):
             raise OptimizerRefusedError(f"{name} is refused with differentiable or capturable set; leave them out")
-        for option, value in group.items():
-            if isinstance(value, torch.Tensor):
-                raise OptimizerRefusedError(f"{name}: {option} must be a number, not a tensor; use float({option})")
+    hyperparameters(optimizer)
     return name
 
 
 def hyperparameters(optimizer: Optimizer) -> bytes:
-    """Each group's options as the optimizer has them now, for one step."""
-    groups = [
-        {name: value for name, value in sorted(group.items()) if name not in _OURS and _travels(value)}
-        for group in optimizer.param_groups
-    ]
+    """Each group's options as the optimizer has them now, for one step. Raises ``OptimizerRefusedError`` for one that is no
+    number. What else a script has noted in a group, and cannot travel, is the script's own."""
+    groups = [dict(_options(optimizer, group, place)) for place, group in enumerate(optimizer.param_groups)]
     packed: bytes = msgpack.packb(groups)
     return packed
 
 
-def _travels(value: object) -> bool:
+def _options(optimizer: Optimizer, group: Mapping[str, Any], place: int) -> Iterator[tuple[str, Any]]:
+    for name in sorted(group.keys() - _OURS):
+        try:
+            yield name, option(name, group[name], place)
+        except OptimizerRefusedError:
+            if name in optimizer.defaults:
+                raise
+
+
+def put_back(optimizer: Optimizer, hyper: bytes) -> None:
+    """Make the groups' options what ``hyperparameters`` gave; a tensor that is one stays the same tensor."""
+    for group, options in zip(optimizer.param_groups, groups_of(hyper), strict=True):
+        for name, value in options.items():
+            if isinstance(group.get(name), torch.Tensor):
+                group[name].fill_(value)
+            else:
+                group[name] = value
+
+
+def option(name: str, value: object, group: int) -> Any:
+    """A hyperparameter as the number of Python's that it is, whatever its type, a 0-d tensor among them: None, a bool, an int, a
+    float, text, or a tuple of these. Raises ``OptimizerRefusedError`` for what is no such thing exactly."""
     if isinstance(value, list | tuple):
-        return all(_travels(item) for item in value)
-    return value is None or isinstance(value, int | float | str)
+        return tuple(option(name, item, group) for item in value)
+    if (isinstance(value, torch.Tensor | np.ndarray) and math.prod(value.shape) == 1) or isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool | int) and value in _INTEGERS:
+        return bool(value) if isinstance(value, bool) else int(value)
+    if isinstance(value, numbers.Real) and (float(value) == value or value != value):
+        return float(value)
+    raise OptimizerRefusedError(
+        f"{name} of parameter group {group} is {_kind(value)}, which is no number that travels: set it to a float"
+    )
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return f"a {type(value).__name__} of shape {tuple(value.shape)}"
+    return f"{value} ({type(value).__name__})"[:80]
 
 
 def groups_of(hyper: bytes) -> list[dict[str, Any]]:
@@ -82,8 +123,19 @@ def _accepted(name: str) -> frozenset[str]:
     return frozenset(inspect.signature(getattr(torch.optim, name)).parameters)
 
 
+def is_ours(optimizer: Optimizer) -> bool:
+    """Was it made here, and not by a script?"""
+    return optimizer in _made
+
+
 def make(name: str, parameters: Sequence[torch.Tensor], options: Mapping[str, Any]) -> Optimizer:
     """An optimizer of torch's class ``name`` over ``parameters``, fused where that is possible."""
+    made = _make(name, parameters, options)
+    _made.add(made)
+    return made
+
+
+def _make(name: str, parameters: Sequence[torch.Tensor], options: Mapping[str, Any]) -> Optimizer:
     kind = getattr(torch.optim, name)
     accepted = _accepted(name)
     chosen = {option: value for option, value in options.items() if option in accepted - _OURS}
@@ -164,4 +216,23 @@ def warm_up() -> None:
 def step(optimizer: Optimizer, options: Mapping[str, Any]) -> None:
     """One step with these options; parameters without a gradient are skipped, as torch does."""
     optimizer.param_groups[0].update({k: v for k, v in options.items() if k in optimizer.param_groups[0]})
+    later = _without_momentum(optimizer)
     optimizer.step()
+    if later:
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad = later.get(parameter)
+        optimizer.step()
+
+
+def _without_momentum(optimizer: Optimizer) -> dict[torch.Tensor, torch.Tensor]:
+    """torch's fused SGD takes tensors that all have a momentum, or none: takes the gradients of those away that thawed, and have
+    none yet, where others have. Gives them."""
+    if not isinstance(optimizer, torch.optim.SGD) or not optimizer.param_groups[0]["momentum"]:
+        return {}
+    moving = [p for p in optimizer.param_groups[0]["params"] if p.grad is not None]
+    fresh = {p: p.grad for p in moving if optimizer.state.get(p, {}).get("momentum_buffer") is None}
+    if not 0 < len(fresh) < len(moving):
+        return {}
+    for parameter in fresh:
+        parameter.grad = None
+    return fresh

@@ -22,19 +22,24 @@ def sow(seed: int) -> None:
     random.seed(seed)
 
 
-def sow_fetch(seed: int, step: int, leaf: int) -> None:
+def sow_fetch(seed: int, *place: int | str) -> None:
     """Seed for fetching the samples of one leaf of one step, so that random augmentation is the leaf's, too."""
-    sow(derive("fetch", seed, step, leaf))
+    sow(derive("fetch", seed, *place))
 
 
-def sow_leaf(seed: int, step: int, leaf: int) -> None:
+def sow_leaf(seed: int, *place: int | str) -> None:
     """Seed for computing one leaf of one step, whatever fetching has drawn."""
-    sow(derive("leaf", seed, step, leaf))
+    sow(derive("leaf", seed, *place))
 
 
-def sow_step(seed: int, step: int) -> None:
+def sow_step(seed: int, *place: int | str) -> None:
     """Seed for what a script draws after the leaves of one step: the same whichever leaves were computed here."""
-    sow(derive("step", seed, step))
+    sow(derive("step", seed, *place))
+
+
+def sow_order(seed: int, epoch: int) -> None:
+    """Seed for what a sampler draws in an epoch."""
+    sow(derive("order", seed, epoch))
 
 
 @contextmanager

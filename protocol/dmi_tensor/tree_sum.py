@@ -25,26 +25,28 @@ class Share(Struct):
     """The weighted sum of some leaves for one bucket.
 
     ``tensor`` is flat, of the bucket's length, in the bucket's sum dtype; None in the metrics bucket. ``weights`` has
-    one entry for each segment. ``metrics`` maps a name to (weighted sum, weight), in the metrics bucket only.
+    one entry for each segment. ``metrics`` maps a name to (weighted sum, weight), in the metrics bucket only, as is ``value``,
+    what the lead tells all workers.
     """
 
     tensor: torch.Tensor | None
     weights: list[float]
     metrics: dict[str, tuple[float, float]]
+    value: bytes = b""
 
     @property
     def detail(self) -> bytes:
         """All of the share but its tensor, for the wire."""
-        packed: bytes = msgpack.packb((self.weights, self.metrics))
+        packed: bytes = msgpack.packb((self.weights, self.metrics, self.value))
         return packed
 
 
 def share_of(tensor: torch.Tensor | None, detail: bytes, segments: int) -> Share:
     """The share that came as ``tensor`` and ``detail``; ``RemoteProtocolError`` when the detail makes no sense."""
-    weights, metrics = convert(unpack(detail), tuple[list[float], dict[str, tuple[float, float]]])
+    weights, metrics, value = convert(unpack(detail), tuple[list[float], dict[str, tuple[float, float]], bytes])
     if len(weights) != segments:
         raise RemoteProtocolError(f"weights for {len(weights)} segments where the bucket has {segments}")
-    return Share(tensor, weights, metrics)
+    return Share(tensor, weights, metrics, value)
 
 
 def add(bucket: Bucket, left: Share, right: Share) -> Share:
@@ -55,6 +57,7 @@ def add(bucket: Bucket, left: Share, right: Share) -> Share:
         left.tensor.add_(right.tensor)
     left.weights = [one + other for one, other in zip(left.weights, right.weights, strict=True)]
     left.metrics = _add_metrics(left.metrics, right.metrics)
+    left.value = left.value or right.value
     return left
 
 

@@ -71,9 +71,9 @@ def test_frames_come_writable_and_the_answer_finds_its_way(pair: Pair) -> None:
     pair.listener.admit({PublicKey(keys.public): b"worker-0"})
     line = pair.line(keys, b"worker-0")
     payload = bytearray(b"x" * 1_000_000)
-    tracker = line.send(Checkpoint(1, 0, 2, b"extra"), [memoryview(payload)])
+    tracker = line.send(Checkpoint(1, 0, 2), [memoryview(payload)])
     delivery = pair.receive()
-    assert (delivery.sender, delivery.message) == (b"worker-0", Checkpoint(1, 0, 2, b"extra"))
+    assert (delivery.sender, delivery.message) == (b"worker-0", Checkpoint(1, 0, 2))
     assert delivery.frames[0] == payload
     delivery.frames[0][:1] = b"y"
     tracker.wait(PATIENCE_S)

@@ -58,6 +58,11 @@ class Host(Protocol):
         ...
 
 
+def _extra(frames: tuple[memoryview, ...]) -> bytes:
+    """What the lead keeps of the run, which it sends to whom it concerns."""
+    return bytes(frames[0]) if frames else b""
+
+
 def _is_newest(event: x.ShardEvent) -> bool:
     """Does only the last of them count?"""
     return isinstance(event, x.Leased | x.Rostered)
@@ -163,21 +168,21 @@ class ShardReplica:
             case say.Initial(_, _, bucket, specs):
                 self._tensors.initialize(bucket, specs, frames)
                 return x.Initialized(worker, bucket)
-            case say.Begin(_, _, step, leaf_sizes, hyper, extra):
+            case say.Begin(_, _, step, leaf_sizes, hyper, written, data):
                 self._tensors.has_mapped(worker)
-                return x.Began(worker, step, leaf_sizes, hyper, extra)
+                return x.Began(worker, step, leaf_sizes, hyper, _extra(frames) if frames else None, written, data)
             case say.Contribution():
                 handle = self._tensors.put(worker, message, frames)
                 subtree = Subtree(message.first_leaf, message.leaves)
                 return x.Contributed(worker, message.step, message.bucket, subtree, handle)
             case say.Pull(_, _, version, buckets):
                 return x.Pulled(worker, version, buckets)
-            case say.Checkpoint(_, _, step, extra):
-                return x.CheckpointAsked(worker, step, extra)
+            case say.Checkpoint(_, _, step):
+                return x.CheckpointAsked(worker, step, _extra(frames))
             case say.AskState(_, _, step, buckets):
                 return x.StateAsked(worker, step, buckets)
-            case say.Finish(_, _, step, extra):
-                return x.FinishAsked(worker, step, extra)
+            case say.Finish(_, _, step):
+                return x.FinishAsked(worker, step, _extra(frames))
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} is not for a server")
 
@@ -291,11 +296,12 @@ class ShardReplica:
     def _to_workers(self, effect: x.ShardEffect) -> None:
         host, generation, shard = self._host, self._host.roster.generation, self._index
         match effect:
-            case x.WelcomeWorker(worker, step, extra, fields):
+            case x.WelcomeWorker(worker, step, extra):
                 shared, size = self._tensors.offer(worker)
-                host.to_worker(worker, say.Welcome(generation, shard, step, shared, size, extra, fields))
+                welcome = say.Welcome(generation, shard, step, shared, size)
+                host.to_worker(worker, welcome, () if extra is None else (extra,))
             case x.GiveResume(worker):
-                host.to_worker(worker, say.Resume(generation, self._tensors.extra))
+                host.to_worker(worker, say.Resume(generation), (self._tensors.extra,))
             case x.ShowBucket(version, bucket, workers):
                 for worker in workers:
                     self._show(worker, version, bucket)

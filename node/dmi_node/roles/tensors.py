@@ -1,6 +1,5 @@
 """The tensors of a server: where handles point, and the memory that it shares with the worker beside it."""
 
-import base64
 from collections.abc import Callable, Collection, Sequence
 
 import torch
@@ -16,7 +15,7 @@ from dmi_protocol.training import exchange as x
 from dmi_protocol.training.layout import Definition, Layout, assign_buckets, lay_out
 from dmi_protocol.training.step import Handle
 from dmi_tensor.buckets import aligned_empty
-from dmi_tensor.checkpoint import Part, part_of, restore
+from dmi_tensor.checkpoint import Part, extra_of, part_of, restore
 from dmi_tensor.dtypes import sum_dtype
 from dmi_tensor.frames import frame_of, spec_of, tensors_of
 from dmi_tensor.optimizers import ELEMENTWISE, WHOLE
@@ -90,7 +89,7 @@ class Tensors:
     ) -> None:
         self._shard, self._shards, self._shares_memory, self._meanwhile = shard, shards, shares_memory, meanwhile
         self._parts = tuple(parts)
-        self.extra = base64.b64decode(parts[0].header.extra) if parts else b""
+        self.extra = extra_of(parts)
         """What the checkpoint keeps of the run itself."""
         self._arithmetic: Shard | None = None
         self._arena: _Arena | None = None

@@ -54,10 +54,9 @@ class AskResume(Struct, frozen=True, tag="exchange-ask-resume"):
 
 
 class Resume(Struct, frozen=True, tag="exchange-resume"):
-    """``extra`` is what the lead gave with ``Checkpoint`` (loader, scheduler, state)."""
+    """One frame follows: what the lead gave with ``Checkpoint`` (place in the data, schedulers, state)."""
 
     generation: int
-    extra: bytes
 
 
 class Initial(Struct, frozen=True, tag="exchange-initial"):
@@ -72,15 +71,13 @@ class Initial(Struct, frozen=True, tag="exchange-initial"):
 class Welcome(Struct, frozen=True, tag="exchange-welcome"):
     """The server stands at ``step`` and has all that it needs. ``shared`` as in ``Hello``, written by the server.
 
-    A worker that came later gets ``extra``, what the lead keeps of the run at ``step``, and the others' fingerprint."""
+    A worker that came later gets one frame, what the lead keeps of the run at ``step``."""
 
     generation: int
     shard: int
     step: int
     shared: str | None = None
     shared_bytes: int = 0
-    extra: bytes | None = None
-    fingerprint: tuple[tuple[str, str], ...] = ()
 
 
 class Declined(Struct, frozen=True, tag="exchange-declined"):
@@ -93,15 +90,17 @@ class Declined(Struct, frozen=True, tag="exchange-declined"):
 
 class Begin(Struct, frozen=True, tag="exchange-begin"):
     """The worker has installed version ``step`` and starts on it. ``hyper`` are the groups' hyperparameters, encoded;
-    equal on all workers, as ``leaf_sizes`` are. ``extra`` is from the lead, while a worker waits to come in: what it
-    keeps of the run at ``step``."""
+    equal on all workers, as ``leaf_sizes`` are, and ``written``, a digest of the buffers that the script wrote since the step
+    before, and ``data``, which says for people what the batch is taken from. One frame follows from the lead, while a worker
+    waits to come in: what it keeps of the run at ``step``."""
 
     generation: int
     shard: int
     step: int
     leaf_sizes: tuple[int, ...]
     hyper: bytes
-    extra: bytes | None = None
+    written: bytes = b""
+    data: str = ""
 
 
 class Contribution(Struct, frozen=True, tag="exchange-contribution"):
@@ -174,12 +173,12 @@ class Norms(Struct, frozen=True, tag="exchange-norms"):
 
 
 class Checkpoint(Struct, frozen=True, tag="exchange-checkpoint"):
-    """Write version ``step`` with its optimizer state. ``extra`` is what the run itself keeps (loader, scheduler)."""
+    """Write version ``step`` with its optimizer state. To shard 0 one frame follows: what the run itself keeps (place in the
+    data, schedulers, state)."""
 
     generation: int
     shard: int
     step: int
-    extra: bytes
 
 
 class AskState(Struct, frozen=True, tag="exchange-ask-state"):
@@ -206,12 +205,11 @@ class State(Struct, frozen=True, tag="exchange-state"):
 
 
 class Finish(Struct, frozen=True, tag="exchange-finish"):
-    """The worker's script is over after ``step`` steps: write the final part."""
+    """The worker's script is over after ``step`` steps: write the final part, with what ``Checkpoint`` has in its frame."""
 
     generation: int
     shard: int
     step: int
-    extra: bytes
 
 
 class Finished(Struct, frozen=True, tag="exchange-finished"):

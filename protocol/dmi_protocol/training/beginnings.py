@@ -38,6 +38,10 @@ class Beginnings:
         first = self._first
         if event.hyper != first.hyper:
             return Disagree(event.worker, first.worker, "hyperparameters", "", "")
+        if event.written != first.written:
+            return Disagree(event.worker, first.worker, "the buffers that the script wrote between the steps", "", "")
+        if event.data != first.data:
+            return Disagree(event.worker, first.worker, "the data", event.data, first.data)
         if event.leaf_sizes != first.leaf_sizes:
             sizes = str(sum(event.leaf_sizes)), str(sum(first.leaf_sizes))
             return Disagree(event.worker, first.worker, "samples in the batch", *sizes)

@@ -73,6 +73,10 @@ class Began(Struct, frozen=True):
     hyper: bytes
     extra: bytes | None = None
     """From the lead, while somebody waits to come in: what it keeps of the run at ``step``."""
+    written: bytes = b""
+    """The digest of the buffers that its script has written since the step before."""
+    data: str = ""
+    """What the batch is taken from, for people."""
 
 
 class Contributed(Struct, frozen=True):
@@ -181,13 +185,11 @@ class Open(Struct, frozen=True):
 
 
 class WelcomeWorker(Struct, frozen=True):
-    """Tell the worker that it may begin ``step``. A joiner gets what the lead keeps of the run there, and the fingerprint of
-    the others."""
+    """Tell the worker that it may begin ``step``. A joiner gets what the lead keeps of the run there."""
 
     worker: int
     step: int
     extra: bytes | None = None
-    fingerprint: tuple[tuple[str, str], ...] = ()
 
 
 class GiveResume(Struct, frozen=True):
@@ -369,9 +371,11 @@ class Assigned(Struct, frozen=True):
 
 
 class StepBegan(Struct, frozen=True):
-    """The script has begun ``step``; its parameters are at version ``step``."""
+    """The script has installed version ``step`` and begins the step. ``leaves`` are its own in this step, where they are not
+    those that it was assigned."""
 
     step: int
+    leaves: tuple[int, ...] | None = None
 
 
 class Computed(Struct, frozen=True):

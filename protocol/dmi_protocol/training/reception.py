@@ -54,19 +54,11 @@ class Reception:
 
     def greeted(self, event: Greeted) -> Disagree | None:
         """Note a greeting, unless it contradicts the others'."""
-        is_late = (
-            self._has_begun or event.worker in self._roster.joiners
-        )  # it compares its data itself (``WelcomeWorker``)
-        if self.fields:
-            fields = dict(event.fields)
-            theirs = tuple((n, v) for n, v in self.fields if n in fields) if is_late else self.fields
-            found = difference(event, theirs, min(self._greetings, default=None))
-            if found is not None:
-                return found
+        if self.fields and (found := difference(event, self.fields, min(self._greetings, default=None))) is not None:
+            return found
         if self.definition and event.definition != self.definition:
             return Disagree(event.worker, min(self._greetings, default=None), "the model or the optimizer", "", "")
-        if not is_late:
-            self.fields = event.fields
+        self.fields = self.fields or event.fields
         self.definition = event.definition
         self._greetings[event.worker] = event
         self._welcomed.discard(event.worker)
@@ -97,4 +89,4 @@ class Reception:
         """Those who wait for the lead to begin ``step``."""
         new = sorted((self._greetings.keys() & set(self._roster.joiners)) - self._welcomed)
         self._welcomed.update(new)
-        return [WelcomeWorker(worker, step, extra, self.fields) for worker in new]
+        return [WelcomeWorker(worker, step, extra) for worker in new]

@@ -6,6 +6,8 @@ A leaf that falls to this worker later (its worker was lost) is handed out in th
 
 from collections.abc import Iterable
 
+from msgspec.structs import replace
+
 from dmi_protocol.errors import LocalProtocolError
 from dmi_protocol.instant import Instant
 from dmi_protocol.training.exchange import (
@@ -94,6 +96,8 @@ class Worker:
         if self._step is not None:
             raise LocalProtocolError(f"step {event.step} begins while step {self._step} is in flight")
         self._step = self._version = event.step
+        if event.leaves is not None:
+            self._assigned = replace(self._assigned, leaves=event.leaves)
         # a joiner was shown what others have made while it greeted
         self._shown = {version: shown for version, shown in self._shown.items() if version > event.step}
         self._given = frozenset()

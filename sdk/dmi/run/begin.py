@@ -7,7 +7,6 @@ import sys
 import torch
 
 from dmi.errors import NotYetError, UsageError
-from dmi.run import guards
 from dmi.run.exchange import Exchange, provided
 from dmi.run.plain import PlainExchange
 from dmi.run.run import Run
@@ -37,6 +36,11 @@ def init(
         if value != only:
             raise NotYetError(f"{name}={value!r} is not built yet; leave it out, or pass {only!r}")
     joined = provided()
+    if joined is not None and _latest and _latest[0].belongs_to(joined):
+        raise UsageError(
+            "dmi.init was called a second time: a job is one training, and a second one would have no job; submit the script "
+            "once for each, with its arguments (dmi-node submit train.py -- --fold 1)"
+        )
     found: Exchange = PlainExchange() if joined is None else joined
     leaves = _agreed("leaves", leaves, found.leaves, 8)
     if leaves < 1 or leaves & (leaves - 1):
@@ -44,7 +48,6 @@ def init(
     torch.set_num_threads(_agreed("threads", threads, found.threads, 1))
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)  # noqa: FBT003 (torch's signature)
-    guards.install()
     sow(seed)
     run = Run(found, seed, leaves)
     _remember(run)

@@ -4,7 +4,7 @@ Whoever runs the script inside a job provides its exchange before the script sta
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from msgspec import Struct
 from torch import Tensor
@@ -15,11 +15,22 @@ from dmi_tensor.tree_sum import Share
 
 
 class Arrival(Struct, frozen=True):
-    """Where a joiner comes in: what the lead keeps of the run there, empty before the first step; and the fingerprint on
-    which all agree."""
+    """Where a joiner comes in: what the lead keeps of the run there, empty before the first step."""
 
     extra: bytes
-    fingerprint: tuple[tuple[str, str], ...]
+
+
+class Begun(Struct, frozen=True):
+    """How a step begins, the same on every worker. ``hyper`` are the groups' hyperparameters, ``written`` is the digest of the
+    buffers that the script wrote since the step before, ``data`` says for people what the batch is taken from. ``only_lead``: the
+    lead has all leaves."""
+
+    step: int
+    leaf_sizes: tuple[int, ...]
+    hyper: bytes
+    written: bytes = b""
+    data: str = ""
+    only_lead: bool = False
 
 
 class Exchange(Protocol):
@@ -64,9 +75,13 @@ class Exchange(Protocol):
         stands, whose version is then in ``buckets``."""
         ...
 
-    def begin(self, step: int, leaf_sizes: Sequence[int], hyper: bytes, extra: Callable[[], bytes]) -> None:
-        """The run has version ``step`` in place. ``hyper`` are the groups' hyperparameters for this step; ``extra`` gives
-        what the run itself would have to remember, for joiners."""
+    def begin(self, begun: Begun, extra: Callable[[], bytes]) -> None:
+        """The run has version ``begun.step`` in place. ``extra`` gives what the run itself would have to remember, for "
+        "joiners."""
+        ...
+
+    def expected_leaves(self) -> tuple[int, ...]:
+        """The leaves of a step that fall to this worker, as things are."""
         ...
 
     def next_leaf(self) -> int | None:
@@ -86,6 +101,14 @@ class Exchange(Protocol):
 
     def metrics(self) -> Mapping[str, float]:
         """The means of what the leaves of the step reported. Only after ``next_leaf`` gave None."""
+        ...
+
+    def value(self) -> bytes:
+        """What the lead contributed as its value. Only after ``next_leaf`` gave None."""
+        ...
+
+    def begin_again(self, why: str) -> NoReturn:
+        """End this process: another one of this worker does again what it cannot go on with."""
         ...
 
     def install(self) -> None:

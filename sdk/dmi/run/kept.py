@@ -4,73 +4,93 @@ It is taken inside ``optimizer.step()``, so whoever goes on from it does again w
 step the schedulers, change ``run.state``, ask for the checkpoint.
 """
 
-import copy
-import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any, Protocol, runtime_checkable
 
-import msgpack
 import msgspec
-import torch
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from dmi.errors import UsageError
-from dmi_tensor.optimizers import groups_of
+from dmi.run.position import Mark
+from dmi_protocol.errors import RemoteProtocolError
+from dmi_tensor import values
+from dmi_tensor.values import CannotTravelError
 
-AnyScheduler = LRScheduler | ReduceLROnPlateau
+_CODE = (FunctionType, MethodType, BuiltinFunctionType, type)
+"""What is the script's, and is there again wherever the script runs."""
+
+
+@runtime_checkable
+class Keepable(Protocol):
+    """What can say all that it remembers, and take it back."""
+
+    def state_dict(self) -> Any:
+        """All that it remembers."""
+        ...
+
+    def load_state_dict(self, state_dict: Any) -> Any:
+        """Be what ``state_dict`` says."""
+        ...
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """``begun`` counts the steps of ``epoch`` up to the one that was just made; ``sums`` are those of ``run.mean``."""
+    """``mark`` is where the script stood, after so many steps that ``trained`` and so many ``rounds``; ``data`` and ``metrics``
+    are those of the last step, ``sums`` those of ``run.mean``; ``state`` and ``things`` are packed values."""
 
-    epoch: int
-    begun: int
+    mark: Mark
+    trained: int
+    rounds: int
     hyper: bytes
+    data: str
     metrics: dict[str, float]
     sums: dict[str, tuple[float, int]]
-    state: dict[str, Any]
-    schedulers: list[dict[str, Any]]
+    state: bytes
+    things: tuple[bytes, ...]
 
     def pack(self) -> bytes:
-        """For a checkpoint. Raises ``UsageError`` for a ``run.state`` or a scheduler that cannot be kept."""
-        schedulers = io.BytesIO()
-        torch.save(self.schedulers, schedulers)
-        plain = {
-            name: value for name, value in msgspec.structs.asdict(self).items() if name not in {"schedulers", "state"}
-        }
-        try:
-            packed: bytes = msgpack.packb(plain | {"schedulers": schedulers.getvalue(), "state": self.state})
-        except (TypeError, ValueError, OverflowError) as error:
-            raise UsageError(f"run.state holds something that is no plain value: {error}") from None
-        return packed
+        """For a checkpoint."""
+        return msgspec.msgpack.encode(self)
 
     @classmethod
     def unpack(cls, data: bytes) -> "Kept":
-        """What ``pack`` gave."""
-        plain = msgpack.unpackb(data, strict_map_key=False)
-        plain["schedulers"] = torch.load(io.BytesIO(plain["schedulers"]), weights_only=True)
-        return msgspec.convert(plain, cls)
+        """What ``pack`` gave. Raises ``RemoteProtocolError``."""
+        try:
+            return msgspec.msgpack.decode(data, type=cls)
+        except msgspec.DecodeError as error:
+            raise RemoteProtocolError(f"not what a run keeps: {error}") from error
 
 
-def states_of(schedulers: Sequence[AnyScheduler]) -> list[dict[str, Any]]:
-    """What the schedulers are like now."""
-    return [copy.deepcopy(scheduler.state_dict()) for scheduler in schedulers]
+class Things:
+    """Schedulers, and whatever else the script has given to the run, in the order in which it did."""
+
+    def __init__(self) -> None:
+        self.all: list[Keepable] = []
+
+    def add(self, thing: Keepable) -> None:
+        """Keep one more. Raises ``UsageError`` for one that cannot be kept."""
+        _state_of(thing)
+        self.all.append(thing)
+
+    def packed(self) -> tuple[bytes, ...]:
+        """What all of them remember now. Raises ``UsageError``."""
+        return tuple(map(_state_of, self.all))
+
+    def put_back(self, kept: Sequence[bytes]) -> None:
+        """Bring them to what they were. Raises ``UsageError``."""
+        if len(kept) != len(self.all):
+            raise UsageError(
+                f"the job keeps {len(kept)} schedulers and other things, and the script gives {len(self.all)} now to "
+                "run.scheduler and run.keep: give all of them on every worker, before the first step"
+            )
+        for thing, state in zip(self.all, kept, strict=True):
+            thing.load_state_dict(values.unpack(state))
 
 
-def put_back(kept: Kept, optimizer: Optimizer, schedulers: Sequence[AnyScheduler]) -> None:
-    """Bring the script's optimizer and schedulers to what they were. Raises ``UsageError``."""
-    if len(kept.schedulers) != len(schedulers):
-        raise UsageError(
-            f"the checkpoint was made with {len(kept.schedulers)} schedulers and the script has {len(schedulers)} now"
-        )
-    for group, options in zip(optimizer.param_groups, groups_of(kept.hyper), strict=True):
-        group.update(options)
-    for scheduler, state in zip(schedulers, kept.schedulers, strict=True):
-        scheduler.load_state_dict(state)
-
-
-def replace(state: dict[str, Any], kept: Mapping[str, Any]) -> None:
-    """Make ``state`` what was kept, and stay the same object: the script may hold it."""
-    state.clear()
-    state.update(copy.deepcopy(dict(kept)))
+def _state_of(thing: Keepable) -> bytes:
+    state = thing.state_dict()
+    if isinstance(state, dict):
+        state = type(state)((key, value) for key, value in state.items() if not isinstance(value, _CODE))
+    try:
+        return values.pack(state)
+    except CannotTravelError as error:
+        raise UsageError(f"the state of a {type(thing).__name__} cannot be kept: {error}") from None

@@ -13,7 +13,7 @@ import zmq
 
 from dmi.errors import UsageError
 from dmi.run.collected import Collected
-from dmi.run.exchange import Arrival
+from dmi.run.exchange import Arrival, Begun
 from dmi.run.publish import Publisher
 from dmi.run.records import Ledger, ProgressReporter
 from dmi.run.servers import Heard, Servers
@@ -40,6 +40,7 @@ _NOBODY = Instant(0)
 """The worker's machine has no timer."""
 
 
+_DATA_CHARACTERS = 400
 _PATIENCE_S = 2.0
 """Who waits for so long without a word of a server that is there asks it again: what was said may be lost. Questions are
 small; what is large is sent again only when the answer says that it did not come."""
@@ -67,6 +68,8 @@ class MeshExchange:
         self._given: deque[int] = deque()
         self._step = self._leaf = 0
         self._is_installable = False
+        self._only_lead = False
+        """Has the lead all leaves of the step in flight?"""
         self._shown: dict[tuple[int, int], Heard] = {}
         self._sizes: tuple[int, ...] = ()
         self._begun: Callable[[int], None] | None = None  # says to a shard that we are in the step in flight
@@ -116,10 +119,10 @@ class MeshExchange:
             self._happened(x.Assigned(roster.generation, self._share(), buckets))
 
     def _share(self) -> tuple[int, ...]:
-        assignment = self._roster.assignment
-        return tuple(
-            shares_of_leaves(assignment.speeds, self._definition.leaves)[assignment.workers.index(self.worker)]
-        )
+        """Our leaves of the step in flight."""
+        if self._only_lead:
+            return tuple(range(self._definition.leaves)) if self.is_lead else ()
+        return self.expected_leaves()
 
     def _say_where_we_are(self, shard: int) -> None:
         if self._machine is not None:
@@ -151,7 +154,7 @@ class MeshExchange:
             heard = self._hear("before the first step")
             if isinstance(heard, Heard) and isinstance(heard.message, say.Resume):
                 self._asked = None
-                return heard.message.extra
+                return _extra(heard)
             if isinstance(heard, Heard):
                 self._take(heard)
 
@@ -214,22 +217,22 @@ class MeshExchange:
 
     def _await_welcomes(self) -> int:
         """The step that we begin. Shards may be a step apart: the latest one counts, and the others will be there."""
-        welcomes: dict[int, say.Welcome] = {}
+        welcomes: dict[int, Heard] = {}
         while len(welcomes) < len(self._roster.assignment.shards):
             heard = self._hear("before the first step")
             if isinstance(heard, Heard) and isinstance(heard.message, say.Welcome):
                 if heard.message.shared is not None:
                     self._servers.attach(heard.shard, heard.message.shared, heard.message.shared_bytes)
-                welcomes[heard.shard] = heard.message
+                welcomes[heard.shard] = heard
             elif isinstance(heard, Heard) and isinstance(heard.message, say.Lacking):
                 self._bring_initial(heard.shard, heard.message.buckets)
             elif isinstance(heard, Heard):
                 self._take(heard)
         if not self.is_joiner:
-            return min(welcome.step for welcome in welcomes.values())
-        latest = max(welcomes.values(), key=lambda welcome: welcome.step)
-        self._arrival = Arrival(latest.extra or b"", latest.fingerprint)
-        return latest.step
+            return min(_welcome(heard).step for heard in welcomes.values())
+        latest = max(welcomes.values(), key=lambda heard: _welcome(heard).step)
+        self._arrival = Arrival(_extra(latest))
+        return _welcome(latest).step
 
     def _fetch(self, version: int) -> None:
         """The version that the servers have; frozen tensors are as the script made them."""
@@ -247,25 +250,43 @@ class MeshExchange:
 
     # A step
 
-    def begin(self, step: int, leaf_sizes: Sequence[int], hyper: bytes, extra: Callable[[], bytes]) -> None:
+    def begin(self, begun: Begun, extra: Callable[[], bytes]) -> None:
         """See ``Exchange.begin``."""
-        self._step, self._sizes, self._is_installable = step, tuple(leaf_sizes), False
+        self._step, self._sizes, self._is_installable = begun.step, begun.leaf_sizes, False
+        self._only_lead = begun.only_lead
 
         def begin(shard: int) -> None:
-            kept = extra() if self.is_lead and self._roster.joiners else None
-            self._servers.send(shard, say.Begin(self._roster.generation, shard, step, self._sizes, hyper, kept))
+            kept = (extra(),) if self.is_lead and self._roster.joiners else ()
+            generation = self._roster.generation
+            told = say.Begin(
+                generation,
+                shard,
+                begun.step,
+                begun.leaf_sizes,
+                begun.hyper,
+                begun.written,
+                begun.data[:_DATA_CHARACTERS],
+            )
+            self._servers.send(shard, told, kept)
 
         self._begun = begin
         self._send_all(begin)
         if self._arrival is not None:
             self._arrival = None
             self._child.tell(Ready())
-        self._happened(x.StepBegan(step))
+        self._happened(x.StepBegan(begun.step, self._share()))
+
+    def expected_leaves(self) -> tuple[int, ...]:
+        """See ``Exchange.expected_leaves``."""
+        assignment = self._roster.assignment
+        shares = shares_of_leaves(assignment.speeds, self._definition.leaves)
+        return tuple(shares[assignment.workers.index(self.worker)])
 
     def _ask_for_checkpoint(self, shard: int) -> None:
         """Only the lead's wish counts; who becomes the lead asks again for what the one before may have asked for."""
         if self.is_lead and self._kept is not None and self._kept[0] == self._step:
-            self._servers.send(shard, say.Checkpoint(self._roster.generation, shard, self._step, self._kept[1]()))
+            kept = (self._kept[1](),) if shard == 0 else ()
+            self._servers.send(shard, say.Checkpoint(self._roster.generation, shard, self._step), kept)
 
     def next_leaf(self) -> int | None:
         """See ``Exchange.next_leaf``."""
@@ -366,9 +387,22 @@ class MeshExchange:
 
     def metrics(self) -> Mapping[str, float]:
         """See ``Exchange.metrics``."""
+        return means(self._told())
+
+    def value(self) -> bytes:
+        """See ``Exchange.value``."""
+        told = self._told()
+        return b"" if told is None else told.value
+
+    def _told(self) -> Share | None:
+        """The metrics bucket of the next version."""
         shown = self._shown[self._step + 1, self._buckets.layout.metrics].message
         assert isinstance(shown, say.Show)
-        return means(share_of(None, shown.detail, 0) if shown.detail else None)
+        return share_of(None, shown.detail, 0) if shown.detail else None
+
+    def begin_again(self, why: str) -> NoReturn:
+        """See ``Exchange.begin_again``."""
+        self._give_up("begins-again", why)
 
     def install(self) -> None:
         """See ``Exchange.install``."""
@@ -448,7 +482,8 @@ class MeshExchange:
         self._publisher.close()
 
         def finish(shard: int) -> None:
-            self._servers.send(shard, say.Finish(self._roster.generation, shard, step, extra))
+            kept = (extra,) if shard == 0 else ()
+            self._servers.send(shard, say.Finish(self._roster.generation, shard, step), kept)
 
         self._asked = lambda shard: None if shard in self._finished else finish(shard)
         self._send_all(finish)
@@ -467,3 +502,13 @@ class MeshExchange:
 
     def _give_up(self, kind: str, line: str) -> NoReturn:
         self._child.fail(kind, line, starting=False)
+
+
+def _welcome(heard: Heard) -> say.Welcome:
+    assert isinstance(heard.message, say.Welcome)
+    return heard.message
+
+
+def _extra(heard: Heard) -> bytes:
+    """What the lead keeps of the run; nothing before the first step."""
+    return bytes(heard.frames[0]) if heard.frames else b""

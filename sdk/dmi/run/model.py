@@ -7,8 +7,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dmi.errors import UsageError
+from dmi.run.buffers import ModuleBuffers
+from dmi.run.gradients import Gradients
 from dmi_protocol.training.layout import Bucket, BufferSpec, Definition, ParameterSpec, lay_out
-from dmi_tensor.buckets import Buckets, view_of
+from dmi_tensor.buckets import Buckets
 from dmi_tensor.dtypes import NAMES
 from dmi_tensor.optimizers import WHOLE, check_optimizer
 from dmi_tensor.tree_sum import Share
@@ -28,8 +30,7 @@ def define(module: nn.Module, optimizer: Optimizer, leaves: int, clip_norm: floa
     for n, p in module.named_parameters():
         if not p.is_floating_point() or p.is_sparse or p.device.type != "cpu":
             raise UsageError(f"parameter {n} is {p.dtype} on {p.device}: parameters are dense floats on the CPU")
-        group = groups.get(id(p), -1) if p.requires_grad else -1
-        parameters.append(ParameterSpec(n, tuple(p.shape), NAMES[p.dtype], group))
+        parameters.append(ParameterSpec(n, tuple(p.shape), NAMES[p.dtype], groups.get(id(p), -1)))
     order = tuple(tuple(names[id(p)] for p in group["params"]) for group in optimizer.param_groups)
     return Definition(
         tuple(parameters), tuple(_buffers(module)), order, name, name in WHOLE, leaves, clip_norm
@@ -62,21 +63,20 @@ class Model:
         for name, view in views.items():
             view.copy_(self._tensors[name].detach())
             self._tensors[name].data = view
-        self._trained = [spec.name for spec in definition.parameters if spec.group >= 0]
-        self._before = {bucket: self.buckets.bucket(bucket.index).clone() for bucket in self._of("average", "agree")}
+        self.gradients = Gradients({p.name: self._tensors[p.name] for p in definition.parameters if p.group >= 0})
+        self.buffers = ModuleBuffers(module, self.buckets)
         self._marks: list[tuple[torch.Tensor, int, int, str]] = []
         self.mark()
 
-    def _of(self, *kinds: str) -> list[Bucket]:
-        return [bucket for bucket in self.layout.buckets if bucket.kind in kinds]
-
     def mark(self) -> None:
-        """Note where the parameters lie and how often they were written, to find out who else writes them."""
+        """A version was put in place: note where the parameters lie and how often they were written, to find out who else writes
+        them."""
         self._marks = [
             (t, t.data_ptr(), t._version, name)
             for name in (spec.name for spec in self.definition.parameters)
             for t in (self._tensors[name],)
         ]
+        self.buffers.installed()
 
     def check_untouched(self) -> None:
         """Raise ``UsageError`` when somebody but the run wrote or moved a parameter."""
@@ -89,31 +89,35 @@ class Model:
                     "optimizer.step() of run.optimizer's optimizer changes parameters"
                 )
 
-    def remember_buffers(self) -> None:
-        """The buffers are at the version of the step now."""
-        for bucket, before in self._before.items():
-            before.copy_(self.buckets.bucket(bucket.index))
+    def begin(self) -> bytes:
+        """A step begins; see ``ModuleBuffers.begin``. Raises ``UsageError``."""
+        self.check_untouched()
+        self.gradients.watch()
+        return self.buffers.begin()
 
     def reset(self) -> None:
         """Before a leaf, and after the last one: buffers at the step's version, no gradients."""
-        for bucket, before in self._before.items():
-            self.buckets.bucket(bucket.index).copy_(before)
-        for name in self._trained:
-            self._tensors[name].grad = None
+        self.buffers.reset()
+        self.gradients.clear()
 
-    def collect(self, weight: float, take: Callable[[int], Share]) -> dict[int, Share]:
-        """What the leaf that was just computed gives to each bucket, times ``weight``."""
+    def collect(self, weight: float, take: Callable[[int], Share], *, is_first: bool) -> dict[int, Share]:
+        """What the leaf that was just computed gives to each bucket, times ``weight``. Raises ``UsageError``."""
+        self.check_untouched()
+        self.gradients.check()
         shares: dict[int, Share] = {}
-        for bucket in self._of("parameter"):
-            grads = [self._tensors[segment.name].grad for segment in bucket.segments]
-            if any(grad is not None for grad in grads):
-                shares[bucket.index] = self._gradients(bucket, grads, weight, take(bucket.index))
-        for bucket, before in self._before.items():
-            after = self.buckets.bucket(bucket.index)
-            changed = [not torch.equal(view_of(after, s), view_of(before, s)) for s in bucket.segments]
-            if any(changed):
-                shares[bucket.index] = _changed(bucket, after, changed, weight, take(bucket.index))
-        return shares
+        for bucket in self.layout.buckets:
+            if bucket.kind == "parameter":
+                grads = [self._tensors[segment.name].grad for segment in bucket.segments]
+                if any(grad is not None for grad in grads):
+                    shares[bucket.index] = self._gradients(bucket, grads, weight, take(bucket.index))
+        return shares | self.buffers.collect(weight, take, is_first=is_first)
+
+    def written(self, take: Callable[[int], Share]) -> dict[int, Share]:
+        """What the script has written since the version was put in place, and nothing else. Raises ``UsageError`` when what was
+        computed since the step began has changed a buffer, or a parameter."""
+        self.check_untouched()
+        self.buffers.check_unchanged()
+        return self.buffers.collect(0.0, take, is_first=True)
 
     @staticmethod
     def _gradients(bucket: Bucket, grads: Sequence[torch.Tensor | None], weight: float, share: Share) -> Share:
@@ -136,18 +140,3 @@ class Model:
     def named(self) -> Mapping[str, torch.Tensor]:
         """Every parameter and buffer under its first name."""
         return self._tensors
-
-
-def _changed(bucket: Bucket, after: torch.Tensor, changed: Sequence[bool], weight: float, share: Share) -> Share:
-    """Buffers that a leaf changed, weighted when they can be averaged."""
-    assert share.tensor is not None
-    for place, segment in enumerate(bucket.segments):
-        out = view_of(share.tensor, segment)
-        if not changed[place]:
-            out.zero_()
-            continue
-        out.copy_(view_of(after, segment))
-        if bucket.kind == "average":
-            out.mul_(weight)
-        share.weights[place] = weight
-    return share

@@ -1,10 +1,12 @@
 """A plain run: a mesh of one. All leaves are computed here, and the one shard holds everything."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
 from torch import Tensor
 
 from dmi.errors import UsageError
+from dmi.run.exchange import Begun
 from dmi_protocol.training.layout import Definition
 from dmi_protocol.training.step import Gathering, Handle, Subtree, Sum
 from dmi_tensor.buckets import Buckets, Pool
@@ -46,15 +48,19 @@ class PlainExchange:
         self._step = 0
         return 0
 
-    def begin(self, step: int, leaf_sizes: Sequence[int], hyper: bytes, extra: Callable[[], bytes]) -> None:
+    def begin(self, begun: Begun, extra: Callable[[], bytes]) -> None:
         """See ``Exchange.begin``."""
-        root = Subtree(0, len(leaf_sizes))
+        root = Subtree(0, len(begun.leaf_sizes))
         live = range(self._buckets.layout.live)
-        self._step, self._hyper, self._root = step, hyper, root
+        self._step, self._hyper, self._root = begun.step, begun.hyper, root
         self._gatherings = {bucket: Gathering([root]) for bucket in live}
         self._shares: dict[Handle, Share] = {}
-        self._next = iter(range(len(leaf_sizes)))
+        self._next = iter(range(len(begun.leaf_sizes)))
         self._named = 0
+
+    def expected_leaves(self) -> tuple[int, ...]:
+        """All of them."""
+        return tuple(range(self._definition.leaves))
 
     def next_leaf(self) -> int | None:
         """See ``Exchange.next_leaf``."""
@@ -95,7 +101,9 @@ class PlainExchange:
             norms = [(bucket, self._owner[bucket].square(bucket, root)) for bucket, root in roots.items()]
         for bucket, root in roots.items():
             self._owner[bucket].apply(self._step, bucket, root, self._hyper, norms)
-        self._metrics = self._owner[self._buckets.layout.metrics].metrics(roots[self._buckets.layout.metrics])
+        told = roots[self._buckets.layout.metrics]
+        self._metrics = self._owner[self._buckets.layout.metrics].metrics(told)
+        self._value = b"" if told is None else told.value
         for root in roots.values():
             if root is not None and root.tensor is not None:
                 self._pool.give(root.tensor)
@@ -103,6 +111,14 @@ class PlainExchange:
     def metrics(self) -> Mapping[str, float]:
         """See ``Exchange.metrics``."""
         return self._metrics
+
+    def value(self) -> bytes:
+        """See ``Exchange.value``."""
+        return self._value
+
+    def begin_again(self, why: str) -> NoReturn:
+        """Whoever is alone leads all the time."""
+        raise AssertionError(why)
 
     def install(self) -> None:
         """See ``Exchange.install``."""

@@ -95,7 +95,7 @@ def test_a_stranger_is_refused_and_training_goes_on(roles: RoleProcesses) -> Non
         context, keys, b"worker-0", roster.servers[0].address, PublicKey(roster.servers[0].public_key)
     )
     monitor = line.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)  # it may ask again
-    line.send(Finish(1, 0, 3, b""))
+    line.send(Finish(1, 0, 3))
     assert monitor.poll(int(PATIENCE_S * 1000)), "the handshake did not fail"
     assert line.receive() is None
     line.socket.disable_monitor()

@@ -135,10 +135,10 @@ def test_a_joiner_comes_in_with_a_step_of_the_lead_s() -> None:
     shard, _ = promoted()
     shard.step(NOW, x.Rostered(10, (0, 3), 0, joiners=(3,)))
     shard.step(NOW, x.Greeted(0, FIELDS, b"model"))
-    assert shard.step(NOW, x.Greeted(3, (), b"model")) == []
+    assert shard.step(NOW, x.Greeted(3, FIELDS, b"model")) == []
     assert begin(shard, 0, 4) == [], "the lead did not know of the joiner when it began"
     effects = shard.step(NOW, x.Began(0, 4, (1, 1), b"lr", b"kept"))
-    assert effects == [x.WelcomeWorker(3, 4, b"kept", FIELDS)]
+    assert effects == [x.WelcomeWorker(3, 4, b"kept")]
     whole(shard, 4, 1, 1)
     shard.step(NOW, x.Began(0, 5, (1, 1), b"lr"))
     for bucket in (0, 1):

@@ -36,14 +36,14 @@ def greet(shard: Shard) -> list[x.ShardEffect]:
 def test_a_joiner_that_waits_comes_in_with_the_next_step_of_the_lead() -> None:
     shard = with_joiner()
     assert greet(shard) == []
-    assert x.WelcomeWorker(GUEST, 0, b"kept-0", FIELDS) in begin(shard, 0, 0)
+    assert x.WelcomeWorker(GUEST, 0, b"kept-0") in begin(shard, 0, 0)
 
 
 def test_a_joiner_that_greets_late_comes_in_at_the_step_in_flight() -> None:
     """Another shard has let it in already and waits for it, it for us, and the lead for that shard: a dam."""
     shard = with_joiner()
     begin(shard, 0, 0, 1)
-    assert greet(shard) == [x.WelcomeWorker(GUEST, 0, b"kept-0", FIELDS)]
+    assert greet(shard) == [x.WelcomeWorker(GUEST, 0, b"kept-0")]
 
 
 def test_a_joiner_that_greets_when_this_shard_is_further_comes_in_at_the_step_before() -> None:
@@ -52,7 +52,7 @@ def test_a_joiner_that_greets_when_this_shard_is_further_comes_in_at_the_step_be
     shown = contribute(shard, 0)
     assert [effect for effect in shown if isinstance(effect, x.ShowBucket)]
     assert shard.current == 1
-    assert greet(shard) == [x.WelcomeWorker(GUEST, 0, b"kept-0", FIELDS)], "its version is readable still"
+    assert greet(shard) == [x.WelcomeWorker(GUEST, 0, b"kept-0")], "its version is readable still"
     assert shard.step(NOW, x.Pulled(GUEST, 0, (0,))) == [x.ShowBucket(0, 0, (GUEST,))]
     begin(shard, 1, 0, 1)
     contribute(shard, 1)
@@ -68,13 +68,13 @@ def test_once_the_step_is_over_everywhere_a_late_joiner_waits_for_the_lead() -> 
     shard.step(NOW, x.Began(1, 1, (1, 1), b"lr"))
     shard.step(NOW, x.Contributed(1, 1, 0, Subtree(1, 1), Handle(200)))
     assert greet(shard) == [], "somebody has contributed to step 1, so no shard waits in step 0"
-    assert x.WelcomeWorker(GUEST, 1, b"kept-1", FIELDS) in begin(shard, 1, 0)
+    assert x.WelcomeWorker(GUEST, 1, b"kept-1") in begin(shard, 1, 0)
 
 
 def test_a_joiner_that_greets_again_has_not_heard_its_welcome() -> None:
     shard = with_joiner()
     begin(shard, 0, 0, 1)
-    assert greet(shard) == greet(shard) == [x.WelcomeWorker(GUEST, 0, b"kept-0", FIELDS)]
+    assert greet(shard) == greet(shard) == [x.WelcomeWorker(GUEST, 0, b"kept-0")]
 
 
 def test_a_lead_that_greets_again_is_told_what_it_has_to_bring() -> None:

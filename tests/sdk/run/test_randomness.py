@@ -14,6 +14,7 @@ from dmi.run import begin
 from dmi.run.plain import PlainExchange
 from dmi.run.run import Run
 from dmi_tensor import fingerprint
+from dmi_tensor.random_streams import sow_fetch, sow_leaf
 
 Draw = Callable[[], torch.Tensor]
 DRAWS: dict[str, Draw] = {
@@ -71,11 +72,9 @@ def test_random_samples_are_those_of_their_leaf(source: str) -> None:
 
 def test_computing_draws_from_another_stream_than_fetching() -> None:
     """Else loader processes, which fetch elsewhere, would change what dropout does."""
-    run = begin.init(seed=0, leaves=4)
-    run.begin_fetch(2)
+    sow_fetch(0, 0, 2)
     fetched = float(torch.rand(()))
-    run._model = type("Model", (), {"reset": lambda self: None})()
-    run.begin_leaf(2)
+    sow_leaf(0, 0, 2)
     assert float(torch.rand(())) != fetched
 
 

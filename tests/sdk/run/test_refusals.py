@@ -75,8 +75,9 @@ def change_rate(run: Run, model: nn.Linear, optimizer: torch.optim.Optimizer) ->
 
 
 def unknown_scheduler(run: Run, model: nn.Linear, optimizer: torch.optim.Optimizer) -> None:
-    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
     in_leaf(lambda _: None)(run, model, optimizer)
+    scheduler.step()
 
 
 def nothing(run: Run, model: nn.Linear, optimizer: torch.optim.Optimizer) -> None:

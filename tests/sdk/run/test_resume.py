@@ -1,6 +1,5 @@
 """A run that goes on from any of its checkpoints ends with the bits of the run that was never disturbed."""
 
-import base64
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
@@ -16,12 +15,15 @@ from torch.utils.data import TensorDataset
 from dmi.errors import UsageError
 from dmi.run import exchange
 from dmi.run.begin import init
+from dmi.run.exchange import Begun
 from dmi.run.kept import Kept
 from dmi.run.plain import PlainExchange
+from dmi.run.position import Given, Mark
 from dmi.run.run import Run
+from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.training.layout import Definition
 from dmi_tensor.buckets import Buckets
-from dmi_tensor.checkpoint import Part, part_of, read_part, restore, write_part
+from dmi_tensor.checkpoint import Part, extra_of, part_of, read_part, restore, write_part
 from dmi_tensor.optimizers import ELEMENTWISE, WHOLE
 
 Script = Callable[[Run], nn.Module]
@@ -44,7 +46,7 @@ class Keeping(PlainExchange):
         self.steps: list[int] = []
 
     def resume(self) -> bytes | None:
-        return base64.b64decode(self._parts[0].header.extra) if self._parts else None
+        return extra_of(self._parts) if self._parts else None
 
     def open(self, definition: Definition, buckets: Buckets, fingerprint: Sequence[tuple[str, str]], kept: int) -> int:
         step = super().open(definition, buckets, fingerprint, kept)
@@ -55,9 +57,9 @@ class Keeping(PlainExchange):
                     buckets.bucket(bucket).copy_(shard.read(bucket, step))
         return step
 
-    def begin(self, step: int, leaf_sizes: Sequence[int], hyper: bytes, extra: Callable[[], bytes]) -> None:
-        self.steps.append(step)
-        super().begin(step, leaf_sizes, hyper, extra)
+    def begin(self, begun: Begun, extra: Callable[[], bytes]) -> None:
+        self.steps.append(begun.step)
+        super().begin(begun, extra)
 
     def checkpoint(self, step: int, extra: Callable[[], bytes]) -> None:
         self.checkpoints[step] = []
@@ -236,15 +238,16 @@ def test_another_number_of_schedulers_is_refused(tmp_path: Path) -> None:
 
     _, checkpoints = undisturbed(script, tmp_path)
     has_scheduler[0] = False
-    with pytest.raises(UsageError, match="1 schedulers and the script has 0"):
+    with pytest.raises(UsageError, match="keeps 1 schedulers and other things, and the script gives 0"):
         gone_on(script, tmp_path, checkpoints[1])
 
 
 def test_what_is_kept_survives_packing() -> None:
-    kept = Kept(2, 7, b"hyper", {"loss": 0.5}, {"loss": (1.5, 3)}, {"best": [1, None, "x"]}, [{"last_epoch": 3}])
+    mark = Mark(2, 7, 1, (((-1, 1), Given(0, b"told")),))
+    kept = Kept(mark, 17, 2, b"hyper", "data", {"loss": 0.5}, {"loss": (1.5, 3)}, b"state", (b"scheduler", b"average"))
     assert Kept.unpack(kept.pack()) == kept
 
 
-def test_a_state_that_is_no_plain_value_is_refused() -> None:
-    with pytest.raises(UsageError, match="no plain value"):
-        Kept(0, 1, b"", {}, {}, {"model": object()}, []).pack()
+def test_what_no_run_keeps_is_refused() -> None:
+    with pytest.raises(RemoteProtocolError, match="not what a run keeps"):
+        Kept.unpack(b"nonsense")

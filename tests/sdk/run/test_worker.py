@@ -48,7 +48,11 @@ def test_exit_codes_and_scripts_without_a_run_are_failures(tmp_path: Path) -> No
 
 
 def test_data_that_differs_between_hosts_names_both_and_the_field(tmp_path: Path) -> None:
-    text = SCRIPT.read_text().replace("83", "83 + os.getpid() % 1000").replace("import sys", "import os\nimport sys")
+    text = (
+        SCRIPT.read_text()
+        .replace("83", "83 + 32 * (os.getpid() % 1000)")
+        .replace("import sys", "import os\nimport sys")
+    )
     failed = fails(tmp_path, text.replace("sys.argv[1]", "'none'"), workers=2)
     assert "worker-" in failed.text
     assert "@n0" in failed.text
