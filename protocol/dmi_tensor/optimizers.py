@@ -107,7 +107,9 @@ def option(name: str, value: object, group: int) -> Any:
 def _kind(value: object) -> str:
     if isinstance(value, torch.Tensor | np.ndarray):
         return f"a {type(value).__name__} of shape {tuple(value.shape)}"
-    return f"{value} ({type(value).__name__})"[:80]
+    return (
+        f"{value} ({type(value).__name__})"[:80] if isinstance(value, numbers.Number) else f"a {type(value).__name__}"
+    )
 
 
 def groups_of(hyper: bytes) -> list[dict[str, Any]]:

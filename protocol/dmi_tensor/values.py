@@ -4,12 +4,14 @@ What travels: None, numbers of Python's and NumPy's, text, bytes, tuples, lists,
 deques), NumPy arrays and dense tensors on the CPU, however nested. The bytes say what is what, and reading them runs nothing.
 """
 
+import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from enum import IntEnum
 from typing import Any
 
 import msgpack
+import msgspec
 import numpy as np
 import torch
 
@@ -23,6 +25,8 @@ class _Kind(IntEnum):
     INTEGER, TUPLE, SET, FROZEN_SET, COMPLEX, SCALAR, ARRAY, TENSOR, ORDERED, COUNTER, DEQUE, SIZE = range(1, 13)
 
 
+_LONGEST = 1 << 48
+"""No dimension is longer."""
 _NUMPY_KINDS = frozenset("biufcSUmM")
 """Everything but objects and records."""
 
@@ -101,8 +105,25 @@ def _is_dense(tensor: torch.Tensor) -> bool:
     return is_plain and tensor.layout == torch.strided and tensor.device.type == "cpu"
 
 
+_CONTENTS: dict[int, Any] = {
+    _Kind.INTEGER: str,
+    _Kind.TUPLE: list[Any],
+    _Kind.SET: list[bytes],
+    _Kind.FROZEN_SET: list[bytes],
+    _Kind.COMPLEX: tuple[float, float],
+    _Kind.SCALAR: tuple[str, bytes],
+    _Kind.ARRAY: tuple[str, list[int], bytes],
+    _Kind.TENSOR: tuple[str, list[int], bytes],
+    _Kind.ORDERED: list[tuple[Any, Any]],
+    _Kind.COUNTER: list[tuple[Any, Any]],
+    _Kind.DEQUE: tuple[int | None, list[Any]],
+    _Kind.SIZE: list[int],
+}
+"""Of what each kind is made."""
+
+
 def _unpacked(kind: int, data: bytes) -> Any:
-    content = unpack(data)
+    content = msgspec.convert(unpack(data), _CONTENTS[kind])
     match kind:
         case _Kind.INTEGER:
             return int(content)
@@ -114,32 +135,38 @@ def _unpacked(kind: int, data: bytes) -> Any:
         case _Kind.COMPLEX:
             return complex(*content)
         case _Kind.SCALAR:
-            return _array(content[0], content[1])[0]
+            return _array(content[0], [1], content[1])[0]
         case _Kind.ARRAY:
-            return _array(content[0], content[2]).reshape(content[1]).copy()
+            return _array(*content).copy()
         case _Kind.TENSOR:
             return _tensor(*content)
         case _Kind.ORDERED | _Kind.COUNTER:
-            return OrderedDict(map(tuple, content)) if kind == _Kind.ORDERED else Counter(dict(map(tuple, content)))
+            return OrderedDict(content) if kind == _Kind.ORDERED else Counter(dict(content))
         case _Kind.DEQUE:
             return deque(content[1], content[0])
-        case _Kind.SIZE:
-            return torch.Size(content)
         case _:
-            raise ValueError(f"an extension of type {kind}")
+            return torch.Size(content)
 
 
-def _array(dtype: str, data: bytes) -> Any:
+def _array(dtype: str, shape: list[int], data: bytes) -> Any:
     found = np.dtype(dtype)
     if found.kind not in _NUMPY_KINDS:
         raise ValueError(f"an array of {found}")
-    return np.frombuffer(data, found)
+    _demand(shape, len(data), found.itemsize)
+    return np.frombuffer(data, found).reshape(shape)
 
 
 def _tensor(dtype: str, shape: list[int], data: bytes) -> torch.Tensor:
+    found = DTYPES[dtype]
+    _demand(shape, len(data), found.itemsize)
     if not data:
-        return torch.empty(0, dtype=DTYPES[dtype]).reshape(shape)
-    return torch.frombuffer(bytearray(data), dtype=DTYPES[dtype]).reshape(shape)
+        return torch.empty(0, dtype=found).reshape(shape)
+    return torch.frombuffer(bytearray(data), dtype=found).reshape(shape)
+
+
+def _demand(shape: list[int], size: int, item: int) -> None:
+    if min(shape, default=0) < 0 or max(shape, default=0) > _LONGEST or math.prod(shape) * item != size:
+        raise ValueError(f"{size} bytes for a shape of {len(shape)} dimensions")
 
 
 def _culprit(value: object, path: str = "", depth: int = 0) -> str:

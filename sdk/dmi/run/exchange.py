@@ -76,8 +76,8 @@ class Exchange(Protocol):
         ...
 
     def begin(self, begun: Begun, extra: Callable[[], bytes]) -> None:
-        """The run has version ``begun.step`` in place. ``extra`` gives what the run itself would have to remember, for "
-        "joiners."""
+        """The run has version ``begun.step`` in place. ``extra`` gives what the run itself would have to remember, for
+        joiners."""
         ...
 
     def expected_leaves(self) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """What a checkpoint keeps of a run beside tensors: where it stood when a version was put in place.
 
-It is taken inside ``optimizer.step()``, so whoever goes on from it does again what the script does after that call:
-step the schedulers, change ``run.state``, ask for the checkpoint.
+A snapshot is taken inside ``optimizer.step()``, so whoever goes on from it does again what the script does after that call: step
+the schedulers, change ``run.state``, evaluate, ask for the checkpoint. See ``position.py``.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from dmi.errors import UsageError
-from dmi.run.position import Mark
+from dmi.run.position import Given, Mark, RoundKey
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_tensor import values
 from dmi_tensor.values import CannotTravelError
@@ -33,13 +33,12 @@ class Keepable(Protocol):
         ...
 
 
-class Kept(msgspec.Struct, frozen=True):
-    """``mark`` is where the script stood, after so many steps that ``trained`` and so many ``rounds``; ``data`` and ``metrics``
-    are those of the last step, ``sums`` those of ``run.mean``; ``state`` and ``things`` are packed values."""
+class Snapshot(msgspec.Struct, frozen=True):
+    """The script at ``mark``, inside ``optimizer.step()``, after so many steps that ``trained``. ``data`` and ``metrics`` are
+    those of the last one, ``sums`` those of ``run.mean``; ``state`` and ``things`` are packed values."""
 
     mark: Mark
     trained: int
-    rounds: int
     hyper: bytes
     data: str
     metrics: dict[str, float]
@@ -47,8 +46,17 @@ class Kept(msgspec.Struct, frozen=True):
     state: bytes
     things: tuple[bytes, ...]
 
+
+class Kept(msgspec.Struct, frozen=True):
+    """The last snapshot, None before the first step, and what the rounds gave that are met again after it, of so many
+    ``rounds``."""
+
+    snapshot: Snapshot | None
+    rounds: int
+    given: tuple[tuple[RoundKey, Given], ...]
+
     def pack(self) -> bytes:
-        """For a checkpoint."""
+        """For a checkpoint, and for joiners."""
         return msgspec.msgpack.encode(self)
 
     @classmethod

@@ -3,6 +3,7 @@ samples are fetched on one thread, in random streams that are the leaf's."""
 
 import ctypes
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
@@ -137,7 +138,15 @@ class Loaders(Fetcher):
 
     def _begin(self, request: Request) -> Iterator[Any]:
         own = signal.getsignal(signal.SIGCHLD)
-        loader = DataLoader(
+        with warnings.catch_warnings(), set_aside():
+            warnings.simplefilter("ignore")  # there are as many as were asked for
+            batches = iter(self._loader(request))
+        with suppress(ValueError, TypeError):  # not in the main thread, or a handler that Python did not set
+            signal.signal(signal.SIGCHLD, own)  # torch's would raise anywhere in the script when a process has died
+        return batches
+
+    def _loader(self, request: Request) -> DataLoader[Any]:
+        return DataLoader(
             _InLoader(self._here),
             batch_size=None,
             sampler=_Stream(self._ahead(request), self._asked),
@@ -148,11 +157,6 @@ class Loaders(Fetcher):
             multiprocessing_context="fork",
             generator=torch.Generator(),
         )
-        with set_aside():
-            batches = iter(loader)
-        with suppress(ValueError, TypeError):  # not in the main thread, or a handler that Python did not set
-            signal.signal(signal.SIGCHLD, own)  # torch's would raise anywhere in the script when a process has died
-        return batches
 
     def _has_died(self) -> bool:
         return any(not process.is_alive() for process in getattr(self._batches, "_workers", ()))
@@ -165,6 +169,11 @@ class Loaders(Fetcher):
         self._early.clear()
         if shut_down is not None:
             shut_down()
+
+
+def fetcher_of(source: Source, seed: int, ahead: Callable[[Request], Iterator[Request]]) -> Fetcher:
+    """As many processes as the source says, or this one; see ``Loaders`` for ``ahead``."""
+    return Loaders(source, seed, ahead) if source.workers else Here(source, seed)
 
 
 def _unchanged(batch: Any) -> Any:

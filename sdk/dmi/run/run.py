@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import nn
@@ -224,7 +224,13 @@ class Run:
             if self._training.phase != "between":
                 raise UsageError("an evaluation was left unfinished: loop over it to its end")
 
-    def broadcast(self, value: Value | Callable[[], Value]) -> Value:
+    @overload
+    def broadcast(self, value: Callable[[], Value]) -> Value: ...
+
+    @overload
+    def broadcast(self, value: Value) -> Value: ...
+
+    def broadcast(self, value: Any) -> Any:
         """The lead's ``value``, on every worker: a decision that all must take alike, such as whether the time is over. A
         function is called, and only on the lead. Between the steps, on every worker; whoever comes later gets the same value
         there.
@@ -241,8 +247,7 @@ class Run:
             self._training.repeat_round(given)
         else:
             given = self._training.tell(value, was_lead=self.is_lead)
-        found: Value = values.unpack(given.value)
-        return found
+        return values.unpack(given.value)
 
     # What a script reports and asks
 
@@ -316,8 +321,8 @@ class Run:
             )
         if self._training.resume is not None:
             raise UsageError(
-                f"the checkpoint was made at {self._training.position.sentence}, and the script ended without it: has its data "
-                "changed?"
+                f"the checkpoint was made at {self._training.resume.mark.sentence}, and the script ended without it: has its "
+                "data changed?"
             )
         self._training.open()
         assert self._training.model is not None

@@ -222,5 +222,5 @@ def _order_of(loader: DataLoader[Any]) -> tuple[bool, Iterable[Any] | None]:
 
 def _unkept(setting: str, instead: str) -> UsageError:
     return UsageError(
-        f"a DataLoader with {setting} cannot be kept as it is ({instead}), or pass loader.dataset and batch_size to run.steps"
+        f"a DataLoader with {setting} cannot be kept as it is: {instead}; or pass loader.dataset and batch_size"
     )

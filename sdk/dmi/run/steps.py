@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dmi.run import batchnorm
-from dmi.run.loading import Fetcher, Here, Loaders, Request
+from dmi.run.loading import Request, fetcher_of
 from dmi.run.source import Batches, Source
 from dmi_protocol.training.tree import leaf_range
 
@@ -69,18 +69,20 @@ class Step:
 
     def __init__(self, run: Leaves, a_pass: "Pass", number: int, place: int) -> None:
         self._run, self._pass = run, a_pass
-        self._number, self._place = number, place
+        self.number, self.index = number, place
+        """The steps that were made before it, in the training and in this pass: also after a recovery, where ``enumerate`` would
+        begin anew."""
         self.metrics: dict[str, float] = {}
         """After the loop: the mean of each reported number over the step's samples, the same on every worker."""
 
     def __iter__(self) -> Iterator[Any]:
-        samples = len(self._pass.batches.places[self._place])
+        samples = len(self._pass.batches.places[self.index])
         self._run.begin_step(samples)
         while (leaf := self._run.next_leaf()) is not None:
-            request = self._pass.request(self._number, self._place, leaf)
+            request = self._pass.request(self.number, self.index, leaf)
             if request.places:
                 batch = self._pass.fetcher.get(request)
-                self._run.begin_part(self._number, leaf)
+                self._run.begin_part(self.number, leaf)
                 with self._pass.watched():
                     yield batch
             self._run.end_leaf(leaf, len(request.places))
@@ -103,7 +105,7 @@ class Pass:
         self.batches = batches
         self._first = 0
         """The number of its first step."""
-        self.fetcher: Fetcher = Loaders(source, run.seed, self._ahead) if source.workers else Here(source, run.seed)
+        self.fetcher = fetcher_of(source, run.seed, self._ahead)
         fewest = batches.smallest(run.leaves)
         self._fewest = fewest if max(1, fewest // run.leaves) == 1 else None
         """A batch that has leaves of one sample, until the first leaf was computed."""
@@ -147,11 +149,8 @@ class Evaluation:
 
     def __iter__(self) -> Iterator[Any]:
         samples = len(self._source.dataset)
-        loaders = self._source.workers
-        fetcher: Fetcher = (
-            Loaders(self._source, self._run.seed, self._ahead) if loaders else Here(self._source, self._run.seed)
-        )
-        # fmt: skip self._run.begin_evaluation(samples, self._data)
+        fetcher = fetcher_of(self._source, self._run.seed, self._ahead)
+        self._run.begin_evaluation(samples, self._data)
         modes = [(module, module.training) for module in self._module.modules()]
         has_gradients = torch.is_grad_enabled()
         self._module.eval()

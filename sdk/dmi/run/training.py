@@ -1,5 +1,5 @@
-"""A training as it goes on: the phases of a step, and where whoever goes on from it comes in. A ``Run`` (``run.py``) is its "
-"face."""
+"""A training as it goes on: the phases of a step, and where whoever goes on from it comes in. A ``Run`` (``run.py``) is its
+face."""
 
 import math
 from collections import deque
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from dmi.errors import NonFiniteLossError, UsageError
 from dmi.run import beside
 from dmi.run.exchange import Arrival, Begun, Exchange
-from dmi.run.kept import Kept, Things
+from dmi.run.kept import Kept, Snapshot, Things
 from dmi.run.model import Model
 from dmi.run.position import Given, Position
 from dmi.run.state import State, packed
@@ -61,11 +61,11 @@ class Training:
         self.sums: dict[str, tuple[float, int]] = {}
         self._totals: dict[str, tuple[float, int]] = {}
         """Of a leaf of an evaluation."""
-        self.kept: Kept | None = None
+        self.kept: Snapshot | None = None
         self.checkpointed = 0
         self._arrived: Arrival | None = None
         """What a joiner was told."""
-        self.resume: Kept | None = None
+        self.resume: Snapshot | None = None
         """Where to go on, until the script has come there."""
         if extra := exchange.resume():
             self._resume_from(Kept.unpack(extra))
@@ -105,6 +105,7 @@ class Training:
     def _meet(self) -> None:
         assert self.model is not None
         assert self.optimizer is not None
+        self.model.check_untouched()
         facts = [*fingerprint.machine(), fingerprint.weights(self.model.buckets)]
         kept = tensors_kept(self.optimizer)
         self.step = self.exchange.open(self.model.definition, self.model.buckets, facts, kept)
@@ -121,10 +122,12 @@ class Training:
             self._resume_from(Kept.unpack(self._arrived.extra))
 
     def _resume_from(self, kept: Kept) -> None:
-        self.resume = kept
-        self.position.go_on_from(kept.mark)
-        self.trained, self.rounds = kept.trained, kept.rounds
-        self.state.replace(values.unpack(kept.state))
+        self.resume = snapshot = kept.snapshot
+        self.position.go_on_from(None if snapshot is None else snapshot.mark, dict(kept.given))
+        self.rounds = kept.rounds
+        if snapshot is not None:
+            self.trained = snapshot.trained
+            self.state.replace(values.unpack(snapshot.state))
 
     def demand_between(self, what: str) -> None:
         if self.phase != "between":
@@ -208,31 +211,17 @@ class Training:
                 else f"optimizer.step() was called inside the leaves of step {self.trained}; move it behind the inner loop"
             )
         if self.resume is not None:
-            self.phase = "between"
-            self._arrive()
+            self._arrive(self.resume)
             return
         if self._hyperparameters() != self._hyper:
             raise UsageError(
                 f"hyperparameters changed inside step {self.trained}; change them between optimizer.step() and the next step"
             )
-        self.trained += 1
         self._put_in_place()
-        total = None if self.epochs is None or self.steps_per_epoch is None else self.epochs * self.steps_per_epoch
-        total = None if total is None else total + self.rounds
-        self.exchange.progress(total, self._samples, self._metrics.get("loss"))
-
-    def _put_in_place(self) -> None:
-        """The next version is here, and whoever goes on from it does again what follows."""
-        assert self.model is not None
-        self.model.check_untouched()
-        self.exchange.install()
-        self.model.mark()
-        self.step += 1
-        self.phase = "between"
-        self.kept = Kept(
+        self.trained += 1
+        self.kept = Snapshot(
             self.position.mark(),
             self.trained,
-            self.rounds,
             self._hyper,
             self.data,
             self._metrics,
@@ -240,22 +229,32 @@ class Training:
             self.state.packed(),
             self.things.packed(),
         )
+        total = None if self.epochs is None or self.steps_per_epoch is None else self.epochs * self.steps_per_epoch
+        total = None if total is None else total + self.rounds
+        self.exchange.progress(total, self._samples, self._metrics.get("loss"))
 
-    def _arrive(self) -> None:
-        """Something that was done before is done again; is it the last, everything is as it was then."""
-        kept = self.resume
-        if kept is None or not self.position.has_come:
-            return
+    def _put_in_place(self) -> None:
+        """The next version is here."""
+        assert self.model is not None
+        self.model.check_untouched()
+        self.exchange.install()
+        self.model.mark()
+        self.step += 1
+        self.phase = "between"
+
+    def _arrive(self, snapshot: Snapshot) -> None:
+        """The step that the job goes on from was done before, and everything is as it was then."""
         assert self.model is not None
         assert self.optimizer is not None
-        put_back(self.optimizer, kept.hyper)
-        self.things.put_back(kept.things)
-        self.state.replace(values.unpack(kept.state))
+        put_back(self.optimizer, snapshot.hyper)
+        self.things.put_back(snapshot.things)
+        self.state.replace(values.unpack(snapshot.state))
         self.model.buffers.put_back()
-        self.sums, self._metrics = dict(kept.sums), dict(kept.metrics)
-        self.kept, self.resume = kept, None
+        self.sums, self._metrics = dict(snapshot.sums), dict(snapshot.metrics)
+        self.kept, self.resume = snapshot, None
         self.position.arrive()
         self.checkpointed = self.step
+        self.phase = "between"
 
     # Rounds: evaluations and broadcasts, which are steps that change nothing
 
@@ -310,8 +309,7 @@ class Training:
         return given
 
     def repeat_round(self, given: Given) -> None:
-        """It was done before the place that the run goes on from."""
-        self._arrive()
+        """It was done before, and is met again."""
         sow_step(self.seed, "round", given.number)
 
     def tell(self, value: Any, *, was_lead: bool) -> Given:
@@ -382,4 +380,5 @@ class Training:
 
     def extra(self) -> bytes:
         """What a restored run must know beside the tensors; nothing before the first step."""
-        return b"" if self.kept is None else self.kept.pack()
+        given = tuple(self.position.rounds.items())
+        return Kept(self.kept, self.rounds, given).pack() if self.kept is not None or given else b""

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR, ReduceLROnPlateau, StepLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import TensorDataset
 
 from dmi.errors import UsageError
 from dmi.run import exchange
 from dmi.run.begin import init
 from dmi.run.exchange import Begun
-from dmi.run.kept import Kept
+from dmi.run.kept import Kept, Snapshot
 from dmi.run.plain import PlainExchange
 from dmi.run.position import Given, Mark
 from dmi.run.run import Run
@@ -205,6 +206,61 @@ def test_the_metrics_of_the_step_are_there_again(tmp_path: Path) -> None:
         assert other == whole[begun - 1 :]
 
 
+class Schedule:
+    """One's own, which remembers what it has seen."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": tuple(self.seen)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen = list(state["seen"])
+
+
+def test_rounds_and_what_is_kept_go_on(tmp_path: Path) -> None:
+    """Before the first epoch, inside a pass, after it and after the last epoch; from a checkpoint after each of them."""
+
+    def evaluated(run: Run, model: nn.Module) -> float:
+        for step in run.evaluate(data(30), batch_size=20):
+            for x, y in step:
+                run.report(far=nn.functional.mse_loss(model(x), y))
+        run.checkpoint()
+        return run.mean("far")
+
+    def script(run: Run) -> nn.Module:
+        model = run.model(square())
+        optimizer = run.optimizer(torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9))
+        scheduler = run.scheduler(ReduceLROnPlateau(optimizer, factor=0.5, patience=0))
+        average = run.keep(AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9)))
+        schedule = run.keep(Schedule())
+        first = run.broadcast(torch.rand(()).item())
+        run.checkpoint()
+        optimizer.param_groups[0]["lr"] = 0.05 + 0.001 * first
+        for epoch in run.epochs(2):
+            far = evaluated(run, model)
+            schedule.seen.append(far)
+            for step in run.steps(data(), batch_size=20):
+                one_step(step, model, run, optimizer)
+                average.update_parameters(model)
+                schedule.seen.append(step.metrics["loss"])
+                if step.index % 2 == 1 or epoch:
+                    optimizer.param_groups[0]["lr"] *= run.broadcast(lambda: 1 - 0.1 * torch.rand(()).item())
+                    run.checkpoint()
+                    run.state["far"] = torch.tensor([evaluated(run, model)])
+                run.checkpoint()
+            scheduler.step(evaluated(run, model))
+            run.state["rates"] = {**run.state.get("rates", {}), epoch: (optimizer.param_groups[0]["lr"], first)}
+        run.state["end"] = evaluated(run, model)
+        results = [*schedule.seen, run.state["end"], run.state["rates"][1][0], float(run.state["far"])]
+        results += [float(value.sum()) for value in average.module.state_dict().values()]
+        model.register_buffer("results", torch.tensor(results, dtype=torch.float64))
+        return model
+
+    check(script, tmp_path)
+
+
 def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
     size = [50]
 
@@ -243,8 +299,9 @@ def test_another_number_of_schedulers_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_survives_packing() -> None:
-    mark = Mark(2, 7, 1, (((-1, 1), Given(0, b"told")),))
-    kept = Kept(mark, 17, 2, b"hyper", "data", {"loss": 0.5}, {"loss": (1.5, 3)}, b"state", (b"scheduler", b"average"))
+    told = ((-1, -1, 1), Given(0, b"told"))
+    snapshot = Snapshot(Mark(2, 7), 17, b"hyper", "data", {"loss": 0.5}, {"loss": (1.5, 3)}, b"state", (b"a", b"b"))
+    kept = Kept(snapshot, 2, (told,))
     assert Kept.unpack(kept.pack()) == kept
 
 
