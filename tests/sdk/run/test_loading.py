@@ -51,8 +51,7 @@ def test_processes_give_what_would_be_fetched_here(workers: int) -> None:
         there.close()
 
 
-def test_a_process_that_is_killed_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+def test_a_process_that_is_killed_is_replaced() -> None:
     here, there = Here(Source(Items(48, noise), 4), 7), loaders(noise)
     try:
         assert same(there.get(requests()[0]), here.get(requests()[0]))
@@ -64,8 +63,8 @@ def test_a_process_that_is_killed_is_replaced(monkeypatch: pytest.MonkeyPatch) -
         there.close()
 
 
-def test_one_that_always_dies_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+@pytest.mark.deep
+def test_one_that_always_dies_is_told_in_a_line() -> None:
     parent = os.getpid()
 
     def dies(place: int) -> Any:

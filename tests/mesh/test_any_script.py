@@ -1,0 +1,89 @@
+"""Scripts that use all that a run has, with a worker that is killed in the middle of each: the plain run's bits, and its last
+line."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dmi
+from dmi.job import Job
+from tests.mesh.local import ROOT, LocalMesh, clean_environment, command, until
+
+pytestmark = [pytest.mark.mesh, pytest.mark.timeout(400)]
+
+SCRIPTS = Path(__file__).parent / "scripts"
+EXAMPLES = ROOT / "examples"
+ALL = {
+    "fine_tuning": EXAMPLES,
+    "early_stopping": EXAMPLES,
+    "weighted_sampling": EXAMPLES,
+    "text": EXAMPLES,
+    "averaged_weights": EXAMPLES,
+    "mixed_precision": EXAMPLES,
+    "rounds": SCRIPTS,
+    "habits": SCRIPTS,
+    "companions": SCRIPTS,
+    "steady": SCRIPTS,
+}
+ARGUMENTS = {"steady": ["4"], "early_stopping": ["--epochs", "5"], "text": ["--epochs", "3"]}
+GATED = {("rounds", 3), ("weighted_sampling", 2)}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+    """The digest and the last line of each script's plain run, once it was asked for."""
+    return {}
+
+
+def undisturbed(name: str, directory: Path) -> tuple[str, str]:
+    path = directory / "plain.safetensors"
+    done = subprocess.run(
+        [sys.executable, ALL[name] / f"{name}.py", *ARGUMENTS.get(name, [])],
+        env=clean_environment(DMI_EXPORT=str(path)),
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return hashlib.sha256(path.read_bytes()).hexdigest(), done.stdout.strip().splitlines()[-1]
+
+
+def lose_one(mesh: LocalMesh, job: Job, which: int) -> None:
+    """``kill -9`` to a worker, once the job is well under way."""
+    for seen in job.events():
+        assert seen["state"] not in {"succeeded", "failed"}, "it ended before anything could happen"
+        if (seen["step"] or 0) >= 7:
+            break
+    workers = [role for role in dmi.connect(mesh.home).roles() if role["job"] == job.id and role["role"] == "worker"]
+    os.kill(workers[which % len(workers)]["pid"], signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("name", "workers"),
+    [
+        pytest.param(name, workers, marks=[] if (name, workers) in GATED else pytest.mark.deep)
+        for name in ALL
+        for workers in (1, 2, 3, 5)
+    ],
+)
+def test_a_loss_in_the_middle_changes_no_bit(
+    five: LocalMesh, plain: dict[str, tuple[str, str]], tmp_path: Path, name: str, workers: int
+) -> None:
+    plain[name] = plain.get(name) or undisturbed(name, tmp_path)
+    mesh = dmi.connect(five.home)
+    script = ALL[name] / f"{name}.py"
+    arguments = ["0.15", str(script), *ARGUMENTS.get(name, [])]
+    job = mesh.submit(SCRIPTS / "paced.py", arguments, workers=workers, name=name)
+    lose_one(five, job, which=workers + sorted(ALL).index(name))
+    assert job.wait()["state"] == "succeeded"
+    job.export(tmp_path / "model.safetensors")
+    digest, last = plain[name]
+    assert hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest() == digest
+    until(lambda: any(line == last for _, line in job.logs()), 10, f"the line {last!r}")
+    assert command("why", job.id, home=five.node(1)).returncode == 0
