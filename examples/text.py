@@ -19,8 +19,8 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--epochs", type=int, default=8)
 args = parser.parse_args()
 
-WORDS = ["<pad>", "first", "then", "and", "at", "last", *["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
-"nine"]]
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+WORDS = ["<pad>", "first", "then", "and", "at", "last", *NUMBERS]
 PLACE = {word: place for place, word in enumerate(WORDS)} Sentence =
 tuple[torch.Tensor, int]
 
@@ -37,9 +37,9 @@ class Sentences(Dataset[Sentence]):
         numbers = [chance.randrange(10) for _ in range(chance.randint(2, 9))]
         if chance.random() < 0.5:
             numbers.sort()
-        words = ["first", WORDS[6 + numbers[0]]]
+        words = ["first", NUMBERS[numbers[0]]]
         for number in numbers[1:]:
-            words += [*chance.choice([["then"], ["and", "then"], ["and", "at", "last"]]), WORDS[6 + number]]
+            words += [*chance.choice([["then"], ["and", "then"], ["and", "at", "last"]]), NUMBERS[number]]
         is_rising = all(one <= other for one, other in pairwise(numbers))
         return torch.tensor([PLACE[word] for word in words]), int(is_rising)
 
