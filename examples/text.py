@@ -21,8 +21,8 @@ args = parser.parse_args()
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 WORDS = ["<pad>", "first", "then", "and", "at", "last", *NUMBERS]
-PLACE = {word: place for place, word in enumerate(WORDS)} Sentence =
-tuple[torch.Tensor, int]
+PLACE = {word: place for place, word in enumerate(WORDS)}
+Sentence = tuple[torch.Tensor, int]
 
 
 class Sentences(Dataset[Sentence]):
