@@ -112,6 +112,8 @@ PARTIAL_CHECKPOINTS = 64
 """Checkpoints of one job that lack a part; the oldest are given up."""
 CRASHES = 5
 """How often role processes of a job may crash without the job getting any further."""
+DEATHS = 3
+"""The same, where the last of them ended by itself: nobody killed it, so it will do so again."""
 MISSES = 3
 """How often processes of a job may be of no use on a node; then the job does without this node, if others are there."""
 REQUESTS_REMEMBERED = 4_096
@@ -131,6 +133,8 @@ RUMOR_KEY_CHARACTERS = 128
 LEASE_MS = 2_000
 """For so long after its node was in contact with a quorum a primary may show new versions."""
 LEASE_RENEWED_MS = 250
+THREADS_END_MS = 60_000
+"""So long the threads of a script that is over are waited for."""
 ROLE_BEAT_MS = 500
 ROLE_STALLED_MS = 5_000
 PROGRESS_MS = 200

@@ -3,7 +3,8 @@
 import asyncio
 import difflib
 import secrets
-from collections.abc import AsyncGenerator, Iterable, Mapping
+import time
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -11,6 +12,7 @@ import msgspec
 from dmi_node import clock
 from dmi_node.control import checks
 from dmi_node.control.models import ModelVerbs
+from dmi_node.control.printed import Printed
 from dmi_node.control.server import Client, RefusalError, Verb
 from dmi_node.control.serving import ServingVerbs
 from dmi_node.control.tokens import TokenVerbs
@@ -38,7 +40,6 @@ _WITHIN_MS = 10_000
 _UNDECIDED = reasons.NoQuorum | reasons.NoCoordinator | reasons.TimedOut | reasons.DiskFull
 _LOG_S = 0.3
 _WATCH_S = 0.2
-_LINE_BYTES = 64 * 1024
 
 
 class Changing(Protocol):
@@ -290,42 +291,46 @@ class Verbs:
     # What role processes made
 
     async def logs(self, client: Client, args: dict[str, Any]) -> AsyncGenerator[object, None]:
-        """Lines as they come, each with its process; the last line of a process may have no end."""
+        """Lines as they come, each with its process; of one that has no end yet what it shows."""
         job, follow = self._job(args["job"]), bool(args.get("follow"))
-        offsets: dict[NodeId, dict[str, int]] = {}
-        left: dict[tuple[NodeId, str], bytes] = {}
+        printed: dict[tuple[NodeId, str], Printed] = {}
         while True:
             found = self._state().jobs.get(job.id, job)
             is_last = found.state in ENDED or not follow
             something = False
-            for node in sorted({node for _, node in found.roles()}):
-                for process, lines in (await self._lines(found.id, node, offsets, left)).items():
+            nodes = [
+                node for node in sorted(found.hosts) if node == self._node.peer.me.node or self._node.sources((node,))
+            ]
+            for node, texts in zip(nodes, await self._texts(found.id, nodes, printed), strict=True):
+                for process, (start, data) in texts.items():
                     something = True
-                    for line in lines:
-                        yield {"worker": f"{process.partition('/')[2]}@{self._name(node)}", "line": line}
+                    text = printed.setdefault((node, process), Printed())
+                    for line in text.take(start, data, time.monotonic()):
+                        yield {"worker": self._told(node, process), "line": line}
             if is_last and not something:
                 break
+            for (node, process), text in printed.items() if follow else ():
+                for line in text.standing(time.monotonic()):
+                    yield {"worker": self._told(node, process), "line": line}
             if not something:
                 await asyncio.sleep(_LOG_S)
-        for (node, process), rest in left.items():
-            if rest:
-                line = rest.decode(errors="replace")
-                yield {"worker": f"{process.partition('/')[2]}@{self._name(node)}", "line": line}
+        for (node, process), text in printed.items():
+            for line in text.end():
+                yield {"worker": self._told(node, process), "line": line}
 
-    async def _lines(
-        self, job: JobId, node: NodeId, offsets: dict[NodeId, dict[str, int]], left: dict[tuple[NodeId, str], bytes]
-    ) -> dict[str, list[str]]:
-        here = None if node == self._node.peer.me.node else node
-        texts = await self._node.library.log(here, job, offsets.setdefault(node, {}))
-        found = {}
-        for process, (start, text) in texts.items():
-            offsets[node][process] = start + len(text)
-            *whole, rest = (left.pop((node, process), b"") + text).split(b"\n")
-            if len(rest) > _LINE_BYTES:  # no end in sight: what waits for it is bounded
-                whole, rest = [*whole, rest], b""
-            left[node, process] = rest
-            found[process] = [line.decode(errors="replace") for line in whole]
-        return found
+    async def _texts(
+        self, job: JobId, nodes: Sequence[NodeId], printed: Mapping[tuple[NodeId, str], Printed]
+    ) -> list[dict[str, tuple[int, bytes]]]:
+        """What each of ``nodes`` has of a job's logs, from where we have read to."""
+        asked = []
+        for node in nodes:
+            offsets = {process: text.offset for (its, process), text in printed.items() if its == node}
+            here = None if node == self._node.peer.me.node else node
+            asked.append(self._node.library.log(here, job, offsets))
+        return await asyncio.gather(*asked)
+
+    def _told(self, node: NodeId, process: str) -> str:
+        return f"{process.partition('/')[2]}@{self._name(node)}"
 
     def _name(self, node: NodeId) -> str:
         member = self._state().members.get(node)

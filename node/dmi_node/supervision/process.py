@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import io
 import logging
 import os
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from dmi_node import clock
+from dmi_node.storage.logs import LogWriter
 from dmi_protocol import limits
 from dmi_protocol.address import is_address
 from dmi_protocol.codec import decode_struct, encode_struct
@@ -274,14 +274,11 @@ class RoleProcess:
                 return
 
     async def _log(self, output: asyncio.StreamReader) -> None:
-        """All that it prints, up to a bound. It is read to the end even when the disk takes no more, or it would wait."""
-        room = limits.LOG_BYTES
+        """All that it prints. It is read to the end even when the disk takes no more, or it would wait."""
         try:
-            with (self._directory / "log").open("ab", buffering=0) as file:
-                while room and (piece := await output.read(_PIECE)):
-                    room -= _write(file, piece[:room])
-                if not room:
-                    _write(file, b"\n[the log is full; the rest is left out]\n")
+            with contextlib.closing(LogWriter(self._directory)) as log:
+                while piece := await output.read(_PIECE):
+                    log.write(piece)
         except OSError as error:
             _logger.warning("the log of %s ends early: %s", self._launch.key, error)
         while await output.read(_PIECE):
@@ -295,13 +292,6 @@ def _computed_s(pid: int) -> float:
     except psutil.Error:
         return 0.0
     return float(used.user + used.system)
-
-
-def _write(file: io.FileIO, data: bytes) -> int:
-    left = memoryview(data)
-    while left:
-        left = left[file.write(left) :]
-    return len(data)
 
 
 def _kill_group(leader: int) -> None:

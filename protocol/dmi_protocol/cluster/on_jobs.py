@@ -1,5 +1,7 @@
 """What the commands of jobs do to the state. What is a matter of the job's kind is decided there (``kinds/``)."""
 
+import signal
+
 from dmi_protocol import limits
 from dmi_protocol.address import is_address
 from dmi_protocol.cluster.command import (
@@ -147,7 +149,7 @@ def _place(state: ClusterState, command: Place) -> Outcome:
     if not kind_of(job).commands.is_placeable(job, command) or not _has_room(state, job, command.placements):
         return _STALE
     job.generation = job.start_generation = command.generation
-    job.placements = _in_order(command.placements)
+    job.place(_in_order(command.placements))
     kind_of(job).commands.placed(job, command)
     job.next_index = 1 + max(placement.role.index for placement in command.placements)
     if job.state == QUEUED:
@@ -167,7 +169,7 @@ def _recruit(state: ClusterState, command: Recruit) -> Outcome:
         return _STALE
     if not _has_room(state, job, (*job.placements, *command.placements)):
         return _STALE
-    job.placements = _in_order((*job.placements, *command.placements))
+    job.place(_in_order((*job.placements, *command.placements)))
     job.next_index = 1 + max(placement.role.index for placement in command.placements)
     job.born = max(job.born, *(placement.role.generation for placement in command.placements))
     return _DONE
@@ -219,7 +221,7 @@ def _lose(state: ClusterState, command: LoseRole) -> Outcome:
         step = kind.reached(job, command)
         job.reached, job.crashes = (job.reached, job.crashes + 1) if step <= job.reached else (step, 1)
         job.crashed_in = job.generation
-    if job.crashes >= limits.CRASHES:
+    if job.crashes >= (limits.DEATHS if _ended_by_itself(command.reason) else limits.CRASHES):
         job.state, job.reason = FAILED, CrashedOften(job.crashes, command.reason)
         kind.gave_up(job)
         return _DONE
@@ -231,12 +233,20 @@ def _lose(state: ClusterState, command: LoseRole) -> Outcome:
     return _DONE
 
 
+_FROM_OTHERS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+
+
 def _is_crash(reason: Loss) -> bool:
     """Does it speak of the code, which would do the same again? Not of the network, nor of a disk."""
     return isinstance(reason, RoleDied | RoleUnready) or (
         isinstance(reason, RoleFailed)
         and reason.kind not in {"peer-silent", "peer-broken", "disk", "machine", "memory"}
     )
+
+
+def _ended_by_itself(reason: Loss) -> bool:
+    """It exited, or did what a processor forbids: nobody killed or stopped it, and no host is to blame."""
+    return isinstance(reason, RoleDied) and not reason.stalled and reason.signal not in _FROM_OTHERS
 
 
 def _is_of_host(reason: Loss) -> bool:

@@ -37,6 +37,8 @@ class Job(Struct):
     start_generation: int = 0
     """The generation in which the processes were last started anew."""
     placements: tuple[Placement, ...] = ()
+    hosts: tuple[NodeId, ...] = ()
+    """All nodes that processes of it were ever placed on: what they have printed is there."""
     misses: dict[NodeId, int] = field(default_factory=dict)
     """By node: recruits that ended there before they were of use, and processes that could not talk to others."""
     next_index: int = 0
@@ -58,6 +60,11 @@ class Job(Struct):
     """How often it was not placed as it was decided, because another job had taken the room meanwhile."""
     crashed_in: int = 0
     """The generation of the last such incident: what was started before it may be of it, too."""
+
+    def place(self, placements: tuple[Placement, ...]) -> None:
+        """These processes are wanted."""
+        self.placements = placements
+        self.hosts = tuple(dict.fromkeys((*self.hosts, *(placement.node for placement in placements))))
 
     def files(self) -> tuple[BlobHash, ...]:
         """The job's own files, which every process of it begins from, as a blob; a deployment has none."""

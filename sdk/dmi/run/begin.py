@@ -1,6 +1,7 @@
 """``dmi.init``: the process is made deterministic, and a run begins in it."""
 
 import atexit
+import multiprocessing
 import os
 import sys
 
@@ -35,6 +36,11 @@ def init(
     ):
         if value != only:
             raise NotYetError(f"{name}={value!r} is not built yet; leave it out, or pass {only!r}")
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UsageError(
+            "a child process imports the script, and would train it again: put what starts processes, and the training, below "
+            '`if __name__ == "__main__":`'
+        )
     joined = provided()
     if joined is not None and _latest and _latest[0].belongs_to(joined):
         raise UsageError(
@@ -56,6 +62,8 @@ def init(
 
 _latest: list[Run] = []
 """The run of this process; a notebook may begin another one."""
+_process: list[int] = []
+"""The process that it was begun in."""
 
 
 def latest() -> Run | None:
@@ -66,13 +74,15 @@ def latest() -> Run | None:
 def _remember(run: Run) -> None:
     if not _latest:
         atexit.register(_at_exit)
-    _latest[:] = [run]
+    _latest[:], _process[:] = [run], [os.getpid()]
 
 
 def _at_exit() -> None:
     """A plain run writes the weights that ``DMI_EXPORT`` asks for, unless its script ended with an exception."""
     path = os.environ.get("DMI_EXPORT")
     run = latest()
+    if _process != [os.getpid()]:
+        return  # a child that the script has forked
     if path and run is not None and provided() is None and getattr(sys, "last_value", None) is None:
         run.export(path)
 

@@ -3,12 +3,14 @@
 Whoever runs the script inside a job provides its exchange before the script starts; otherwise a run is plain.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, Protocol
 
 from msgspec import Struct
 from torch import Tensor
 
+from dmi.errors import UsageError
 from dmi_protocol.training.layout import Definition
 from dmi_tensor.buckets import Buckets
 from dmi_tensor.tree_sum import Share
@@ -140,14 +142,24 @@ class Exchange(Protocol):
         ...
 
 
-_provider: list[Callable[[], Exchange]] = []
+JOB = "DMI_JOB"
+"""The environment variable that has the job's id in whatever a job's script starts."""
+
+_provider: list[tuple[int, Callable[[], Exchange]]] = []
 
 
 def provide(provider: Callable[[], Exchange]) -> None:
     """From now on ``dmi.init`` in this process takes part in a job, through what ``provider`` makes."""
-    _provider[:] = [provider]
+    _provider[:] = [(os.getpid(), provider)]
 
 
 def provided() -> Exchange | None:
-    """The job's exchange, None in a plain run."""
-    return _provider[0]() if _provider else None
+    """The job's exchange, None in a plain run. Raises ``UsageError`` in a process that a job's script has started."""
+    if _provider and _provider[0][0] == os.getpid():
+        return _provider[0][1]()
+    if _provider or JOB in os.environ:
+        raise UsageError(
+            "a process that a job's script has started trains nothing by itself: call dmi.init in the script alone, below "
+            '`if __name__ == "__main__":` where it starts processes that import it'
+        )
+    return None

@@ -1,6 +1,7 @@
 """Runs a training script as ``python script.py`` would, and says in plain words how it ended."""
 
 import errno
+import os
 import runpy
 import sys
 import traceback
@@ -10,6 +11,7 @@ from types import TracebackType
 from msgspec import Struct
 
 from dmi.errors import DmiError
+from dmi.run.finish import end_child
 
 CANNOT_START = "cannot-start"
 """The script cannot run on this host, now or later: a syntax error, a missing package."""
@@ -36,6 +38,16 @@ def run_script(script: Path, args: tuple[str, ...]) -> Ending | None:
     """
     sys.argv = [str(script), *args]
     sys.path[0] = str(script.parent)
+    process = os.getpid()
+    ending = _run(script)
+    if os.getpid() != process:  # a child that was forked came to the script's end, as its parent will
+        if ending is not None:
+            print(ending.text, file=sys.stderr)
+        end_child(0 if ending is None else 1)
+    return ending
+
+
+def _run(script: Path) -> Ending | None:
     try:
         runpy.run_path(str(script), run_name="__main__")
     except SystemExit as ended:

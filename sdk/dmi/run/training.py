@@ -2,6 +2,7 @@
 face."""
 
 import math
+import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ class Training:
 
     def __init__(self, exchange: Exchange, seed: int, leaves: int) -> None:
         self.exchange = exchange
+        self._process = os.getpid()
         self.seed = seed
         self.leaves = leaves
         self.state = State()
@@ -156,6 +158,8 @@ class Training:
         self._begin(leaf_sizes(samples, self.leaves), self.data)
 
     def _begin(self, sizes: tuple[int, ...], data: str, *, only_lead: bool = False) -> None:
+        if os.getpid() != self._process:
+            raise UsageError("a process that the script has forked cannot train: leave the run to its parent")
         assert self.model is not None
         assert self.optimizer is not None
         beside.check_schedulers(self.optimizer, self.things.all)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dmi.errors import DmiError
 from dmi.run import begin, exchange
+from dmi.run.finish import finish
 from dmi.run.mesh_exchange import MeshExchange
 from dmi.run.script import Ending, run_script
 from dmi_protocol.messages.roles import Bound, Completed, TrainingLaunch
@@ -27,18 +28,24 @@ def work(child: Child, launch: TrainingLaunch) -> Ending:
     child.tell(Bound(f"{launch.host}:{_NO_PORT}", keys.public, os.getpid()))
     mesh = MeshExchange(child, launch, child.roster(), keys)
     exchange.provide(lambda: mesh)
-    ending = run_script(Path.cwd() / launch.script, launch.args)
+    os.environ[exchange.JOB] = launch.key.job  # for the processes that the script starts
+    ending = run_script(Path.cwd() / launch.script, launch.args) or _close(launch.script)
+    finish()
     if ending is not None:
         return ending
+    child.tell(Completed())
+    return mesh.stay()
+
+
+def _close(script: str) -> Ending | None:
     found = begin.latest()
     if found is None:
-        return Ending("no-run", f"{launch.script} trains nothing: it needs dmi.init() and run.steps(...)")
+        return Ending("no-run", f"{script} trains nothing: it needs dmi.init() and run.steps(...)")
     try:
         found.close()
     except DmiError as error:
         return Ending("script-raised", str(error))
-    child.tell(Completed())
-    return mesh.stay()
+    return None
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dmi_node.storage import logs
 from dmi_node.supervision import process as module
 from dmi_node.supervision.process import RoleProcess, environment
 from dmi_protocol import limits
@@ -247,12 +248,14 @@ async def test_a_traceback_is_bounded_and_keeps_its_end(tmp_path: Path) -> None:
 
 
 async def test_a_log_has_a_bound_and_the_process_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "LOG_BYTES", 1000)
-    async with living(tmp_path, 'print("x" * 1000000); child.tell(Completed()); child.end(0)') as life:
+    monkeypatch.setattr(logs, "_HEAD", 1000)
+    monkeypatch.setattr(logs, "_SEGMENT", 100)
+    async with living(tmp_path, 'print("x" * 1000000 + "the end"); child.tell(Completed()); child.end(0)') as life:
         assert (await life.rest())[-2:] == [Completed(), Exited(0, 0)]
-    text = (tmp_path / "log").read_text()
-    assert text.startswith("x" * 1000 + "\n[the log is full")
-    assert len(text) < 1100
+    assert (tmp_path / "log").read_text() == "x" * 1000
+    rest = "".join(path.read_text() for path in sorted(tmp_path.glob("log.*")))
+    assert rest.endswith("the end\n")
+    assert len(rest) <= 400
 
 
 async def test_a_log_that_cannot_be_written_does_not_stop_the_process(tmp_path: Path) -> None:
