@@ -137,6 +137,8 @@ THREADS_END_MS = 60_000
 """So long the threads of a script that is over are waited for."""
 ROLE_BEAT_MS = 500
 ROLE_STALLED_MS = 5_000
+ROLE_BUSY_MS = 2_500
+"""A process that gives no sign for so long and computes is busy: whoever waits for it is told."""
 PROGRESS_MS = 200
 SERVED_MS = 1_000
 HEADER_MS = 10_000
@@ -178,7 +180,7 @@ def check() -> None:
     assert ROLE_BEAT_MS * 4 <= ROLE_STALLED_MS
     assert REPLICA_BEAT_MS * 4 <= REPLICA_SILENT_MS
     assert LEASE_RENEWED_MS * 4 <= LEASE_MS
-    assert ROLE_STALLED_MS < PAIR_SILENT_MS < PEER_SILENT_MS
+    assert ROLE_BEAT_MS < ROLE_BUSY_MS < ROLE_STALLED_MS < PAIR_SILENT_MS < PEER_SILENT_MS
     assert ALIGNMENT_BYTES & (ALIGNMENT_BYTES - 1) == 0
     assert LEAVES & (LEAVES - 1) == 0
 

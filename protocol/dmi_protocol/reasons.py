@@ -70,10 +70,11 @@ class Starting(Struct, frozen=True, tag="starting"):
 
 
 class Running(Struct, frozen=True, tag="running"):
-    """All is well."""
+    """All is well. ``busy`` are processes, by role and node, that give no sign and compute."""
 
     workers: tuple[str, ...]
     servers: tuple[str, ...]
+    busy: tuple[tuple[str, str], ...] = ()
 
 
 class Inferring(Struct, frozen=True, tag="inferring"):

@@ -189,8 +189,10 @@ def _of_mesh(reason: Reason) -> str:
             rest = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
             whom = f"; waiting for {', '.join([*names[:_NAMED], *rest])}" if ready and names else ""
             return f"starting: {ready} of {roles} role processes are ready{whom}"
-        case Running(workers, servers):
-            return f"running: workers on {_list(workers)}, servers on {_list(servers)}"
+        case Running(workers, servers, busy):
+            held = " and ".join(f"{role} on {node}" for role, node in busy[:_NAMED])
+            told = f"; {held} gives no sign and computes: one call holds the interpreter's lock" if busy else ""
+            return f"running: workers on {_list(workers)}, servers on {_list(servers)}{told}"
         case Succeeded(steps):
             return f"succeeded after {steps} step{'' if steps == 1 else 's'}; `dmi-node export` writes the weights"
         case _:

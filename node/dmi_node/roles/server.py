@@ -69,7 +69,7 @@ class Server:
         self._leased = child.lease
         self._own: deque[Delivery] = deque()
         """What shards of ours say to one another: it is heard when the one that speaks has done all it wants."""
-        self._reported: set[tuple[int, Role, int]] = set()
+        self._reported: set[tuple[int, Role, int, int]] = set()
         self._has_said_done = False
         self._early: list[Delivery] = []
         """What belongs to a generation that we have not heard of yet."""
@@ -319,8 +319,8 @@ class Server:
                     line.send(say.Beat(self.roster.generation))
 
     def _report(self, role: Role, index: int, silent_ms: int) -> None:
-        """Once in each generation: the coordinator replaces one of the two."""
-        place = (self.roster.generation, role, index)
+        """Now and then: the coordinator replaces one of the two, unless one of them is only busy."""
+        place = (self.roster.generation, role, index, silent_ms // limits.PAIR_SILENT_MS)
         if silent_ms > limits.PAIR_SILENT_MS and place not in self._reported:
             self._reported.add(place)
             self.child.tell(Unheard(self.roster.generation, role, index, silent_ms))

@@ -22,6 +22,7 @@ from dmi_protocol.identity import is_public_key
 from dmi_protocol.instant import Instant
 from dmi_protocol.messages.roles import (
     Bound,
+    Busy,
     CaughtUp,
     Completed,
     Exited,
@@ -89,6 +90,12 @@ class RoleProcess:
         self._writer: asyncio.StreamWriter | None = None
         self._output: asyncio.BaseTransport | None = None
         self._moved_at: Instant | None = None
+        self._signed_at = Instant(0)
+        """When it said something, if only that it moves."""
+        self._without_sign = 0
+        """How often it gave no sign for a while, though it computed."""
+        self._is_told = True
+        """Was it told that the last such while is over?"""
         self._is_busy = False
         """We pass on what it said, so it is not to blame for our silence."""
         self._heard = 0
@@ -209,7 +216,10 @@ class RoleProcess:
                 message: FromRole = decode_struct(await read_framed(reader), FromRole)
                 if not isinstance(message, Moving):
                     await self._pass_on(self._judged(message))
-                self._moved_at = clock.now()
+                self._moved_at = self._signed_at = clock.now()
+                if not self._is_told:
+                    self._is_told = True
+                    await self._pass_on(Busy(self._without_sign, is_over=True))
         except (asyncio.IncompleteReadError, ConnectionError):
             return
         except RemoteProtocolError as error:
@@ -268,10 +278,17 @@ class RoleProcess:
             before, computed = computed, _computed_s(self._process.pid)
             if computed > before:
                 self._moved_at = clock.now()
+                await self._tell_busy()
             elif clock.now() - self._moved_at > limits.ROLE_STALLED_MS:
                 self._stalled = True
                 self.kill()
                 return
+
+    async def _tell_busy(self) -> None:
+        if self._is_told and clock.now() - self._signed_at > limits.ROLE_BUSY_MS:
+            self._is_told = False
+            self._without_sign += 1
+            await self._pass_on(Busy(self._without_sign, is_over=False))
 
     async def _log(self, output: asyncio.StreamReader) -> None:
         """All that it prints. It is read to the end even when the disk takes no more, or it would wait."""

@@ -282,6 +282,14 @@ class ReportPair(Struct, frozen=True, tag="pair"):
     silent_ms: int
 
 
+class MarkBusy(Struct, frozen=True, tag="busy"):
+    """A role process gives no sign, and computes: its node leaves it alone. Or it gives signs again."""
+
+    request: RequestId
+    role: RoleKey
+    is_busy: bool
+
+
 class LoseRole(Struct, frozen=True, tag="lose"):
     """A role process is gone. ``step`` is the last one that was told."""
 
@@ -478,7 +486,9 @@ class RefuseVersion(Struct, frozen=True, tag="refuse-version"):
 
 
 MemberCommand = Invite | Admit | Remove | Readdress | Resize | Drain | AddToken | RemoveToken
-TrainingCommand = Reassign | ReadyRole | SyncReplica | ReportPair | CompleteRole | SetCheckpointHolders | KeepPart
+TrainingCommand = (
+    Reassign | ReadyRole | SyncReplica | ReportPair | MarkBusy | CompleteRole | SetCheckpointHolders | KeepPart
+)
 BatchCommand = LeaseSlices | CommitSlice | ReopenSlices
 DeploymentCommand = Dismiss | SetVersions | RefuseVersion | SetScale | WakeDeployment
 KindCommand = TrainingCommand | BatchCommand | DeploymentCommand

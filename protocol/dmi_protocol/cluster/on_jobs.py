@@ -1,7 +1,5 @@
 """What the commands of jobs do to the state. What is a matter of the job's kind is decided there (``kinds/``)."""
 
-import signal
-
 from dmi_protocol import limits
 from dmi_protocol.address import is_address
 from dmi_protocol.cluster.command import (
@@ -13,6 +11,7 @@ from dmi_protocol.cluster.command import (
     JobCommand,
     KindCommand,
     LoseRole,
+    MarkBusy,
     Place,
     Placement,
     ReadyRole,
@@ -88,7 +87,9 @@ def do_for_job(state: ClusterState, index: int, command: JobCommand) -> Outcome:
 def _do_for_kind(state: ClusterState, command: KindCommand) -> Outcome:
     named = (
         command.role.job
-        if isinstance(command, ReadyRole | ReportPair | CompleteRole | CommitSlice | RefuseVersion | WakeDeployment)
+        if isinstance(
+            command, ReadyRole | ReportPair | MarkBusy | CompleteRole | CommitSlice | RefuseVersion | WakeDeployment
+        )
         else command.job
     )
     job = state.jobs.get(named)
@@ -233,7 +234,8 @@ def _lose(state: ClusterState, command: LoseRole) -> Outcome:
     return _DONE
 
 
-_FROM_OTHERS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+_FROM_OTHERS = frozenset({1, 2, 9, 15})
+"""Signals that people send, and the kernel where memory is short: HUP, INT, KILL, TERM."""
 
 
 def _is_crash(reason: Loss) -> bool:

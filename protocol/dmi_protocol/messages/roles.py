@@ -317,6 +317,14 @@ class Unheard(Struct, frozen=True, tag="unheard"):
     silent_ms: int
 
 
+class Busy(Struct, frozen=True, tag="busy"):
+    """The daemon has had no sign of a process for a while, though it computes: one call may hold the interpreter's lock. Or, when
+    it ``is_over``, has signs again. The daemon counts how often."""
+
+    number: int
+    is_over: bool
+
+
 class PartWritten(Struct, frozen=True, tag="part-written"):
     """A server's part of a checkpoint is durable at ``path`` (in its directory); the daemon takes it into the blobs.
 
@@ -426,6 +434,7 @@ RoleEvent = (
     | Ready
     | CaughtUp
     | Unheard
+    | Busy
     | Written
     | Published
     | Completed

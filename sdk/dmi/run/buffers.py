@@ -70,17 +70,14 @@ class ModuleBuffers:
                     digest.update(segment.name.encode() + _bits(now, segment).numpy().tobytes())
         return digest.digest() if any(map(any, self._written.values())) else b""
 
-    def check_unwritten(self) -> None:
-        """Raise ``UsageError`` when the script wrote one after the last step: it would be in no checkpoint."""
+    def are_written(self) -> bool:
+        """Has the script written one since the version was put in place?"""
         self._follow()
-        for bucket in self._kinds:
-            now, installed = self._buckets.bucket(bucket.index), self._installed[bucket.index]
-            for segment in bucket.segments:
-                if not _is_same(now, installed, segment):
-                    raise UsageError(
-                        f"buffer {segment.name} was written after the last step, and no step takes it over: write it before a "
-                        "step, or after run.export(...) into a copy of the module"
-                    )
+        return any(
+            not _is_same(self._buckets.bucket(bucket.index), self._installed[bucket.index], segment)
+            for bucket in self._kinds
+            for segment in bucket.segments
+        )
 
     def check_unchanged(self) -> None:
         """Raise ``UsageError`` when one was changed since the step began."""

@@ -74,7 +74,7 @@ class Servers:
         now = time.monotonic()
         self._talked = {index: self._talked.get(index, now) for index in endpoints}
         self._asked = {index: self._asked.get(index, now) for index in endpoints}
-        self._reported: set[int] = set()
+        self._reported: set[tuple[int, int]] = set()
         before, self._primaries = self._primaries, tuple(replicas.primary for replicas in roster.assignment.shards)
         self._beats.watch(roster.generation, {index: endpoints[index] for index in set(self._primaries)})
         return tuple(s for s, index in enumerate(self._primaries) if before[s : s + 1] != (index,))
@@ -151,8 +151,9 @@ class Servers:
         server, seconds = silent
         if seconds * 1000 > limits.PEER_SILENT_MS:
             self._give_up("peer-silent", f"{self.server_name(server)} was not heard for {seconds:.0f} s {what}")
-        if seconds * 1000 > limits.PAIR_SILENT_MS and server not in self._reported:
-            self._reported.add(server)
+        place = server, int(seconds * 1000) // limits.PAIR_SILENT_MS
+        if place[1] and place not in self._reported:
+            self._reported.add(place)
             self._child.tell(Unheard(self._generation, "server", server, int(seconds * 1000)))
 
     def _look(self, seconds: float) -> None:

@@ -331,6 +331,12 @@ class Training:
             self.exchange.contribute(leaf, shares)
         return self._end_round(self.exchange.value())
 
+    def take_over(self) -> None:
+        """What the script has written into buffers after its last step becomes a version of its own."""
+        assert self.model is not None
+        if self.model.buffers.are_written() and self.position.begin_round() is None:
+            self.tell(lambda: None, was_lead=True)
+
     # What the script might do beside it
 
     @property

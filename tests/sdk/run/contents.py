@@ -334,11 +334,7 @@ ROWS = [
     Row("a buffer that the script writes between the steps", Script(between=set_seen)),
     Row("a cache in a buffer with `persistent=False`", Script(model=lambda: Net(fill_cache))),
     Row("a buffer whose shape changes", Script(model=lambda: Net(grow_seen)), "buffer seen is float32[2] now"),
-    Row(
-        "a buffer that is written after the last step",
-        Script(end=set_seen),
-        "buffer seen was written after the last step",
-    ),
+    Row("a buffer that is written after the last step", Script(end=set_seen)),
     Row("frozen layers (`requires_grad_(False)`)", Script(build=freeze_first)),
     Row("layers that thaw in mid-training", Script(build=freeze_first, epoch=thaw)),
     Row("`add_param_group` after `run.optimizer`", Script(begin=add_group), "add_param_group after run.optimizer"),

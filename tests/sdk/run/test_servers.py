@@ -59,16 +59,17 @@ def test_a_shard_moves_with_its_primary() -> None:
     context.term()
 
 
-def test_a_server_that_is_not_heard_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_not_heard_is_reported_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "PAIR_SILENT_MS", 500)
     context: Context = zmq.Context()
     child = Quiet()
     servers = Servers(context, KeyPair.make(), 0, NodeId("1" * 16), child, give_up)
     servers.follow(roster(endpoint_of(0), generation=4))
     assert servers.hear(2.5, "now") is None
-    (told,) = child.told
-    assert isinstance(told, Unheard)
-    assert (told.generation, told.role, told.index) == (4, "server", 0)
+    assert 2 <= len(child.told) <= 5
+    for told in child.told:
+        assert isinstance(told, Unheard)
+        assert (told.generation, told.role, told.index) == (4, "server", 0)
     servers.close()
     context.term()
 

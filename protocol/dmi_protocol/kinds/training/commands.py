@@ -9,6 +9,7 @@ from dmi_protocol.cluster.command import (
     KeepPart,
     KindCommand,
     LoseRole,
+    MarkBusy,
     Place,
     ReadyRole,
     Reassign,
@@ -81,7 +82,8 @@ class TrainingCommands:
         """Those who are left go on, if they have all that was ever shown. If not, what was computed since the last checkpoint
         is computed again, with the same bits."""
         job.completed = tuple(done for done in job.completed if done != role)
-        job.pairs = tuple(pair for pair in job.pairs if role not in {pair.role, pair.peer})
+        _forget_pairs(job, role)
+        job.busy = tuple(each for each in job.busy if each != role)
         if not _goes_on_without(job):
             _end_all(job, reason)
         else:
@@ -103,6 +105,8 @@ class TrainingCommands:
                 return _sync(job, command)
             case ReportPair():
                 return _pair(job, command)
+            case MarkBusy():
+                return _mark_busy(job, command)
             case CompleteRole():
                 return _complete(job, command)
             case KeepPart():
@@ -181,6 +185,22 @@ def _pair(job: TrainingJob, command: ReportPair) -> bool:
     return True
 
 
+def _mark_busy(job: TrainingJob, command: MarkBusy) -> bool:
+    """What was reported of a busy process is not true any more when it gives signs again; if it is, it is reported again."""
+    if not job.wants(command.role) or command.is_busy == (command.role in job.busy):
+        return False
+    if command.is_busy:
+        job.busy = (*job.busy, command.role)
+        return True
+    job.busy = tuple(role for role in job.busy if role != command.role)
+    _forget_pairs(job, command.role)
+    return True
+
+
+def _forget_pairs(job: TrainingJob, role: RoleKey) -> None:
+    job.pairs = tuple(pair for pair in job.pairs if role not in {pair.role, pair.peer})
+
+
 def _goes_on_without(job: TrainingJob) -> bool:
     """Has every shard a copy in sync, and the job a worker with a version and work to do?"""
     if not job.runs or job.assignment is None:
@@ -198,7 +218,7 @@ def _end_all(job: TrainingJob, reason: Loss) -> None:
     job.state, job.reason = (RECOVERING, reason) if job.has_run else (QUEUED, None)
     job.generation = max(job.generation, job.born)
     job.placements, job.assignment, job.checkpoint_holders = (), None, ()
-    job.endpoints, job.completed, job.ready, job.synced, job.pairs = (), (), (), (), ()
+    job.endpoints, job.completed, job.ready, job.synced, job.pairs, job.busy = (), (), (), (), (), ()
     job.runs = False
     job.parts, job.final_parts = {}, {}
 

@@ -69,11 +69,13 @@ class TrainingPlans:
 
     def part(self, job: TrainingJob, state: ClusterState) -> list[Command]:
         """Of two that cannot talk one is replaced: whoever has not been of use yet, or else the one on the later node, so that
-        all pairs between two nodes end alike."""
+        all pairs between two nodes end alike. One that is busy will talk again."""
         nodes = dict(job.roles())
         lost: dict[RoleKey, Command] = {}
         for pair in job.pairs:
             two = (pair.role, pair.peer)
+            if set(two) & set(job.busy):
+                continue
             victim = max(two, key=lambda role: (_is_new(role, job), nodes[role], role))
             other = next(role for role in two if role != victim)
             names = [state.members[nodes[r]].name if nodes[r] in state.members else nodes[r] for r in (victim, other)]

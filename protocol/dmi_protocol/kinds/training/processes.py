@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 
+from dmi_protocol import limits
 from dmi_protocol.cluster.command import (
     Command,
     CompleteRole,
     KeepPart,
+    MarkBusy,
     Part,
     PublishVersion,
     ReadyRole,
@@ -17,6 +19,7 @@ from dmi_protocol.kinds.job import RUNNING
 from dmi_protocol.kinds.kind import Host, request_of
 from dmi_protocol.kinds.training.state import KeptPart, TrainingJob
 from dmi_protocol.messages.roles import (
+    Busy,
     CaughtUp,
     Completed,
     Launch,
@@ -109,8 +112,11 @@ class TrainingProcesses:
                 request = request_of(role, f"filled-{generation}-{shard}-{server}")
                 return [SyncReplica(request, role.job, generation, shard, server)]
             case Unheard(generation, peer, index, silent_ms):
-                request = request_of(role, f"unheard-{generation}-{peer}-{index}")
+                request = request_of(role, f"unheard-{generation}-{peer}-{index}-{silent_ms // limits.PAIR_SILENT_MS}")
                 return [ReportPair(request, role, generation, peer, index, silent_ms)]
+            case Busy(number, is_over):
+                request = request_of(role, f"{'not-' if is_over else ''}busy-{number}")
+                return [MarkBusy(request, role, not is_over)]
             case _:
                 return []
 

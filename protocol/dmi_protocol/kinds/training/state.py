@@ -48,6 +48,8 @@ class TrainingJob(Job, tag="training"):
     """By shard: servers that have caught up since the last ``Reassign``."""
     pairs: tuple[Pair, ...] = ()
     """What was reported since the last ``Reassign``."""
+    busy: tuple[RoleKey, ...] = ()
+    """Processes that give no sign, and compute: nobody is replaced because of them."""
     completed: tuple[RoleKey, ...] = ()
     parts: dict[int, tuple[KeptPart, ...]] = field(default_factory=dict)
     """By step: parts of checkpoints that are not whole yet."""

@@ -40,7 +40,9 @@ class TrainingViews:
             tuple(r.endpoint.node_name for r in job.endpoints if r.endpoint.key.role == role)
             for role in ("worker", "server")
         )
-        return reasons.Running(workers, servers)
+        nodes = {record.endpoint.key: record.endpoint.node_name for record in job.endpoints}
+        busy = tuple((role.name, nodes[role]) for role in job.busy if role in nodes)
+        return reasons.Running(workers, servers, busy)
 
     def weakened(self, job: TrainingJob, loss: reasons.Loss) -> reasons.Reason:
         """It runs, and something is missing."""
