@@ -4,7 +4,7 @@ A task that is cancelled while it waits for an item lets the thread go too.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -225,6 +225,9 @@ class Mesh:
         cpus: int | None = None,
         memory: int | str | None = None,
         include: Iterable[str | Path] = (),
+        root: str | Path | None = None,
+        env: Mapping[str, str] | None = None,
+        python: str | None = None,
     ) -> Job:
         """See ``dmi.mesh.Mesh.submit``."""
         submitted = await asyncio.to_thread(
@@ -240,6 +243,9 @@ class Mesh:
             cpus=cpus,
             memory=memory,
             include=include,
+            root=root,
+            env=env,
+            python=python,
         )
         return Job(submitted)
 

@@ -7,8 +7,9 @@ and mode: equal files give equal bytes, and so an equal hash.
 import ast
 import hashlib
 import io
+import os
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from msgspec import Struct
@@ -16,43 +17,99 @@ from msgspec import Struct
 from dmi.errors import UsageError
 from dmi_protocol import limits
 
+_AT_HOME = frozenset(
+    {
+        ".git",
+        ".hg",
+        ".svn",
+        ".venv",
+        "venv",
+        "env",
+        "node_modules",
+        "__pycache__",
+        ".tox",
+        ".nox",
+        ".eggs",
+        ".idea",
+        ".vscode",
+    }
+    | {".mypy_cache", ".ruff_cache", ".pytest_cache", ".ipynb_checkpoints", ".hypothesis", ".cache"}
+)
+"""Folders of these names stay at home, as does any virtual environment."""
+_LARGEST = 3
+"""So many folders are named where there is too much."""
+
 
 class Bundle(Struct, frozen=True):
-    """``script`` is the script's name inside; ``hash`` the SHA-256 of ``data``."""
+    """``script`` is the script's name inside; ``hash`` the SHA-256 of ``data``. ``left`` are the folders that stayed at home."""
 
     script: str
     hash: str
     data: bytes
+    left: tuple[str, ...] = ()
 
 
-def make(script: str | Path, include: Iterable[str | Path] = ()) -> Bundle:
-    """Bundle ``script``. Names inside are relative to its folder; ``include`` may be files or folders below that folder.
+def make(script: str | Path, include: Iterable[str | Path] = (), root: str | Path | None = None) -> Bundle:
+    """Bundle ``script``, which may be a link: names inside are relative to the folder of the file that it leads to, or to
+    ``root``, all of which travels then. ``include`` may be files or folders below that folder. Of folders, repositories, virtual
+    environments and caches stay at home.
 
-    Raises ``UsageError`` for a script that is not there, does not parse, or is too much.
+    Raises ``UsageError`` for a script that is not there, is a notebook, does not parse, or is too much.
     """
     script = Path(script)
     if not script.is_file():
         raise UsageError(f"there is no script {str(script)!r}: is the path right?")
-    root = script.resolve().parent
-    files = {path.relative_to(root).as_posix(): path for path in _imported(script.resolve(), root)}
-    for name in include:
-        for path in _included(root, Path(name)):
-            files[path.relative_to(root).as_posix()] = path
-    if len(files) > limits.BUNDLE_FILES:
-        raise UsageError(f"the job has {len(files)} files, more than {limits.BUNDLE_FILES}; include fewer")
-    data = _pack(files)
-    return Bundle(script.name, hashlib.sha256(data).hexdigest(), data)
-
-
-def _pack(files: dict[str, Path]) -> bytes:
-    total = sum(path.stat().st_size for path in files.values())
-    if total > limits.BUNDLE_BYTES:
-        largest = max(files, key=lambda name: files[name].stat().st_size)
+    if script.suffix == ".ipynb":
         raise UsageError(
-            f"the job's files are {total / 1e6:.0f} MB, more than {limits.BUNDLE_BYTES / 1e6:.0f} MB (the largest is {largest}); "
-            "read large data from a path that every host has"
+            f"{script.name} is a notebook: write it as a script first, `jupyter nbconvert --to script {script.name}`"
         )
-    return _tar((name, files[name].read_bytes()) for name in sorted(files))
+    own = script.resolve()
+    folder = own.parent if root is None else _root(Path(root), own)
+    left: set[str] = set()
+    chosen = list(_below(folder, folder, left)) if root is not None else []
+    found = {*_imported(own, own.parent), *(path for path in chosen)}
+    for name in include:
+        found |= set(_included(folder, Path(name), left))
+    files = {path.relative_to(folder).as_posix(): path for path in found}
+    if len(files) > limits.BUNDLE_FILES:
+        raise UsageError(
+            f"the job has {len(files)} files, more than {limits.BUNDLE_FILES} (most are in {_most(files, lambda path: 1)}); "
+            "include fewer"
+        )
+    data = _pack(files)
+    name = own.relative_to(folder).as_posix()
+    return Bundle(name, hashlib.sha256(data).hexdigest(), data, tuple(sorted(left)))
+
+
+def _root(root: Path, script: Path) -> Path:
+    if not root.is_dir():
+        raise UsageError(f"--root {root}: there is no such folder")
+    if not script.is_relative_to(root.resolve()):
+        raise UsageError(f"--root {root}: the script {script} does not lie in it")
+    return root.resolve()
+
+
+def _most(files: Mapping[str, Path], weight: Callable[[Path], int]) -> str:
+    """The folders in which there is most, heaviest first."""
+    weights: dict[str, int] = {}
+    for name, path in files.items():
+        folder = "/".join(name.split("/")[:-1][:2]) or "."
+        weights[folder] = weights.get(folder, 0) + weight(path)
+    return ", ".join(sorted(weights, key=lambda folder: -weights[folder])[:_LARGEST])
+
+
+def _pack(files: Mapping[str, Path]) -> bytes:
+    try:
+        total = sum(path.stat().st_size for path in files.values())
+        if total > limits.BUNDLE_BYTES:
+            most = _most(files, lambda path: path.stat().st_size)
+            raise UsageError(
+                f"the job's files are {total / 1e6:.0f} MB, more than {limits.BUNDLE_BYTES / 1e6:.0f} MB (most are in {most}); "
+                "read large data from a path that every host has"
+            )
+        return _tar((name, files[name].read_bytes()) for name in sorted(files))
+    except OSError as error:
+        raise UsageError(f"{error.filename} cannot be read ({error.strerror}): check its permissions") from error
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
@@ -73,15 +130,33 @@ def _tar(files: Iterable[tuple[str, bytes]]) -> bytes:
     return buffer.getvalue()
 
 
-def _included(root: Path, name: Path) -> list[Path]:
+def _included(root: Path, name: Path, left: set[str]) -> list[Path]:
     path = (name if name.is_absolute() or name.exists() else root / name).resolve()
     if not path.exists():
         raise UsageError(f"--include {name}: there is no such file or folder")
     if not path.is_relative_to(root):
-        raise UsageError(f"--include {name} lies outside {root}: files travel relative to the script's folder")
-    return (
-        [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-    )
+        raise UsageError(
+            f"--include {name} lies outside {root}: files travel relative to the script's folder, or to --root"
+        )
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UsageError(f"--include {name} is no file and no folder")
+    return list(_below(path, root, left))
+
+
+def _below(folder: Path, root: Path, left: set[str]) -> Iterator[Path]:
+    """The files in a folder; what stays at home is added to ``left``. Links to folders are not followed: they may go round."""
+    for here, folders, names in os.walk(folder, onerror=_cannot):
+        at = Path(here)
+        home = {name for name in folders if name in _AT_HOME or (at / name / "pyvenv.cfg").exists()}
+        left |= {(at / name).relative_to(root).as_posix() for name in home if name != "__pycache__"}
+        folders[:] = sorted(set(folders) - home)
+        yield from (path for name in names if (path := at / name).is_file())
+
+
+def _cannot(error: OSError) -> None:
+    raise UsageError(f"{error.filename} cannot be read ({error.strerror}): check its permissions") from error
 
 
 def _imported(script: Path, root: Path) -> set[Path]:

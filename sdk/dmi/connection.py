@@ -36,8 +36,11 @@ def default_home() -> Path:
 
 
 def user_home() -> Path:
-    """A home of the user's own, where no service runs."""
-    return Path.home() / ".local" / "state" / "dmi-node"
+    """A home of the user's own, where no service runs. Raises ``UsageError`` for a user who has none."""
+    try:
+        return Path.home() / ".local" / "state" / "dmi-node"
+    except RuntimeError:
+        raise UsageError("this user has no home directory: name a folder with --home, or in DMI_HOME") from None
 
 
 def homes_at(home: Path) -> list[Path]:

@@ -16,6 +16,8 @@ class Job:
     def __init__(self, connection: Connection, identity: str) -> None:
         self._connection = connection
         self.id = identity
+        self.left_at_home: tuple[str, ...] = ()
+        """Of a job that was just submitted: folders below those that were named that did not travel."""
 
     def __repr__(self) -> str:
         return f"Job({self.id!r})"

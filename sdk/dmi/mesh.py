@@ -1,7 +1,7 @@
 """The mesh as its user sees it: ask any node of it."""
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from dmi.models.fitting import free_share
 from dmi.models.library import Models
 from dmi.serve.client import Deployment, predict, serve
 from dmi.share import share
+from dmi_protocol import limits
 
 
 def connect(home: str | Path | None = None) -> "Mesh":
@@ -44,18 +45,25 @@ class Mesh:
         cpus: int | None = None,
         memory: int | str | None = None,
         include: Iterable[str | Path] = (),
+        root: str | Path | None = None,
+        env: Mapping[str, str] | None = None,
+        python: str | None = None,
     ) -> Job:
         """Train ``script`` on the mesh; returns once the job is committed and its files are on two nodes.
 
         ``workers`` and ``servers`` are by default as many as there are nodes. ``cpus`` processors and ``memory`` (bytes, or
         "2GB") are what its processes have together on each of its nodes: it is placed where so much is left, and held to it.
 
+        ``include`` are files and folders that travel with it; ``root`` is a folder above the script, all of which travels and
+        from which modules are imported, too. Of folders, repositories, virtual environments and caches stay at home. ``env`` are
+        variables that the script finds in its environment, ``python`` the interpreter that runs it on each host.
+
         Raises ``UsageError``, ``RefusedError``, ``NoQuorumError``.
         """
-        made = bundle.make(script, include)
+        made = bundle.make(script, include, root)
         spec = {
             "kind": "training",
-            "name": name or Path(script).stem,
+            "name": name or Path(script).stem[: limits.NAME_CHARACTERS],
             "script": made.script,
             "args": [str(argument) for argument in args],
             "workers": workers,
@@ -63,11 +71,16 @@ class Mesh:
             "backups": backups,
             "leaves": leaves,
             "threads": threads,
+            "env": list((env or {}).items()),
+            "python": python,
             **share(cpus, memory),
         }
+        _check_text(args, env or {})
         request = {"request": secrets.token_hex(8), "spec": spec, "bundle": made.hash, "size": len(made.data)}
         files = {made.hash: lambda: [made.data]}
-        return Job(self._connection, uploads.submit(self._connection, request, files, len(made.data)))
+        job = Job(self._connection, uploads.submit(self._connection, request, files, len(made.data)))
+        job.left_at_home = made.left
+        return job
 
     def infer(
         self,
@@ -255,6 +268,17 @@ class Mesh:
         """The version of the node that answers."""
         found: str = self._connection.ask("version")["version"]
         return found
+
+
+def _check_text(args: Iterable[str], env: Mapping[str, str]) -> None:
+    for value in (*map(str, args), *env.keys(), *env.values()):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            told = value.encode(errors="surrogateescape")
+            raise UsageError(
+                f"{told!r} is no UTF-8 text, and cannot travel to other hosts: write it in UTF-8"
+            ) from None
 
 
 def _replicas(replicas: int | str | None, least: int | None, most: int | None, nodes: int) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Verbs about jobs."""
 
+import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +18,52 @@ from dmi_node.cli.options import asks_mesh, share_options
 _LINE_S = 1.0
 
 
-@click.command(epilog="Example: dmi-node submit train.py --workers 3 --wait -- --epochs 10")
+class _Submit(click.Command):
+    """What stands before ``--`` is ours, and what stands after it the script's: who mixes them up is told."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Raises ``click.UsageError`` that names ``--``."""
+        ours = args[: args.index("--")] if "--" in args else args
+        script = next((Path(each) for each in ours if each.endswith(".py")), None)
+        try:
+            rest = super().parse_args(ctx, list(args))
+        except click.NoSuchOption as error:
+            known = ", ".join(error.possibilities or ())
+            near = f" (submit has {known})" if known else ""
+            raise click.UsageError(
+                f"submit has no option {error.option_name}{near}; if it is the script's, write it after `--`: dmi-node submit "
+                f"{script or 'SCRIPT'} -- {error.option_name} ..."
+            ) from None
+        if script is not None:
+            _demand_clear(script, ours[ours.index(str(script)) + 1 :] if str(script) in ours else [])
+        return rest
+
+
+def _demand_clear(script: Path, behind: list[str]) -> None:
+    """An option that both of us have, behind the script's name: whose is it?"""
+    try:
+        text = script.read_text(errors="replace")
+    except OSError:
+        return
+    for option in (each.partition("=")[0] for each in behind if each.startswith("--")):
+        if re.search(rf"add_argument\([^)]*[\"']{re.escape(option)}[\"']", text):
+            raise click.UsageError(
+                f"{option} is an option of submit and of {script.name}: write it before {script.name} for submit, and after `--` "
+                "for the script"
+            )
+
+
+def _variables(_: click.Context, option: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for each in given:
+        name, has_value, value = each.partition("=")
+        if not has_value and name not in os.environ:
+            raise click.BadParameter(f"{name} is not set here: write {name}=VALUE", param=option)
+        found[name] = value if has_value else os.environ[name]
+    return found
+
+
+@click.command(cls=_Submit, epilog="Example: dmi-node submit train.py --workers 3 --wait -- --epochs 10")
 @click.argument("script")
 @click.argument("args", nargs=-1)
 @click.option("--name", help="What to call the job; the script's name by default.")
@@ -29,6 +76,20 @@ _LINE_S = 1.0
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="torch threads of a worker.")
 @share_options("the job on each of its nodes")
 @click.option("--include", multiple=True, metavar="PATH", help="A file or folder beside the script that it reads.")
+@click.option(
+    "--root",
+    metavar="DIR",
+    help="A folder above the script that travels with it, and from which it imports, too. Of folders, repositories (.git), "
+    "virtual environments and caches stay at home.",
+)
+@click.option(
+    "--env",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    callback=_variables,
+    help="A variable for the script; without a value the one that it has here.",
+)
+@click.option("--python", metavar="PATH", help="The interpreter that runs the script on each host; it must have dmi.")
 @click.option("--wait", is_flag=True, help="Stay, show progress, and end with the job's result.")
 @asks_mesh
 def submit(
@@ -44,6 +105,9 @@ def submit(
     cpus: int | None,
     memory: int | None,
     include: tuple[str, ...],
+    root: str | None,
+    env: dict[str, str],
+    python: str | None,
     wait: bool,
     as_json: bool,
 ) -> None:
@@ -60,7 +124,12 @@ def submit(
         cpus=cpus,
         memory=memory,
         include=include,
+        root=root,
+        env=env,
+        python=python,
     )
+    if job.left_at_home:
+        click.echo(f"left at home: {', '.join(job.left_at_home[:8])}", err=True)
     if as_json:
         output.as_json({"id": job.id})
     else:

@@ -59,7 +59,8 @@ def up(nodes: int, detach: bool, as_json: bool) -> None:
 def _root() -> Path:
     """Where the mesh of this machine lives. Raises ``UsageError`` rather than touch the service's home."""
     named = home() or os.environ.get("DMI_HOME")
-    root = Path(named).absolute() if named else user_home()
+    with telling():
+        root = Path(named).absolute() if named else user_home()
     if root.resolve().is_relative_to(SERVICE_HOME.resolve()):
         raise UsageError(
             f"{root} belongs to this host's service, not to a mesh of `up`: use another --home, or systemctl"

@@ -2,6 +2,8 @@
 
 import difflib
 import importlib
+import io
+import sys
 from typing import Any
 
 import click
@@ -105,5 +107,8 @@ def cli(context: click.Context, home: str | None) -> None:
 
 
 def main() -> None:
-    """The entry point."""
+    """The entry point. A terminal that cannot show a character gets a stand-in for it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     cli(prog_name="dmi-node")

@@ -18,7 +18,7 @@ from dmi.mesh import Mesh
 from dmi_node import config as configuration
 from dmi_node import logs
 from dmi_node.cli import output
-from dmi_node.cli.options import home, home_option, json_option
+from dmi_node.cli.options import home, home_option, json_option, telling
 from dmi_node.cli.output import end
 from dmi_node.config import ConfigError
 from dmi_node.daemon import RetiredError, serve
@@ -61,7 +61,8 @@ def run(**flags: Any) -> None:
     cannot start as it is, or was expelled, so starting it again would not help; 75: the mesh to join does not answer yet,
     or the disk is full, so it may.
     """
-    root = Path(home() or default_home())
+    with telling():
+        root = Path(home() or default_home())
     try:
         found = configuration.read(root / "config.toml", os.environ, flags)
         logs.configure(found.log_level)
@@ -88,7 +89,8 @@ def join(token: str, name: str | None, witness: bool, as_json: bool) -> None:
     Says what to do next. Nothing that runs is touched: a home that is a member of another mesh stays one, and a node
     that still waits to be let in takes the new invitation when it is started again.
     """
-    root = Path(home() or default_home()).absolute()
+    with telling():
+        root = Path(home() or default_home()).absolute()
     try:
         invitation = Invitation.of_token(token)
         is_member = has_fact(root / "state.sqlite", IDENTITY)

@@ -1,5 +1,6 @@
 """What a client may ask for: bounded here, because it goes into the state of every node. All raise ``RefusalError``."""
 
+import re
 from pathlib import PurePosixPath
 
 from dmi_node.control.server import RefusalError
@@ -23,6 +24,7 @@ _SCRIPT_CHARACTERS = 4_096
 _ARGUMENT_BYTES = 64 * 1024
 """All arguments of a script together."""
 _THREADS = 1_024
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _EVERY = 1_000_000
 _INVITATION_S = 366 * 24 * 3600
 _GATEWAY_PORTS = range(8_100, 65_536)
@@ -63,6 +65,7 @@ def spec(value: object, state: ClusterState) -> Spec:
     _check_name(found)
     if not 0 < len(found.script) <= _SCRIPT_CHARACTERS:
         raise RefusalError("usage", f"a script's name has 1 to {_SCRIPT_CHARACTERS} characters")
+    _check_environment(found)
     if len(found.args) > limits.ARGUMENTS or sum(len(arg.encode()) for arg in found.args) > _ARGUMENT_BYTES:
         raise RefusalError(
             "usage",
@@ -181,6 +184,20 @@ def _held(version: ModelVersion, most_bytes: object) -> ModelContent:
             "`dmi-node models cut` does that",
         )
     return found
+
+
+def _check_environment(found: TrainingSpec) -> None:
+    if len(found.env) > limits.ARGUMENTS or sum(len(n) + len(v.encode()) for n, v in found.env) > _ARGUMENT_BYTES:
+        raise RefusalError("usage", f"--env takes {limits.ARGUMENTS} variables of {_ARGUMENT_BYTES} bytes together")
+    for name, value in found.env:
+        if not _VARIABLE.fullmatch(name) or "\0" in value:
+            raise RefusalError(
+                "usage", f"--env {name[:80]!r} is no variable: letters, digits and '_', as in HF_HOME=/data"
+            )
+        if name.startswith("DMI_"):
+            raise RefusalError("usage", f"--env {name}: variables that begin with DMI_ are DMI's own")
+    if found.python is not None and not 0 < len(found.python) <= _SCRIPT_CHARACTERS:
+        raise RefusalError("usage", f"--python takes a path of 1 to {_SCRIPT_CHARACTERS} characters")
 
 
 def _check_numbers(found: TrainingSpec, nodes: int) -> None:

@@ -39,6 +39,7 @@ from dmi_protocol.messages.roles import (
     Started,
     Stop,
     ToRole,
+    TrainingLaunch,
     Unheard,
     Unusable,
     Wanted,
@@ -60,7 +61,19 @@ _MODULES = {
 }
 _REPLICA = "dmi.serve.replica"
 """Of a deployment."""
-_KEPT = {"PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES"}
+_KEPT = {
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "VIRTUAL_ENV",
+    "CUDA_VISIBLE_DEVICES",
+}
 """What of the daemon's environment a role process sees."""
 
 Happened = Callable[[RoleEvent], Awaitable[None]]
@@ -82,7 +95,9 @@ class RoleProcess:
 
     def __init__(self, launch: Launch, happened: Happened, more: Mapping[str, str] | None = None) -> None:
         """``more`` is in its environment, too."""
-        self._more = more or {}
+        own = launch if isinstance(launch, TrainingLaunch) else None
+        self._more = dict(more or {}) | dict(() if own is None else own.env)
+        self._python = None if own is None else own.python
         self._launch = launch
         self._happened = happened
         self._directory = Path(launch.directory)
@@ -153,7 +168,7 @@ class RoleProcess:
                 lambda: asyncio.StreamReaderProtocol(output), os.fdopen(read_end, "rb", 0)
             )
             self._process = process = await asyncio.create_subprocess_exec(
-                sys.executable,
+                self._python or sys.executable,
                 "-m",
                 _REPLICA if isinstance(self._launch, ReplicaLaunch) else _MODULES[self._launch.key.role],
                 cwd=self._directory / "work",

@@ -59,6 +59,8 @@ class Supervisor:
         self._lives: set[asyncio.Task[None]] = set()
         self._fork_server = ForkServer(home, tasks)
         self._shares = Shares(tasks, lambda: self._fork_server.pid, self._exceeds)
+        self._unproven: dict[RoleKey, str] = {}
+        """Processes whose interpreter somebody else has chosen, and that have not said anything yet."""
         self._excesses: dict[RoleKey, tuple[float, str]] = {}
         """When a process of a role was ended last, because it had too much memory, and how much that was."""
 
@@ -72,6 +74,8 @@ class Supervisor:
         process = RoleProcess(launch, partial(self._pass_on, effect.role), more)
         self._processes[effect.role] = process
         unit = effect.role.job if isinstance(launch, TrainingLaunch) else f"{effect.role.job}/{effect.role.name}"
+        if isinstance(launch, TrainingLaunch) and launch.python is not None:
+            self._unproven[effect.role] = launch.python
         self._shares.begin(effect.role, unit, launch.share, directory)
         life = self._tasks.start(self._live(effect.role, process, bundle), f"{effect.role.job} {effect.role.role}")
         self._lives.add(life)
@@ -119,6 +123,11 @@ class Supervisor:
 
     async def _pass_on(self, role: RoleKey, event: RoleEvent) -> None:
         """What it has written is taken into the blobs before anybody hears of it."""
+        if isinstance(event, Bound):
+            self._unproven.pop(role, None)
+        if isinstance(event, Exited) and (python := self._unproven.pop(role, None)) is not None:
+            told = f"{python} cannot run a worker here: {_last_line(self._home.role(role) / 'log')}"
+            self._happened(RoleHappened(role, Failed("cannot-start", told, starting=True)))
         if isinstance(event, Started):
             self._shares.started(role, event.pid)
         if isinstance(event, Bound) and not await self._fits(role):
@@ -181,6 +190,14 @@ class Supervisor:
         for process in list(self._processes.values()):
             process.kill()
         await self._fork_server.close()
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = log.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1][:400] if lines else "it ended without a word"
 
 
 def _what(event: Written) -> str:

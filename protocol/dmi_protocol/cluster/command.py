@@ -39,6 +39,10 @@ class TrainingSpec(SharingSpec, frozen=True, tag="training"):
     servers: int | None = None
     backups: int | None = None
     leaves: int | None = None
+    env: tuple[tuple[str, str], ...] = ()
+    """What the script finds in its environment, besides."""
+    python: str | None = None
+    """The interpreter that runs the script, on each host; None for the node's own."""
 
 
 class BatchSpec(SharingSpec, frozen=True, tag="batch"):

@@ -66,6 +66,8 @@ class TrainingLaunch(Launch, frozen=True, kw_only=True, tag="launch-training"):
     leaves: int | None
     workers: int
     shards: int
+    env: tuple[tuple[str, str], ...] = ()
+    python: str | None = None
 
 
 class BatchLaunch(Launch, frozen=True, kw_only=True, tag="launch-batch"):

@@ -38,6 +38,8 @@ def run_script(script: Path, args: tuple[str, ...]) -> Ending | None:
     """
     sys.argv = [str(script), *args]
     sys.path[0] = str(script.parent)
+    if script.parent != Path.cwd():  # what lies above it has travelled, too
+        sys.path.insert(1, str(Path.cwd()))
     process = os.getpid()
     ending = _run(script)
     if os.getpid() != process:  # a child that was forked came to the script's end, as its parent will

@@ -66,6 +66,8 @@ class TrainingProcesses:
             ports=host.ports,
             needs=needs,
             share=job.spec.share,
+            env=spec.env if role.role == "worker" else (),
+            python=spec.python if role.role == "worker" else None,
         )
 
     def told(self, job: TrainingJob, role: RoleKey, since: int, *, has_inputs: bool) -> tuple[int, Roster] | None:
