@@ -122,10 +122,52 @@ def test_a_script_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_a_job_has_a_size(tmp_path: Path) -> None:
     script = write(tmp_path, train="")
-    with (tmp_path / "big.bin").open("wb") as file:
-        file.truncate(limits.BUNDLE_BYTES + 1)
-    with pytest.raises(UsageError, match=r"the largest is big\.bin"):
-        bundle.make(script, ["big.bin"])
+    for name, size in (("few/a.bin", 1_000), ("data/raw/b.bin", limits.BUNDLE_BYTES), ("data/c.bin", 2_000)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size)
+    with pytest.raises(UsageError, match=r"most are in data/raw, data, few"):
+        bundle.make(script, ["few", "data"])
+
+
+def test_a_script_that_is_a_link_travels_from_where_it_lies(tmp_path: Path) -> None:
+    write(tmp_path / "src", train_v2="import near", near="")
+    (tmp_path / "train.py").symlink_to("src/train_v2.py")
+    made = bundle.make(tmp_path / "train.py")
+    assert (made.script, names(made)) == ("train_v2.py", ["near.py", "train_v2.py"])
+
+
+def test_all_of_a_root_travels_but_what_stays_at_home(tmp_path: Path) -> None:
+    write(tmp_path / "jobs", train="import pack.inner")
+    write(tmp_path / "pack", inner="")
+    for name in (".git/config", "own/pyvenv.cfg", "own/lib/x.py", "pack/__pycache__/a.pyc", ".venv/b.py", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    made = bundle.make(tmp_path / "jobs" / "train.py", root=tmp_path)
+    assert made.script == "jobs/train.py"
+    assert names(made) == ["jobs/train.py", "notes.txt", "pack/inner.py"]
+    assert made.left == (".git", ".venv", "own")
+
+
+@pytest.mark.parametrize("root", ["elsewhere", "nowhere"])
+def test_a_script_lies_in_its_root(tmp_path: Path, root: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(UsageError, match="--root"):
+        bundle.make(write(tmp_path, train=""), root=tmp_path / root)
+
+
+def test_a_notebook_is_refused_as_one(tmp_path: Path) -> None:
+    (tmp_path / "nb.ipynb").write_text("{}")
+    with pytest.raises(UsageError, match="is a notebook: write it as a script"):
+        bundle.make(tmp_path / "nb.ipynb")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "closed.csv").write_text("1")
+    (tmp_path / "closed.csv").chmod(0)
+    with pytest.raises(UsageError, match=r"closed\.csv cannot be read"):
+        bundle.make(write(tmp_path, train=""), ["closed.csv"])
 
 
 def test_a_job_has_a_number_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

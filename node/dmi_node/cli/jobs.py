@@ -28,10 +28,8 @@ class _Submit(click.Command):
         try:
             rest = super().parse_args(ctx, list(args))
         except click.NoSuchOption as error:
-            known = ", ".join(error.possibilities or ())
-            near = f" (submit has {known})" if known else ""
             raise click.UsageError(
-                f"submit has no option {error.option_name}{near}; if it is the script's, write it after `--`: dmi-node submit "
+                f"submit has no option {error.option_name}; if it is the script's, write it after `--`: dmi-node submit "
                 f"{script or 'SCRIPT'} -- {error.option_name} ..."
             ) from None
         if script is not None:

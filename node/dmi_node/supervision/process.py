@@ -107,6 +107,8 @@ class RoleProcess:
         self._moved_at: Instant | None = None
         self._signed_at = Instant(0)
         """When it said something, if only that it moves."""
+        self._resumed_at = Instant(0)
+        """When the last while without a sign was over."""
         self._without_sign = 0
         """How often it gave no sign for a while, though it computed."""
         self._is_told = True
@@ -231,10 +233,10 @@ class RoleProcess:
                 message: FromRole = decode_struct(await read_framed(reader), FromRole)
                 if not isinstance(message, Moving):
                     await self._pass_on(self._judged(message))
-                self._moved_at = self._signed_at = clock.now()
-                if not self._is_told:
-                    self._is_told = True
-                    await self._pass_on(Busy(self._without_sign, is_over=True))
+                now = clock.now()
+                if now - self._signed_at > limits.ROLE_BUSY_MS:
+                    self._resumed_at = now
+                self._moved_at = self._signed_at = now
         except (asyncio.IncompleteReadError, ConnectionError):
             return
         except RemoteProtocolError as error:
@@ -291,19 +293,23 @@ class RoleProcess:
             if self._is_busy or self._moved_at is None or self._process is None:
                 continue
             before, computed = computed, _computed_s(self._process.pid)
+            await self._tell_busy(computes=computed > before)
             if computed > before:
                 self._moved_at = clock.now()
-                await self._tell_busy()
             elif clock.now() - self._moved_at > limits.ROLE_STALLED_MS:
                 self._stalled = True
                 self.kill()
                 return
 
-    async def _tell_busy(self) -> None:
-        if self._is_told and clock.now() - self._signed_at > limits.ROLE_BUSY_MS:
+    async def _tell_busy(self, *, computes: bool) -> None:
+        """That it is over is told a while after it is: those who wait for it have heard it again by then."""
+        if self._is_told and computes and clock.now() - self._signed_at > limits.ROLE_BUSY_MS:
             self._is_told = False
             self._without_sign += 1
             await self._pass_on(Busy(self._without_sign, is_over=False))
+        elif not self._is_told and self._signed_at - self._resumed_at > limits.ROLE_BUSY_MS:
+            self._is_told = True
+            await self._pass_on(Busy(self._without_sign, is_over=True))
 
     async def _log(self, output: asyncio.StreamReader) -> None:
         """All that it prints. It is read to the end even when the disk takes no more, or it would wait."""

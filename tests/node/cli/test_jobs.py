@@ -32,6 +32,53 @@ def script(tmp_path: Path) -> str:
     return str(tmp_path / "train.py")
 
 
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        (["--lr", "0.1"], "submit has no option --lr; if it is the script's, write it after `--`"),
+        (["-1"], "after `--`"),
+        (["--threads", "2"], "--threads is an option of submit and of train.py"),
+        (["--env", "NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE is not set here"),
+    ],
+)
+def test_whose_an_option_is(tmp_path: Path, script: str, typed: list[str], hint: str) -> None:
+    Path(script).write_text("parser.add_argument(\n    '--threads', type=int)")
+    shown = invoke(tmp_path, "submit", script, *typed)
+    assert shown.exit_code == 2
+    assert hint in " ".join(shown.output.split())
+
+
+def test_variables_an_interpreter_and_a_root_travel(
+    tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", "secret=1")
+    with FakeNode(tmp_path, submit=submitted) as node:
+        options = [
+            "--env",
+            "A=b=c",
+            "--env",
+            "TOKEN",
+            "--env",
+            "EMPTY=",
+            "--python",
+            "/opt/py",
+            "--root",
+            str(tmp_path),
+        ]
+        shown = invoke(tmp_path, "submit", *options, script)
+        spec = node.asked[-1][1]["spec"]
+    assert shown.exit_code == 0
+    assert spec["env"] == [["A", "b=c"], ["TOKEN", "secret=1"], ["EMPTY", ""]]
+    assert (spec["python"], spec["script"]) == ("/opt/py", "train.py")
+
+
+def test_an_argument_that_is_no_text_is_refused_in_a_line(tmp_path: Path, script: str) -> None:
+    with FakeNode(tmp_path, submit=submitted):
+        shown = invoke(tmp_path, "submit", script, "--", "caf\udce9")
+    assert shown.exit_code == 2
+    assert "is no UTF-8 text" in shown.output
+
+
 def test_submit_prints_the_id_and_passes_what_follows_the_dashes(tmp_path: Path, script: str) -> None:
     with FakeNode(tmp_path, submit=submitted) as node:
         shown = invoke(tmp_path, "submit", script, "--workers", "2", "--name", "x", "--", "--epochs", "3", "--wait")
