@@ -49,6 +49,8 @@ def up(nodes: int, detach: bool, as_json: bool) -> None:
         return
     for number in (signal.SIGINT, signal.SIGTERM):  # a script that starts us with `&` has us ignore the first
         signal.signal(number, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # the terminal is closed, and nobody said `nohup`
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         for child in started:
             child.wait()

@@ -8,8 +8,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import Any
 
 from dmi_protocol import limits
+
+_FILES = (io.TextIOWrapper, io.BufferedWriter)
+"""Texts write into buffers, and so are flushed before them."""
 
 
 def finish(within_s: float = limits.THREADS_END_MS / 1000) -> None:
@@ -20,7 +24,8 @@ def finish(within_s: float = limits.THREADS_END_MS / 1000) -> None:
     """
     _wait_for_threads(within_s)
     atexit._run_exitfuncs()
-    gc.collect()  # what nobody refers to any more closes its files itself
+    flush()
+    gc.collect()  # what nobody refers to any more comes to its own end
     flush()
 
 
@@ -32,9 +37,8 @@ def end_child(code: int) -> None:
 
 def flush() -> None:
     """Write what waits in files that were not closed."""
-    files = [found for found in gc.get_objects() if isinstance(found, io.TextIOBase | io.BufferedWriter)]
-    texts_first = sorted((*files, sys.stdout, sys.stderr), key=lambda file: not isinstance(file, io.TextIOBase))
-    for file in texts_first:
+    found: list[Any] = [each for each in gc.get_objects() if issubclass(type(each), _FILES)]
+    for file in sorted((*found, sys.stdout, sys.stderr), key=lambda file: issubclass(type(file), io.BufferedWriter)):
         with suppress(OSError, ValueError, AttributeError):  # closed, broken, or one that only reads
             file.flush()
 

@@ -85,7 +85,7 @@ def test_fewer_nodes_than_a_quorum_are_refused_at_once(root: Path) -> None:
     assert status(root)["quorum"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_in_the_foreground_a_signal_is_down(root: Path, number: int) -> None:
     """Even when whoever started it had it ignore Ctrl-C, as a script does with what it starts by `&`."""
     with subprocess.Popen(
