@@ -3,6 +3,7 @@
 import os
 import select
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -15,6 +16,7 @@ from dmi_wire.channel import framed, unframed
 _CONNECT_S = 5.0
 _ANSWER_S = 60.0
 _QUIET_S = 30.0
+_PAUSE_S = 0.2
 _SOCKET = "control.sock"
 SERVICE_HOME = Path("/var/lib/dmi-node")
 """Where the systemd unit runs its node."""
@@ -162,9 +164,19 @@ class Connection:
             talk.send({"verb": verb, "args": args})
             return talk.receive()["ok"]
 
-    def stream(self, verb: str, shape: Callable[[Any], Item], **args: Any) -> "Stream[Item]":
-        """One question, and items until they end, each as ``shape`` makes it. Nothing is asked before the first ``next``."""
-        return Stream(self.open, {"verb": verb, "args": args}, shape)
+    def stream(
+        self, verb: str, shape: Callable[[Any], Item], resume: "Resume | None" = None, **args: Any
+    ) -> "Stream[Item]":
+        """One question, and items until they end, each as ``shape`` makes it. Nothing is asked before the first ``next``.
+
+        With ``resume`` another node of the home is asked when the first one is gone: it gives what the question has besides then.
+        """
+        return Stream(self.open, {"verb": verb, "args": args}, shape, resume)
+
+
+Resume = Callable[[], dict[str, Any]]
+_AGAIN_S = 5.0
+"""So long another node is looked for when one is gone."""
 
 
 class Stream(Generic[Item]):
@@ -174,10 +186,17 @@ class Stream(Generic[Item]):
     asking it something else, and raises ``NoNodeError``.
     """
 
-    def __init__(self, connect: Callable[[], Conversation], request: object, shape: Callable[[Any], Item]) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Conversation],
+        request: dict[str, Any],
+        shape: Callable[[Any], Item],
+        resume: Resume | None = None,
+    ) -> None:
         self._connect = connect
         self._request = request
         self._shape = shape
+        self._resume = resume
         self._talk: Conversation | None = None
         self._ended = False
 
@@ -188,7 +207,7 @@ class Stream(Generic[Item]):
         if self._ended:
             raise StopIteration
         try:
-            found = self._receive()
+            found = self._receive() if self._resume is None else self._receive_from_somebody(self._resume)
         except BaseException:
             self._finish()
             raise
@@ -205,6 +224,25 @@ class Stream(Generic[Item]):
         self._ended = True
         if self._talk is not None:
             self._talk.interrupt()
+
+    def _receive_from_somebody(self, resume: Resume) -> dict[str, Any]:
+        """The next thing, from another node of the home where the one that we asked is gone. Raises ``NoNodeError``."""
+        end = time.monotonic() + _AGAIN_S
+        while True:
+            try:
+                return self._receive()
+            except NoNodeError:
+                if self._talk is None and time.monotonic() > end:
+                    raise
+                self._leave()
+                self._request = {**self._request, "args": {**self._request["args"], **resume()}}
+                time.sleep(_PAUSE_S)
+
+    def _leave(self) -> None:
+        """The node that we talk to is gone."""
+        if self._talk is not None:
+            self._talk.close()
+            self._talk = None
 
     def _receive(self) -> dict[str, Any]:
         if self._talk is None:

@@ -32,7 +32,7 @@ class Job:
 
     def events(self) -> Stream[dict[str, Any]]:
         """The job's object whenever it changes, until the job has ended."""
-        return self._connection.stream("events", dict, job=self.id)
+        return self._connection.stream("events", dict, dict, job=self.id)
 
     def wait(self) -> dict[str, Any]:
         """Wait for the end. Raises ``JobFailedError`` when it is not a success."""
@@ -49,7 +49,13 @@ class Job:
 
     def logs(self, *, follow: bool = False) -> Stream[tuple[str, str]]:
         """(process, line) of what the job printed; with ``follow`` until it has ended."""
-        return self._connection.stream("logs", _line, job=self.id, follow=follow)
+        offsets: dict[str, int] = {}
+
+        def line(item: dict[str, Any]) -> tuple[str, str]:
+            offsets[item["log"]] = item["offset"]
+            return item["worker"], item["line"]
+
+        return self._connection.stream("logs", line, lambda: {"offsets": offsets}, job=self.id, follow=follow)
 
     def why(self) -> dict[str, Any]:
         """Why the job is in its state: ``{"job", "state", "sentence", "detail"}``."""
@@ -78,7 +84,3 @@ class Job:
             export(Path(path), model.tensors(), model.optimizer_state())
         except (CorruptPartError, OSError) as error:
             raise DmiError(f"{self.id} cannot be written to {path}: {error}") from error
-
-
-def _line(item: dict[str, str]) -> tuple[str, str]:
-    return item["worker"], item["line"]

@@ -215,7 +215,7 @@ class Mesh:
 
     def watch(self) -> Stream[dict[str, Any]]:
         """``status`` whenever it changes, at most five times a second."""
-        return self._connection.stream("watch", dict)
+        return self._connection.stream("watch", dict, dict)
 
     def members(self) -> list[dict[str, Any]]:
         """The members."""

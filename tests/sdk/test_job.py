@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from dmi.connection import Connection
-from dmi.errors import DmiError, JobFailedError, RefusedError, UnknownJobError
+from dmi.errors import DmiError, JobFailedError, NoNodeError, RefusedError, UnknownJobError
 from dmi.job import Job
-from tests.sdk.fake_node import JOB, FakeNode, items, refuse, value
+from tests.sdk.fake_node import JOB, Client, FakeNode, items, refuse, value
 
 
 def job(home: Path) -> Job:
@@ -41,7 +41,7 @@ def test_a_job_that_is_gone_is_unknown(tmp_path: Path) -> None:
 
 
 def test_logs_are_pairs_of_process_and_line(tmp_path: Path) -> None:
-    lines = items({"worker": "worker-0@n1", "line": "epoch 0"}, {"worker": "server-0@n0", "line": "bound"})
+    lines = items(_logged("worker-0@n1", "epoch 0"), _logged("server-0@n0", "bound"))
     with FakeNode(tmp_path, logs=lines) as node:
         assert list(job(tmp_path).logs(follow=True)) == [("worker-0@n1", "epoch 0"), ("server-0@n0", "bound")]
         assert node.asked == [("logs", {"job": JOB["id"], "follow": True})]
@@ -70,3 +70,42 @@ def test_a_damaged_part_is_one_line_and_no_file(tmp_path: Path) -> None:
         job(tmp_path).export(tmp_path / "out.safetensors")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def _logged(worker: str, line: str, offset: int = 0) -> dict[str, object]:
+    return {"worker": worker, "line": line, "log": f"1/1/{worker}", "offset": offset}
+
+
+def test_logs_go_on_from_another_node_where_one_is_gone(tmp_path: Path) -> None:
+    """From the very place in each log, and without an end that is none."""
+
+    def first(client: Client, _: object) -> object:
+        client.send({"item": _logged("worker-0@n1", "one", 4)})
+        client.send({"item": _logged("worker-1@n2", "other", 6)})
+        raise ConnectionResetError  # it is killed
+
+    homes = [tmp_path / name for name in ("n0", "n1")]
+    for home in homes:
+        home.mkdir()
+        (home / "state.sqlite").touch()
+    with FakeNode(homes[1], logs=items(_logged("worker-0@n1", "two", 8))) as second:
+        with FakeNode(homes[0], logs=first):
+            logs = job(tmp_path).logs(follow=True)
+            seen = [next(logs), next(logs)]
+        seen += list(logs)
+        assert second.asked[-1][1]["offsets"] == {"1/1/worker-0@n1": 4, "1/1/worker-1@n2": 6}
+    assert [line for _, line in seen] == ["one", "other", "two"]
+
+
+def test_without_another_node_it_is_told_that_this_one_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dmi.connection._AGAIN_S", 0.3)
+
+    def killed(client: Client, _: object) -> object:
+        client.send({"item": JOB | {"state": "running"}})
+        raise ConnectionResetError
+
+    with FakeNode(tmp_path, events=killed):
+        events = job(tmp_path).events()
+        assert next(events)["state"] == "running"
+    with pytest.raises(NoNodeError):
+        next(events)

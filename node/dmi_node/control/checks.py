@@ -23,6 +23,7 @@ _REQUEST_CHARACTERS = 128
 _SCRIPT_CHARACTERS = 4_096
 _ARGUMENT_BYTES = 64 * 1024
 """All arguments of a script together."""
+_LOGS = 65_536
 _THREADS = 1_024
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _EVERY = 1_000_000
@@ -35,6 +36,14 @@ def request(value: object) -> RequestId:
     if not isinstance(value, str) or not 0 < len(value) <= _REQUEST_CHARACTERS:
         raise RefusalError("usage", f"a request's id has 1 to {_REQUEST_CHARACTERS} characters")
     return RequestId(value)
+
+
+def offsets(value: object) -> dict[str, int]:
+    """How far a client has read each log of a job."""
+    found: dict[str, int] = convert(value, dict[str, int])
+    if len(found) > _LOGS:
+        raise RefusalError("usage", f"a job has at most {_LOGS} logs to go on in")
+    return found
 
 
 def bundle(name: object, size: object) -> tuple[BlobHash, int]:

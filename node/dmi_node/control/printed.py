@@ -13,13 +13,19 @@ _STANDS_S = 1.0
 class Printed:
     """The text of one process, as it comes in pieces."""
 
-    def __init__(self) -> None:
-        self.offset = 0
+    def __init__(self, offset: int = 0) -> None:
+        self.offset = offset
         """What comes next is wanted from here on."""
+        self._line_at = offset
         self._rest = b""
         self._changed_at = 0.0
         self._shown = ""
         """What was shown of a line that has no end yet."""
+
+    @property
+    def shown_to(self) -> int:
+        """Up to here it was given as lines; what is behind it has no end yet."""
+        return self._line_at
 
     def take(self, start: int, data: bytes, now: float) -> Iterator[str]:
         """The lines that end in ``data``, which begins at ``start``."""
@@ -31,7 +37,10 @@ class Printed:
         if len(rest) > _LINE_BYTES:  # no end in sight: what waits for it is bounded
             whole, rest = [*whole, rest], b""
         self._rest = rest
+        at = self.offset - len(rest) - sum(len(line) + 1 for line in whole)
         for line in whole:
+            at += len(line) + 1
+            self._line_at = min(at, self.offset)
             yield from self._whole(line)
 
     def _whole(self, line: bytes) -> Iterator[str]:

@@ -291,46 +291,47 @@ class Verbs:
     # What role processes made
 
     async def logs(self, client: Client, args: dict[str, Any]) -> AsyncGenerator[object, None]:
-        """Lines as they come, each with its process; of one that has no end yet what it shows."""
+        """Lines as they come, each with its process, and with the place in its log from which ``offsets`` would go on; of a line
+        that has no end yet what it shows."""
         job, follow = self._job(args["job"]), bool(args.get("follow"))
-        printed: dict[tuple[NodeId, str], Printed] = {}
+        printed = {log: Printed(offset) for log, offset in checks.offsets(args.get("offsets", {})).items()}
         while True:
             found = self._state().jobs.get(job.id, job)
             is_last = found.state in ENDED or not follow
             something = False
-            nodes = [
-                node for node in sorted(found.hosts) if node == self._node.peer.me.node or self._node.sources((node,))
-            ]
+            nodes = [node for node in sorted(found.hosts) if self._node.peer.standing(node) != "dead"]
             for node, texts in zip(nodes, await self._texts(found.id, nodes, printed), strict=True):
                 for process, (start, data) in texts.items():
                     something = True
-                    text = printed.setdefault((node, process), Printed())
+                    text = printed.setdefault(f"{node}/{process}", Printed())
                     for line in text.take(start, data, time.monotonic()):
-                        yield {"worker": self._told(node, process), "line": line}
+                        yield self._line(f"{node}/{process}", line, text)
             if is_last and not something:
                 break
-            for (node, process), text in printed.items() if follow else ():
+            for log, text in printed.items() if follow else ():
                 for line in text.standing(time.monotonic()):
-                    yield {"worker": self._told(node, process), "line": line}
+                    yield self._line(log, line, text)
             if not something:
                 await asyncio.sleep(_LOG_S)
-        for (node, process), text in printed.items():
+        for log, text in printed.items():
             for line in text.end():
-                yield {"worker": self._told(node, process), "line": line}
+                yield self._line(log, line, text)
+
+    def _line(self, log: str, line: str, text: Printed) -> dict[str, Any]:
+        node, _, process = log.partition("/")
+        worker = f"{process.partition('/')[2]}@{self._name(NodeId(node))}"
+        return {"worker": worker, "line": line, "log": log, "offset": text.shown_to}
 
     async def _texts(
-        self, job: JobId, nodes: Sequence[NodeId], printed: Mapping[tuple[NodeId, str], Printed]
+        self, job: JobId, nodes: Sequence[NodeId], printed: Mapping[str, Printed]
     ) -> list[dict[str, tuple[int, bytes]]]:
         """What each of ``nodes`` has of a job's logs, from where we have read to."""
         asked = []
         for node in nodes:
-            offsets = {process: text.offset for (its, process), text in printed.items() if its == node}
+            own = {log.removeprefix(f"{node}/"): text.offset for log, text in printed.items() if log.startswith(node)}
             here = None if node == self._node.peer.me.node else node
-            asked.append(self._node.library.log(here, job, offsets))
+            asked.append(self._node.library.log(here, job, own))
         return await asyncio.gather(*asked)
-
-    def _told(self, node: NodeId, process: str) -> str:
-        return f"{process.partition('/')[2]}@{self._name(node)}"
 
     def _name(self, node: NodeId) -> str:
         member = self._state().members.get(node)

@@ -153,7 +153,7 @@ def test_a_number_that_cannot_be_is_wrong_usage(tmp_path: Path, script: str, opt
 
 def test_logs_are_prefixed_by_their_process(tmp_path: Path) -> None:
     line = {"worker": "worker-0@n1", "line": "epoch 0 loss 1.0"}
-    with FakeNode(tmp_path, why=value(WHY), logs=items(line)) as node:
+    with FakeNode(tmp_path, why=value(WHY), logs=items(line | {"log": "1/1/worker-0", "offset": 9})) as node:
         assert invoke(tmp_path, "logs", "digits").output == "worker-0@n1: epoch 0 loss 1.0\n"
         assert node.asked[-1] == ("logs", {"job": JOB["id"], "follow": False})
         assert json.loads(invoke(tmp_path, "logs", "-f", "digits", "--json").output) == line
@@ -161,7 +161,7 @@ def test_logs_are_prefixed_by_their_process(tmp_path: Path) -> None:
 
 
 PRINTED = [
-    {"worker": process, "line": f"I am {process}"}
+    {"worker": process, "line": f"I am {process}", "log": f"1/1/{process}", "offset": 9}
     for process in ("worker-0@n1", "worker-1@n2", "worker-10@n1", "server-0@n1", "worker-0@n3")
 ]
 
