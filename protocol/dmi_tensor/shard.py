@@ -34,17 +34,30 @@ class _Held:
         versions = 2 if bucket.kind in {"parameter", "average", "agree"} else 1
         self.memory = [memory(bucket.length, DTYPES[bucket.dtype]).zero_() for _ in range(versions)]
         self.views = [[view_of(memory, segment) for segment in bucket.segments] for memory in self.memory]
+        self._slots: dict[int, int] = {}
         self.detail = b""
         self.parameters = [view.detach() for view in self.views[0]]
         self.name = optimizer
         self.optimizer: Optimizer | None = None
 
+    def slot(self, version: int) -> int:
+        """In which of its memories a version lies."""
+        return self._slots.get(version, version % len(self.memory))
+
     def at(self, version: int) -> torch.Tensor:
-        return self.memory[version % len(self.memory)]
+        return self.memory[self.slot(version)]
+
+    def advance(self, version: int, *, is_changed: bool) -> None:
+        """``version + 1`` lies where ``version`` lies when it is the same, else where the one before that lay."""
+        here = self.slot(version)
+        there = (here + 1) % len(self.memory) if is_changed else here
+        self._slots = {version - 1: self.slot(version - 1), version: here, version + 1: there}
+        if is_changed:
+            self.memory[there].copy_(self.memory[here])
 
     def resume(self, version: int, options: dict[str, Any], state: Sequence[Mapping[str, Any]]) -> None:
         """An optimizer that has made ``version``; ``state`` is what it kept of each segment."""
-        for parameter, view in zip(self.parameters, self.views[version % len(self.views)], strict=True):
+        for parameter, view in zip(self.parameters, self.views[self.slot(version)], strict=True):
             parameter.data = view
         self.optimizer = optimizers.make(self.name, self.parameters, options)
         for parameter, values in zip(self.parameters, state, strict=True):
@@ -54,11 +67,12 @@ class _Held:
                 }
 
     def step(self, version: int, gradient: Sequence[torch.Tensor | None], options: dict[str, Any]) -> None:
-        """Make ``version + 1`` of ``version`` where the version before it lay."""
-        self.at(version + 1).copy_(self.at(version))
-        for parameter, view, grad in zip(
-            self.parameters, self.views[(version + 1) % len(self.views)], gradient, strict=True
-        ):
+        """Make ``version + 1`` of ``version`` where the version before it lay; without any gradient it is the same."""
+        is_changed = any(grad is not None for grad in gradient)
+        self.advance(version, is_changed=is_changed)
+        if not is_changed:
+            return
+        for parameter, view, grad in zip(self.parameters, self.views[self.slot(version + 1)], gradient, strict=True):
             parameter.data = view
             parameter.grad = grad
         if self.optimizer is None:
@@ -99,6 +113,11 @@ class Shard:
         """A bucket's memory at ``version``, flat; it is written again when ``version + 2`` is made."""
         return self._held[bucket].at(version)
 
+    def is_as_before(self, bucket: int, version: int) -> bool:
+        """Is ``version``, which was made here, the same as the one before it?"""
+        held = self._held[bucket]
+        return len(held.memory) > 1 and held.slot(version) == held.slot(version - 1)
+
     def detail(self, bucket: int) -> bytes:
         """What goes with a bucket that is shown: in the metrics bucket the sums of the last step, else nothing."""
         return self._held[bucket].detail
@@ -132,7 +151,7 @@ class Shard:
             case "metrics":
                 held.detail = b"" if root is None else root.detail
             case _:
-                held.at(step + 1).copy_(held.at(step))
+                held.advance(step, is_changed=root is not None and root.tensor is not None)
                 self._average(held, root, step + 1)
 
     def _gradient(self, held: _Held, root: Share | None, norms: Norms) -> list[torch.Tensor | None]:
@@ -152,7 +171,7 @@ class Shard:
         """Buffers: the mean over the leaves that changed it, weighted by their samples; untouched ones stay."""
         if root is None or root.tensor is None:
             return
-        views = held.views[version % len(held.views)]
+        views = held.views[held.slot(version)]
         for segment, weight, view in zip(held.bucket.segments, root.weights, views, strict=True):
             if weight:
                 value = view_of(root.tensor, segment)

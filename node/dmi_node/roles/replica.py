@@ -321,7 +321,8 @@ class ShardReplica:
                 host.child.fail("disagreement", self._sentence(effect), starting=False)
 
     def _show(self, worker: int, version: int, bucket: int) -> None:
-        shown = self._tensors.show(worker, version, bucket)
+        has_before = self._shard is not None and self._shard.has_installed(worker, version - 1)
+        shown = self._tensors.show(worker, version, bucket, has_before=has_before)
         generation = self._host.roster.generation
         message = say.Show(generation, self._index, version, bucket, shown.tensors, shown.detail, shown.region)
         self._tensors.lend(worker, bucket, version, self._host.to_worker(worker, message, shown.frames))

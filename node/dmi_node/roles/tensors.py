@@ -302,10 +302,12 @@ class Tensors:
             root = self._own(root)  # clipping scales it in place
         self.arithmetic.apply(effect.step, effect.bucket, root, effect.hyper, effect.norms)
 
-    def show(self, worker: int, version: int, bucket: int) -> Shown:
-        """A bucket at a version that is readable."""
+    def show(self, worker: int, version: int, bucket: int, *, has_before: bool = False) -> Shown:
+        """A bucket at a version that is readable; nothing of it to a worker that ``has`` the one ``before``, if it is the
+        same."""
         detail = self.arithmetic.detail(bucket)
-        if self.arithmetic.layout.buckets[bucket].kind == "metrics":
+        is_same = has_before and self.arithmetic.is_as_before(bucket, version)
+        if is_same or self.arithmetic.layout.buckets[bucket].kind == "metrics":
             return Shown((), detail, None, ())
         tensor = self.arithmetic.read(bucket, version)
         if worker in self._offered and self._arena is not None:

@@ -122,7 +122,8 @@ class Contribution(Struct, frozen=True, tag="exchange-contribution"):
 
 
 class Show(Struct, frozen=True, tag="exchange-show"):
-    """``bucket`` at ``version``. It is whole, and may be installed once all buckets of that version are shown."""
+    """``bucket`` at ``version``. It is whole, and may be installed once all buckets of that version are shown. A bucket that
+    comes without its tensor is as in the version before, which the worker has in place."""
 
     generation: int
     shard: int

@@ -9,6 +9,8 @@ class Beginnings:
     def __init__(self, roster: Rostered) -> None:
         self._roster = roster
         self._steps: dict[int, int] = {}
+        self._installed: dict[int, int] = {}
+        """By worker: the last version that it has said to have in place."""
         self._first: Began | None = None
         """The first to begin the last step."""
 
@@ -17,6 +19,7 @@ class Beginnings:
         self._roster = event
         for gone in self._steps.keys() - set(event.workers):
             del self._steps[gone]
+            self._installed.pop(gone, None)
 
     def attached(self) -> tuple[int, ...]:
         """The workers that are shown every version: all but the joiners that have not come in yet."""
@@ -30,6 +33,7 @@ class Beginnings:
     def note(self, event: Began) -> None:
         """A worker is at a step."""
         self._steps[event.worker] = max(event.step, self._steps.get(event.worker, -1))
+        self._installed[event.worker] = self._steps[event.worker]
 
     def contradiction(self, event: Began) -> Disagree | None:
         """Does a worker begin the step in flight unlike the first one?"""
@@ -54,6 +58,10 @@ class Beginnings:
     def has_begun(self, worker: int, step: int) -> bool:
         """Then it has all of version ``step``."""
         return self._steps.get(worker, -1) >= step
+
+    def has_installed(self, worker: int, version: int) -> bool:
+        """It has said so: a joiner has nothing before it begins."""
+        return self._installed.get(worker, -1) >= version
 
     def has_lead_begun(self, step: int) -> bool:
         """Its wish for a checkpoint of the version before would have come first."""

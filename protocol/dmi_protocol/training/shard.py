@@ -89,6 +89,10 @@ class Shard:
         """The versions that a worker can still be shown."""
         return frozenset(self._readable)
 
+    def has_installed(self, worker: int, version: int) -> bool:
+        """Has a worker all of a version in place? What is the same in the next one need not be shown to it again."""
+        return self._beginnings.has_installed(worker, version)
+
     def deadline(self) -> Instant | None:
         """When what the copies have not confirmed is to be said again (``Waited``)."""
         return self._again_at

@@ -242,8 +242,9 @@ class MeshExchange:
         while missing:
             heard = self._hear("before the first step")
             if isinstance(heard, Heard) and isinstance(heard.message, say.Show):
-                if heard.message.version == version and heard.message.bucket in missing:
-                    self._buckets.bucket(heard.message.bucket).copy_(self._tensor(heard))
+                tensor = self._tensor(heard)
+                if heard.message.version == version and heard.message.bucket in missing and tensor is not None:
+                    self._buckets.bucket(heard.message.bucket).copy_(tensor)
                     missing.discard(heard.message.bucket)
             elif isinstance(heard, Heard):
                 self._take(heard)
@@ -408,14 +409,18 @@ class MeshExchange:
         """See ``Exchange.install``."""
         version = self._step + 1
         for bucket in range(self._buckets.layout.metrics):
-            self._buckets.bucket(bucket).copy_(self._tensor(self._shown[version, bucket]))
+            tensor = self._tensor(self._shown[version, bucket])
+            if tensor is not None:
+                self._buckets.bucket(bucket).copy_(tensor)
         self._shown = {key: heard for key, heard in self._shown.items() if key[0] > version}
         self._step, self._begun = version, None
 
-    def _tensor(self, heard: Heard) -> torch.Tensor:
-        """A shown bucket where it lies: in a frame, or in the memory of the server beside us."""
+    def _tensor(self, heard: Heard) -> torch.Tensor | None:
+        """A shown bucket where it lies: in a frame, or in the memory of the server beside us; None when it is as before."""
         message = heard.message
         assert isinstance(message, say.Show)
+        if not message.tensors:
+            return None
         if message.region is None:
             return tensors_of(message.tensors, heard.frames)[0]
         view = self._servers.shared(heard.shard, message.region, message.tensors[0].length_bytes)

@@ -124,7 +124,8 @@ class PlainExchange:
         """See ``Exchange.install``."""
         self._step += 1
         for bucket in range(self._buckets.layout.metrics):
-            self._buckets.bucket(bucket).copy_(self._owner[bucket].read(bucket, self._step))
+            if not self._owner[bucket].is_as_before(bucket, self._step):
+                self._buckets.bucket(bucket).copy_(self._owner[bucket].read(bucket, self._step))
 
     def take(self, bucket: int) -> Share:
         """Room for what a leaf gives to ``bucket``: a recycled tensor with zeros between the segments."""
