@@ -42,6 +42,7 @@ REQUIRED = (
     "shares promised",
     "checkpoints published",
     "jobs that wait for room",
+    "rounds of the lead",
 )
 
 

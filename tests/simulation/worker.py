@@ -30,6 +30,7 @@ from tests.simulation.trouble import demand
 
 _WAIT_MS = 250
 _SILENT_MS = 6_000
+_ROUND = 5
 _COMPUTE_MS = 400
 _FIELDS = (("torch", "fake"),)
 
@@ -100,6 +101,9 @@ class ScriptedWorker:
         """See ``Process``; no worker needs one."""
 
     def _share(self, roster: Roster) -> tuple[int, ...]:
+        if self._version % _ROUND == _ROUND - 1:  # a round in which the lead alone has something to say
+            self._sockets.counters["rounds of the lead"] += 1
+            return tuple(range(self._leaves)) if roster.assignment.lead == self.key.index else ()
         place = roster.assignment.workers.index(self.key.index)
         return tuple(shares(roster.assignment.speeds, self._leaves)[place])
 
@@ -222,7 +226,7 @@ class ScriptedWorker:
             return
         for shard in shards:
             self._begin(shard)
-        self._happened(x.StepBegan(step))
+        self._happened(x.StepBegan(step, self._share(self._roster)))
 
     def _publish(self, step: int) -> None:
         """For those who follow by checkpoints."""
