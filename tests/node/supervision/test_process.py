@@ -18,6 +18,7 @@ from dmi_protocol.identity import JobId, NodeId, PublicKey
 from dmi_protocol.messages.roles import (
     Assignment,
     Bound,
+    Busy,
     Completed,
     Exited,
     Failed,
@@ -154,6 +155,17 @@ async def test_one_that_holds_the_interpreter_is_busy_and_not_stopped(
     monkeypatch.setattr(limits, "ROLE_STALLED_MS", 1_000)
     async with living(tmp_path, "bound(); sum(range(10**8)); child.tell(Completed()); child.end(0)") as life:
         assert [type(event) for event in await life.rest()] == [Started, Bound, Completed, Exited]
+
+
+async def test_that_it_is_busy_is_told_and_later_that_it_is_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "ROLE_BUSY_MS", 800)
+    monkeypatch.setattr(limits, "ROLE_BEAT_MS", 100)  # ours, to look often; the process beats twice a second
+    hold = "bound(); sum(range(15 * 10**7)); time.sleep(2); child.tell(Completed()); child.end(0)"
+    async with living(tmp_path, hold) as life:
+        told = [event for event in await life.rest() if isinstance(event, Busy)]
+    assert told == [Busy(1, is_over=False), Busy(1, is_over=True)]
 
 
 async def test_a_process_is_not_to_blame_while_we_are_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,6 +284,17 @@ def test_a_job_that_crashes_again_and_again_is_given_up_unless_it_gets_further()
     assert training(state, job).reason == CrashedOften(5, RoleDied("worker-0", "n", -9, 9, stalled=False))
 
 
+@pytest.mark.parametrize(("code", "signal", "most"), [(0, 0, 3), (1, 0, 3), (0, 11, 3), (0, 9, 5), (0, 15, 5)])
+def test_who_ends_by_itself_is_given_up_sooner_than_who_is_killed(code: int, signal: int, most: int) -> None:
+    state, job = submitted()
+    for generation in range(1, most + 1):
+        assert training(state, job).state == "queued"
+        apply(state, 2, place(job, generation, A))
+        reason = RoleDied("worker-0", "n", code, signal, stalled=False)
+        apply(state, 3, replace(lose(job, generation, "worker", 0, step=3), reason=reason))
+    assert training(state, job).state == FAILED
+
+
 @pytest.mark.parametrize("kind", ["peer-silent", "peer-broken", "disk"])
 def test_an_outage_is_no_crash(kind: str) -> None:
     """Of the network, or of a disk: however long it lasts, the code would not do it again."""

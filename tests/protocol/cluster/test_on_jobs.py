@@ -9,6 +9,7 @@ from dmi_protocol.cluster.command import (
     Command,
     CompleteRole,
     LoseRole,
+    MarkBusy,
     Placement,
     ReadyRole,
     Reassign,
@@ -23,10 +24,12 @@ from dmi_protocol.cluster.state import ClusterState, MemberRecord
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey, RequestId
 from dmi_protocol.instant import Instant
 from dmi_protocol.jobs.scheduler import Scheduler
+from dmi_protocol.kinds.all_kinds import kind_of
 from dmi_protocol.kinds.job import QUEUED, RECOVERING, RUNNING
 from dmi_protocol.kinds.training.state import TrainingJob
 from dmi_protocol.messages.roles import Assignment, Replicas, Role, RoleKey
 from dmi_protocol.reasons import Loss, NodeLost, PairSilent, Reason, Stale
+from dmi_protocol.sentences import sentence
 from tests.protocol.assignments import filled, placing, training
 
 A, B, C = NODES = tuple(NodeId(letter * 16) for letter in "abc")
@@ -343,3 +346,37 @@ def test_who_cannot_talk_in_one_generation_may_in_the_next() -> None:
     assert mesh.pair(mesh.key("worker", 0), mesh.key("server", 1), 1) is None
     assert mesh.reassign(mesh.assignment, 2) is None
     assert mesh.job.pairs == ()
+
+
+def test_who_is_busy_is_not_parted_from_anybody() -> None:
+    mesh = Mesh(A, B)
+    mesh.fill()
+    worker, server = mesh.key("worker", 0), mesh.key("server", 1)
+    assert mesh.do(MarkBusy(mesh.request(), worker, is_busy=True)) is None
+    assert mesh.do(MarkBusy(mesh.request(), worker, is_busy=True)) == Stale()
+    assert mesh.pair(server, worker, 2) is None
+    assert not any(isinstance(command, LoseRole) for command in mesh.proposed())
+    told = kind_of(mesh.job).views.running(mesh.job)
+    assert "worker-0 on a gives no sign and computes: one call holds the interpreter's lock" in sentence(told)
+    assert mesh.do(MarkBusy(mesh.request(), worker, is_busy=False)) is None
+    assert (mesh.job.busy, mesh.job.pairs) == ((), ()), "what was said meanwhile is not true any more"
+    assert mesh.pair(server, worker, 2) is None
+    assert any(isinstance(command, LoseRole) for command in mesh.proposed()), "and if it is, it is said again"
+
+
+def test_who_is_busy_and_lost_is_forgotten() -> None:
+    mesh = Mesh(A, B)
+    mesh.fill()
+    assert mesh.do(MarkBusy(mesh.request(), mesh.key("worker", 0), is_busy=True)) is None
+    mesh.lose("worker", 0)
+    assert mesh.job.busy == ()
+    assert mesh.do(MarkBusy(mesh.request(), mesh.key("worker", 0), is_busy=True)) == Stale()
+
+
+def test_a_job_remembers_all_hosts_that_it_was_on() -> None:
+    mesh = Mesh(A, B)
+    mesh.fill()
+    mesh.lose("worker", 1)
+    mesh.lose("server", 1)
+    assert B not in {node for _, node in mesh.job.roles()}
+    assert set(mesh.job.hosts) == {A, B}
