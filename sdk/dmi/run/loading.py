@@ -2,6 +2,8 @@
 samples are fetched on one thread, in random streams that are the leaf's."""
 
 import ctypes
+import io
+import pickle
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +21,7 @@ from dmi_tensor.random_streams import set_aside, sow_fetch
 _DEATHS = 3
 """So often in a row a loader process may die without having fetched anything."""
 _PR_SET_PDEATHSIG = 1
+_SMALL_BYTES = 1 << 20
 
 
 class Request(Struct, frozen=True):
@@ -72,12 +75,52 @@ class _InLoader(torch.utils.data.Dataset[tuple[tuple[int, ...], Any, str]]):
 
     def __init__(self, fetcher: Here) -> None:
         self._fetcher = fetcher
+        self._is_small = True
 
     def __getitem__(self, request: Request) -> tuple[tuple[int, ...], Any, str]:
         try:
-            return request.key, self._fetcher.get(request), ""
+            return request.key, self._sent(self._fetcher.get(request)), ""
         except UsageError as error:
             return request.key, None, str(error)
+
+    def _sent(self, batch: Any) -> Any:
+        """Small batches go through the pipe; torch shares memory for the others, and asks this process for each piece of it."""
+        if self._is_small:
+            written = io.BytesIO()
+            _Pickler(written, protocol=pickle.HIGHEST_PROTOCOL).dump(batch)
+            self._is_small = written.tell() <= _SMALL_BYTES
+            if self._is_small:
+                return _Small(written.getvalue())
+        return batch
+
+
+class _Small(Struct, frozen=True):
+    """A batch as bytes of this program's own processes."""
+
+    data: bytes
+
+
+def _received(batch: Any) -> Any:
+    return pickle.loads(batch.data) if isinstance(batch, _Small) else batch  # noqa: S301 (of a child of our own)
+
+
+class _Pickler(pickle.Pickler):
+    """Tensors with their bytes."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """See ``pickle``."""
+        if type(value) is not torch.Tensor or value.layout != torch.strided or value.device.type != "cpu":
+            return NotImplemented
+        flat = value.detach().contiguous().view(-1)
+        return _tensor, (
+            value.dtype,
+            tuple(value.shape),
+            flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"",
+        )
+
+
+def _tensor(dtype: torch.dtype, shape: tuple[int, ...], data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
 
 
 class _Stream:
@@ -133,7 +176,7 @@ class Loaders(Fetcher):
             if refusal and key == request.key:
                 raise UsageError(refusal)
             if not refusal and key[0] >= request.key[0]:
-                self._early[key] = batch
+                self._early[key] = _received(batch)
         return self._early.pop(request.key) if request.key in self._early else self._here.get(request)
 
     def _begin(self, request: Request) -> Iterator[Any]:

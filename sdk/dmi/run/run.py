@@ -137,7 +137,7 @@ class Run:
         collate_fn: Collate | None = None,
         sampler: Iterable[Any] | None = None,
         workers: int = 0,
-        prefetch: int = 2,
+        prefetch: int = 8,
     ) -> Iterator[Step]:
         """The steps of one pass over ``dataset`` (map-style), in batches of ``batch_size`` samples whoever computes.
 
@@ -187,7 +187,7 @@ class Run:
         *,
         collate_fn: Collate | None = None,
         workers: int = 0,
-        prefetch: int = 2,
+        prefetch: int = 8,
     ) -> Iterator[Evaluation]:
         """The loop of ``steps`` once over ``dataset``, without gradients and with the model in evaluation mode, shared out over
         all workers: ``for step in run.evaluate(held_out, 256): for images, labels in step: run.report(accuracy=...)``. Afterwards

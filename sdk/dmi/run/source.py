@@ -37,7 +37,7 @@ class Source(Struct, frozen=True):
     collate_fn: Collate | None = None
     sampler: Iterable[Any] | None = None
     workers: int = 0
-    prefetch: int = 2
+    prefetch: int = 8
 
     def check(self, leaves: int) -> None:
         """Raise ``UsageError`` for what cannot be dealt to leaves."""
@@ -204,7 +204,7 @@ def _of_loader(
         collate,
         chosen,
         loader.num_workers,
-        loader.prefetch_factor or 2,
+        loader.prefetch_factor or 8,
     )
 
 
