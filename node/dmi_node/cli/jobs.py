@@ -23,17 +23,18 @@ class _Submit(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Raises ``click.UsageError`` that names ``--``."""
-        ours = args[: args.index("--")] if "--" in args else args
-        script = next((Path(each) for each in ours if each.endswith(".py")), None)
+        ours = args[: args.index("--")] if "--" in args else list(args)
         try:
             rest = super().parse_args(ctx, list(args))
         except click.NoSuchOption as error:
+            script = next((each for each in ours if each.endswith(".py")), "SCRIPT")
             raise click.UsageError(
-                f"submit has no option {error.option_name}; if it is the script's, write it after `--`: dmi-node submit "
-                f"{script or 'SCRIPT'} -- {error.option_name} ..."
+                f"submit has no option {error.option_name}; if it is the script's, write it after `--`: dmi-node submit {script} "
+                f"-- {error.option_name} ..."
             ) from None
-        if script is not None:
-            _demand_clear(script, ours[ours.index(str(script)) + 1 :] if str(script) in ours else [])
+        given = ctx.params.get("script")
+        if given in ours:
+            _demand_clear(Path(given), ours[ours.index(given) + 1 :])
         return rest
 
 

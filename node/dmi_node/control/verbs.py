@@ -299,7 +299,8 @@ class Verbs:
             found = self._state().jobs.get(job.id, job)
             is_last = found.state in ENDED or not follow
             something = False
-            nodes = [node for node in sorted(found.hosts) if self._node.peer.standing(node) != "dead"]
+            hosts = {*found.hosts, *(node for _, node in found.roles())}
+            nodes = [node for node in sorted(hosts) if self._node.peer.standing(node) != "dead"]
             for node, texts in zip(nodes, await self._texts(found.id, nodes, printed), strict=True):
                 for process, (start, data) in texts.items():
                     something = True

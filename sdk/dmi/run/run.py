@@ -207,6 +207,7 @@ class Run:
             prefetch=prefetch,
         )
         source.check(1)
+        source.check_whole()
         self._training.demand_between("run.evaluate(...)")
         self._training.come_in()
         self._training.open()

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from msgspec import Struct
 from torch.utils.data import (
-    BatchSampler,
     DataLoader,
     DistributedSampler,
     IterableDataset,
@@ -61,6 +60,15 @@ class Source(Struct, frozen=True):
         if self.workers < 0 or self.prefetch < 1:
             raise UsageError(
                 f"workers must be 0 or more and prefetch 1 or more, not {self.workers} and {self.prefetch}"
+            )
+
+    def check_whole(self) -> None:
+        """Raise ``UsageError`` where not every sample would be evaluated once."""
+        if self.sampler is not None or self.drop_last:
+            raise UsageError("an evaluation takes every sample once: leave sampler and drop_last out")
+        if self.batch_size is None:
+            raise UsageError(
+                "batch_size is missing: how many samples are evaluated at a time, on all workers together?"
             )
 
     def batches(self, seed: int, epoch: int) -> "Batches":
@@ -165,31 +173,25 @@ def understood(
     """What ``run.steps`` was given; a ``DataLoader`` in place of the data set is taken for what it was made of. Raises
     ``UsageError`` for what cannot be kept."""
     if isinstance(given, DataLoader):
-        return _of_loader(given, batch_size, sampler=sampler, collate_fn=collate_fn, shuffle=shuffle)
+        if (shuffle, drop_last, collate_fn, sampler, workers) != (None, False, None, None, 0):
+            raise UsageError(
+                "a DataLoader has its own shuffle, drop_last, collate_fn, sampler and num_workers: give them there, or pass "
+                "loader.dataset here"
+            )
+        return _of_loader(given, batch_size)
     if sampler is not None and shuffle:
         raise UsageError("a sampler decides the order: leave shuffle out, or the sampler")
     is_shuffled = sampler is None and shuffle is not False
     return Source(given, batch_size, is_shuffled, drop_last, collate_fn, sampler, workers, prefetch)
 
 
-def _of_loader(
-    loader: DataLoader[Any],
-    batch_size: int | None,
-    *,
-    sampler: Iterable[Any] | None,
-    collate_fn: Collate | None,
-    shuffle: bool | None,
-) -> Source:
+def _of_loader(loader: DataLoader[Any], batch_size: int | None) -> Source:
     if loader.generator is not None:
         raise _unkept("generator", "the order follows the run's seed; leave it out")
     if loader.worker_init_fn is not None:
         raise _unkept("worker_init_fn", "random streams are seeded for each leaf; leave it out")
     if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
         raise _unkept("batch_size=None or an IterableDataset", "pass a map-style dataset itself")
-    if (sampler, collate_fn, shuffle) != (None, None, None):
-        raise UsageError(
-            "a DataLoader has its own sampler, collate_fn and shuffle: give them there, or pass loader.dataset here"
-        )
     if batch_size is not None and loader.batch_size is not None and batch_size != loader.batch_size:
         raise UsageError(
             f"the DataLoader has batch_size={loader.batch_size} and run.steps {batch_size}: leave one of them out"
@@ -211,7 +213,7 @@ def _of_loader(
 def _order_of(loader: DataLoader[Any]) -> tuple[bool, Iterable[Any] | None]:
     """Is it shuffled, and what else decides its order?"""
     own = loader.sampler
-    if type(loader.batch_sampler) is not BatchSampler:
+    if loader.batch_size is None:  # it was given batches
         return False, loader.batch_sampler
     if type(own) is SequentialSampler:
         return False, None
