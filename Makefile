@@ -63,6 +63,8 @@ bench: $(READY)  ## beside others in the same run: the exchange and gloo, AlexNe
 	$(BIN)/python -m bench.models
 	$(BIN)/python -m bench.stages
 	$(BIN)/python -m bench.shares
+	$(BIN)/python -m bench.loading
+	$(BIN)/python -m bench.evaluation
 	$(BIN)/python -m bench.serving $(if $(STARLETTE),--starlette $(STARLETTE)) $(if $(RAY),--ray $(RAY))
 
 format: $(READY) ## let ruff put the code into shape

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import dmi.connection
-from dmi.connection import Connection, Conversation, default_home
+from dmi.connection import Connection, Conversation, default_home, user_home
 from dmi.errors import DmiError, NoNodeError, NoQuorumError, RefusedError, UnknownJobError, UsageError
 from tests.sdk.fake_node import Client, FakeNode, items, refuse, value
 
@@ -174,3 +174,12 @@ def test_closing_a_stream_wakes_the_thread_that_waits_for_it(tmp_path: Path) -> 
         thread.join(10)
         assert not thread.is_alive()
         assert list(stream) == []
+
+
+def test_a_user_without_a_home_gets_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    with pytest.raises(UsageError, match="no home directory: name a folder with --home"):
+        user_home()
