@@ -71,7 +71,14 @@ def test_a_thread_that_does_not_end_is_named_and_left(tmp_path: Path) -> None:
     assert "finished None" in done.stdout
 
 
-@pytest.mark.parametrize("end", ["", "sys.exit(0)", "raise ValueError('planted')"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        "",
+        pytest.param("sys.exit(0)", marks=pytest.mark.deep),
+        pytest.param("raise ValueError('planted')", marks=pytest.mark.deep),
+    ],
+)
 def test_a_forked_child_comes_to_an_end_of_its_own(tmp_path: Path, end: str) -> None:
     done = run(
         tmp_path,
@@ -129,6 +136,7 @@ def test_a_child_that_imports_the_script_does_not_train(tmp_path: Path) -> None:
     assert "below `if __name__ ==" in done.stderr
 
 
+@pytest.mark.deep
 def test_with_a_guard_it_does_what_it_is_for(tmp_path: Path) -> None:
     done = plain(tmp_path, "", "if __name__ == '__main__':\n    run = dmi.init()\n    start()")
     assert "child runs" in done.stdout
