@@ -48,7 +48,9 @@ def train(mesh: LocalMesh, path: Path, workers: int, servers: int, *script: str)
     return identity
 
 
-@pytest.fixture(scope="module", params=["digits", pytest.param("transformer", marks=pytest.mark.deep)])
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.deep) for name in ("digits", "transformer")]
+)
 def script(request: pytest.FixtureRequest) -> tuple[str, ...]:
     return SCRIPTS[request.param]
 
