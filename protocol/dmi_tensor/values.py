@@ -94,14 +94,14 @@ def _content(value: object) -> tuple[int, object]:
         case np.ndarray() if type(value) is np.ndarray and value.dtype.kind in _NUMPY_KINDS:
             return _Kind.ARRAY, [value.dtype.str, list(value.shape), np.ascontiguousarray(value).tobytes()]
         case torch.Tensor() if _is_dense(value):
-            flat = value.detach().contiguous().view(-1)
+            flat = value.contiguous().view(-1)
             data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
             return _Kind.TENSOR, [NAMES[value.dtype], list(value.shape), data]
     raise TypeError(type(value).__name__)
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
-    is_plain = type(tensor) in {torch.Tensor, torch.nn.Parameter} and tensor.dtype in NAMES
+    is_plain = type(tensor) is torch.Tensor and tensor.dtype in NAMES and not tensor.requires_grad
     return is_plain and tensor.layout == torch.strided and tensor.device.type == "cpu"
 
 
@@ -190,6 +190,8 @@ def _inside(value: object) -> Iterator[tuple[str, object]]:
 
 def _told(value: object) -> str:
     kind = type(value)
+    if isinstance(value, torch.Tensor) and value.requires_grad:
+        return "a tensor that requires grad; give its .detach(), or its number"
     if isinstance(value, torch.Tensor):
         return (
             f"a tensor that is {value.layout}, {value.dtype} and on {value.device}; only dense ones on the CPU travel"

@@ -74,12 +74,17 @@ def read_logs(job: Path, offsets: dict[str, int]) -> dict[str, tuple[int, bytes]
 
 def _read(directory: Path, start: int, most: int) -> tuple[int, bytes]:
     for begin, path in _pieces(directory):
-        end = begin + path.stat().st_size
-        if end > start:
+        try:
+            if begin + path.stat().st_size <= start:
+                continue
             at = max(begin, start)
             with path.open("rb") as file:
                 file.seek(at - begin)
                 return at, file.read(most)
+        except FileNotFoundError:
+            if not begin:
+                raise
+            continue  # it was given up meanwhile
     return start, b""
 
 

@@ -126,7 +126,8 @@ class Supervisor:
         if isinstance(event, Bound):
             self._unproven.pop(role, None)
         if isinstance(event, Exited) and (python := self._unproven.pop(role, None)) is not None:
-            told = f"{python} cannot run a worker here: {_last_line(self._home.role(role) / 'log')}"
+            last = await asyncio.to_thread(_last_line, self._home.role(role) / "log")
+            told = f"{python} cannot run a worker here: {last}"
             self._happened(RoleHappened(role, Failed("cannot-start", told, starting=True)))
         if isinstance(event, Started):
             self._shares.started(role, event.pid)

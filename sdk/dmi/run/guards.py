@@ -37,8 +37,8 @@ class Watched(Protocol):
 
 
 _latest: list[Watched] = []
-_stepped: "weakref.WeakSet[LRScheduler]" = weakref.WeakSet()
-"""Schedulers that have changed their optimizer."""
+_stepped: "weakref.WeakValueDictionary[int, LRScheduler]" = weakref.WeakValueDictionary()
+"""Schedulers that have changed their optimizer, by their identity: they may compare as they like."""
 
 
 def watch(run: Watched) -> None:
@@ -49,7 +49,7 @@ def watch(run: Watched) -> None:
 
 def schedulers_of(optimizer: Optimizer) -> Iterator[LRScheduler]:
     """Those that have changed it, since this process has a run."""
-    return (scheduler for scheduler in list(_stepped) if getattr(scheduler, "optimizer", None) is optimizer)
+    return (scheduler for scheduler in list(_stepped.values()) if getattr(scheduler, "optimizer", None) is optimizer)
 
 
 def _refused_in_step(original: Callable[..., Any], line: str) -> Callable[..., Any]:
@@ -72,7 +72,7 @@ def _refused_when_enabled(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _noted(original: Callable[..., Any]) -> Callable[..., Any]:
     def step(self: LRScheduler, *args: Any, **kwargs: Any) -> Any:
-        _stepped.add(self)
+        _stepped[id(self)] = self
         return original(self, *args, **kwargs)
 
     step.__name__, step.__doc__ = "step", original.__doc__

@@ -2,8 +2,6 @@
 samples are fetched on one thread, in random streams that are the leaf's."""
 
 import ctypes
-import io
-import pickle
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +14,9 @@ from torch.utils.data import DataLoader
 
 from dmi.errors import UsageError
 from dmi.run.source import Source
+from dmi_tensor import values
 from dmi_tensor.random_streams import set_aside, sow_fetch
+from dmi_tensor.values import CannotTravelError
 
 _DEATHS = 3
 """So often in a row a loader process may die without having fetched anything."""
@@ -86,41 +86,21 @@ class _InLoader(torch.utils.data.Dataset[tuple[tuple[int, ...], Any, str]]):
     def _sent(self, batch: Any) -> Any:
         """Small batches go through the pipe; torch shares memory for the others, and asks this process for each piece of it."""
         if self._is_small:
-            written = io.BytesIO()
-            _Pickler(written, protocol=pickle.HIGHEST_PROTOCOL).dump(batch)
-            self._is_small = written.tell() <= _SMALL_BYTES
-            if self._is_small:
-                return _Small(written.getvalue())
+            with suppress(CannotTravelError):
+                packed = values.pack(batch)
+                self._is_small = len(packed) <= _SMALL_BYTES
+                return _Small(packed)
         return batch
 
 
 class _Small(Struct, frozen=True):
-    """A batch as bytes of this program's own processes."""
+    """A batch, packed."""
 
     data: bytes
 
 
 def _received(batch: Any) -> Any:
-    return pickle.loads(batch.data) if isinstance(batch, _Small) else batch  # noqa: S301 (of a child of our own)
-
-
-class _Pickler(pickle.Pickler):
-    """Tensors with their bytes."""
-
-    def reducer_override(self, value: Any) -> Any:
-        """See ``pickle``."""
-        if type(value) is not torch.Tensor or value.layout != torch.strided or value.device.type != "cpu":
-            return NotImplemented
-        flat = value.detach().contiguous().view(-1)
-        return _tensor, (
-            value.dtype,
-            tuple(value.shape),
-            flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"",
-        )
-
-
-def _tensor(dtype: torch.dtype, shape: tuple[int, ...], data: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
+    return values.unpack(batch.data) if isinstance(batch, _Small) else batch
 
 
 class _Stream:

@@ -221,8 +221,9 @@ class Run:
             yield DoneEvaluation(means)
             return
         with self._training.loop():
-            yield Evaluation(self._training, source, self._training.rounds, data, self._training.module)
-            if self._training.phase != "between":
+            evaluation = Evaluation(self._training, source, self._training.rounds, data, self._training.module)
+            yield evaluation
+            if self._training.phase != "between" or not evaluation.is_begun:
                 raise UsageError("an evaluation was left unfinished: loop over it to its end")
 
     @overload

@@ -77,8 +77,8 @@ class Source(Struct, frozen=True):
         if self.sampler is not None:
             drawn = _drawn(self.sampler, seed, epoch)
             told = f", order of the sampler {hashlib.sha256(repr(drawn).encode()).hexdigest()[:16]}"
-            if drawn and isinstance(drawn[0], list):
-                return Batches(drawn, told)
+            if any(isinstance(each, list) for each in drawn):
+                return Batches(self._whole(drawn), told)
             order: Sequence[Any] = drawn
         elif self.shuffle:
             order = permutation(seed, epoch, len(self.dataset)).tolist()
@@ -96,6 +96,14 @@ class Source(Struct, frozen=True):
             )
             raise UsageError(f"{len(order)} samples {why}: no step is left; leave drop_last out, or lower batch_size")
         return Batches(cut, told)
+
+    def _whole(self, drawn: list[Any]) -> list[Any]:
+        """Batches that a sampler gives."""
+        if not all(isinstance(each, list) and each for each in drawn):
+            raise UsageError("the sampler gives batches and something else, or an empty batch: let it give one kind")
+        if self.batch_size is not None or self.drop_last:
+            raise UsageError("the sampler gives whole batches: leave batch_size and drop_last out")
+        return drawn
 
     def fetch(self, indices: Sequence[Any]) -> Any:
         """The samples at ``indices`` as one batch, as torch's ``DataLoader`` would make it. Raises ``UsageError`` for samples

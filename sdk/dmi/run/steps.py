@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from dmi.errors import UsageError
 from dmi.run import batchnorm
 from dmi.run.loading import Request, fetcher_of
 from dmi.run.source import Batches, Source
@@ -144,10 +145,14 @@ class Evaluation:
     def __init__(self, run: Leaves, source: Source, number: int, data: str, module: nn.Module) -> None:
         self._run, self._source, self._number, self._data, self._module = run, source, number, data, module
         self._size = max(1, (source.batch_size or 1) // run.leaves)
+        self.is_begun = False
         self.metrics: dict[str, float] = {}
         """After the loop: the mean of each reported number over all samples, the same on every worker."""
 
     def __iter__(self) -> Iterator[Any]:
+        if self.is_begun:
+            raise UsageError("an evaluation is looped over once; ask run.evaluate for another one")
+        self.is_begun = True
         samples = len(self._source.dataset)
         fetcher = fetcher_of(self._source, self._run.seed, self._ahead)
         self._run.begin_evaluation(samples, self._data)
