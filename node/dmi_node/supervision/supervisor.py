@@ -90,13 +90,16 @@ class Supervisor:
             else:
                 await self._pass_on(role, Exited(0, signal.SIGTERM))
         except (OSError, BadBundleError) as error:
-            why = f"the job's files cannot be unpacked, or its process started: {error}"
+            python = self._unproven.pop(role, None)
+            what = "process" if python is None else f"interpreter {python}"
+            why = f"the job's files cannot be unpacked, or its {what} started: {error}"
             is_disk = isinstance(error, OSError) and error.errno in _DISK  # another host may have space
             await self._pass_on(role, Failed("disk" if is_disk else "cannot-start", why, starting=True))
             await self._pass_on(role, Exited(1, 0))
         finally:
             self._processes.pop(role, None)
             self._excesses.pop(role, None)
+            self._unproven.pop(role, None)
             self._shares.end(role)
 
     async def _fits(self, role: RoleKey) -> bool:

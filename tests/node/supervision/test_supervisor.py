@@ -84,7 +84,7 @@ class Host:
         self.blobs.path(blob).write_bytes(data)
         return blob
 
-    def start(self, blob: BlobHash) -> None:
+    def start(self, blob: BlobHash, python: str | None = None, **env: str) -> None:
         launch = TrainingLaunch(
             key=ROLE,
             node=NodeId("0" * 16),
@@ -100,6 +100,8 @@ class Host:
             host="127.0.0.1",
             ports=(0, 0),
             bundle_hash=blob,
+            python=python,
+            env=tuple(env.items()),
         )
         self.supervisor.start(StartRole(ROLE, launch))
 
@@ -141,6 +143,26 @@ async def test_a_role_lives_in_a_directory_of_its_own(tmp_path: Path) -> None:
         while (directory / "work").exists():
             await asyncio.sleep(0)
         assert (directory / "log").exists()
+
+
+async def test_a_script_finds_the_variables_that_it_was_given(tmp_path: Path) -> None:
+    script = "print(os.environ['MODE'], os.environ.get('USER')); child.tell(Completed()); child.end(0)"
+    async with host(tmp_path) as here:
+        here.start(here.bundle(script), MODE="fast one", USER="somebody")
+        assert (await here.until_gone())[-1] == Exited(0, 0)
+        assert (here.home.role(ROLE) / "log").read_text() == "fast one somebody\n"
+
+
+@pytest.mark.parametrize(
+    ("python", "hint"),
+    [("/nowhere/python", "interpreter /nowhere/python started"), ("/bin/false", "/bin/false cannot run a worker here")],
+)
+async def test_an_interpreter_that_runs_no_worker_is_final_and_named(tmp_path: Path, python: str, hint: str) -> None:
+    async with host(tmp_path) as here:
+        here.start(here.bundle(""), python)
+        failed = next(event for event in await here.until_gone() if isinstance(event, Failed))
+        assert (failed.kind, failed.starting) == ("cannot-start", True)
+        assert hint in failed.text
 
 
 @pytest.mark.parametrize("data", [b"garbage" * 1000, None])
