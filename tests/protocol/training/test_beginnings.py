@@ -1,5 +1,7 @@
 """Which steps the workers have begun, and who holds whom up."""
 
+from msgspec.structs import replace
+
 from dmi_protocol.training import exchange as x
 from dmi_protocol.training.beginnings import Beginnings
 
@@ -28,6 +30,28 @@ def test_who_is_gone_holds_nobody_up() -> None:
     assert begun.beyond(3) == (0,)
     begun.roster(x.Rostered(3, (0, 1), 1))
     assert not begun.has_lead_begun(0), "worker 1 is back, and must begin anew"
+
+
+def test_workers_that_begin_a_step_unlike_each_other_are_named() -> None:
+    begun = Beginnings(x.Rostered(1, (0, 1), 0))
+    first = x.Began(0, 4, (1,), b"lr", None, b"digest", "length of the data 7")
+    assert begun.contradiction(first) is None
+    assert begun.contradiction(replace(first, worker=1)) is None
+    written = begun.contradiction(replace(first, worker=1, written=b""))
+    assert written == x.Disagree(1, 0, "the buffers that the script wrote between the steps", "", "")
+    data = begun.contradiction(replace(first, worker=1, data="length of the data 8"))
+    assert data == x.Disagree(1, 0, "the data", "length of the data 8", "length of the data 7")
+
+
+def test_a_joiner_has_nothing_in_place_before_it_begins() -> None:
+    begun = Beginnings(x.Rostered(1, (0, 2), 0, joiners=(2,)))
+    begun.come_in(2, 4)
+    assert begun.has_begun(2, 3)
+    assert not begun.has_installed(2, 3), "it is shown all of version 4"
+    begun.note(x.Began(2, 4, (1,), b"lr"))
+    assert begun.has_installed(2, 4)
+    begun.roster(x.Rostered(2, (0,), 0))
+    assert not begun.has_installed(2, 4)
 
 
 def test_what_comes_late_sets_nobody_back() -> None:

@@ -173,3 +173,28 @@ def embed(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 def test_leaves_are_a_power_of_two(leaves: int) -> None:
     with pytest.raises(DmiError, match="power of two"):
         init(leaves=leaves)
+
+
+def test_what_the_state_cannot_keep_is_refused_where_it_is_set_and_changes_nothing() -> None:
+    run, _, _ = begin()
+    run.state["best"] = 1.0
+    for put in (
+        lambda: run.state.__setitem__("best", nn.Linear(1, 1)),
+        lambda: run.state.update(best=print),
+        lambda: run.state.setdefault("other", {"deep": [object()]}),
+        lambda: run.state.__setitem__("loss", torch.ones(1, requires_grad=True) * 2),
+    ):
+        with pytest.raises(UsageError, match=r"^run\.state\['(best|other|loss)'\]"):
+            put()
+    with pytest.raises(UsageError, match="text for its keys"):
+        run.state[3] = 1  # type: ignore[index]
+    run.state |= {"rate": 0.5}
+    assert run.state == {"best": 1.0, "rate": 0.5}
+
+
+def test_what_was_changed_inside_the_state_is_refused_before_the_next_step() -> None:
+    run, model, optimizer = begin()
+    run.state["seen"] = [1]
+    run.state["seen"].append(object())
+    with pytest.raises(UsageError, match=r"run\.state\['seen'\]\[1\]: a object"):
+        in_leaf(lambda _: None)(run, model, optimizer)

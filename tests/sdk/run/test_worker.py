@@ -22,11 +22,23 @@ def fails(directory: Path, text: str, workers: int = 1) -> Failed:
 
 
 def test_a_script_that_raises_gives_its_own_traceback(tmp_path: Path) -> None:
-    failed = fails(tmp_path, "def inner():\n    raise ValueError('no such thing')\n\ninner()\n")
+    text = """import atexit, os
+log = open("log.txt", "w")
+def inner():
+    log.write("kept")
+    raise ValueError('no such thing')
+atexit.register(lambda: open("handler.txt", "w").write("ran"))
+inner()
+"""
+    failed = fails(tmp_path, text)
+    assert {path.name: path.read_text() for path in tmp_path.rglob("*.txt")} == {
+        "log.txt": "kept",
+        "handler.txt": "ran",
+    }
     assert failed.kind == "script-raised"
     lines = failed.text.splitlines()
     assert lines[0] == "Traceback (most recent call last):"
-    assert 'script.py", line 4, in <module>' in lines[1]
+    assert 'script.py", line 7, in <module>' in lines[1]
     assert lines[-1] == "ValueError: no such thing"
     assert "runpy" not in failed.text
 
