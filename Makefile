@@ -47,7 +47,7 @@ demo: $(READY)   ## three nodes on this machine train a model and use it; the by
 sim: $(READY)    ## make sim SEEDS=1000: that many seeded universes
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --jobs $(JOBS)
 
-planted: $(READY) ## eighteen planted bugs: at which seed, and by which checker, each is caught
+planted: $(READY) ## nineteen planted bugs: at which seed, and by which checker, each is caught
 	$(BIN)/python -m tests.simulation.planted
 
 resilience: $(READY) ## make resilience REPEATS=10: kills, cuts and pauses during trainings, and a table of what came out

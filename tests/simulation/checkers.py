@@ -16,6 +16,7 @@ from dmi_protocol.cluster.command import (
     HoldBlob,
     KeepPart,
     LoseRole,
+    MarkBusy,
     Place,
     Reassign,
     Recruit,
@@ -35,19 +36,22 @@ from dmi_protocol.kinds.training.state import Checkpoint, TrainingJob
 from dmi_protocol.messages.consensus import Entry, Noop, Voted, Voters
 from dmi_protocol.messages.roles import RoleKey
 from dmi_protocol.peer import Peer
-from dmi_protocol.reasons import Reason
+from dmi_protocol.reasons import PairSilent, Reason
+from tests.simulation.clock import Clock
 from tests.simulation.node import Node
 from tests.simulation.replica import result_of
 from tests.simulation.trouble import Violation, demand
 
 _DIGEST_EVERY = 6
 """Entries: states that differ once stay different, so not every one of them need be looked at."""
+_ON_ITS_WAY_MS = 5_000
+"""A leader that has not heard of it yet may have asked for the opposite, and be slow."""
 
 
 class Agreement:
     """One leader per term; committed entries are never lost or changed; equal state at equal index."""
 
-    def __init__(self, nodes: dict[NodeId, Node], begun: ClusterState, counters: Counter[str]) -> None:
+    def __init__(self, clock: Clock, nodes: dict[NodeId, Node], begun: ClusterState, counters: Counter[str]) -> None:
         self._nodes = nodes
         self._counters = counters
         self._leaders: dict[int, NodeId] = {}
@@ -60,6 +64,7 @@ class Agreement:
         """The dumb twin: one replica that applies every committed entry, one after another."""
         self.commit = begun.applied
         self.fencing = Fencing()
+        self.busy = Busy(clock, counters)
         self.slices = Results(counters)
         self.checkpoints = Checkpoints()
         self.expulsions = Expulsions()
@@ -128,8 +133,10 @@ class Agreement:
                 self.state.applied = entry.index
             else:
                 self.fencing.before(self.state, entry.command)
+                self.busy.before(self.state, entry.command)
                 apply(self.state, entry.index, entry.command)
                 self.fencing.after(self.state, entry.command)
+                self.busy.after(self.state, entry.command)
                 self.slices.after(self.state, entry.command)
                 self.checkpoints.after(self.state, entry.command)
                 self.expulsions.after(self.state)
@@ -279,6 +286,37 @@ class Promises:
         job_of = state.jobs.get(command.job)
         if job_of is not None and job_of.spec.share:
             self._counters["shares promised"] += 1
+
+
+class Busy:
+    """Of two that cannot talk neither is replaced while it is known that one is only busy."""
+
+    def __init__(self, clock: Clock, counters: Counter[str]) -> None:
+        self._clock = clock
+        self._counters = counters
+        self._since: dict[RoleKey, int] = {}
+        """When it was agreed that a process is busy."""
+
+    def before(self, state: ClusterState, command: Command) -> None:
+        """``command`` is about to be applied."""
+        job = state.jobs.get(command.role.job) if isinstance(command, LoseRole) else None
+        if not isinstance(job, TrainingJob) or not isinstance(command, LoseRole):
+            return
+        reason = command.reason
+        if not isinstance(reason, PairSilent) or command.role not in dict(job.roles()):
+            return
+        self._counters["pairs parted"] += 1
+        for role in job.busy:
+            is_new = self._clock.now - self._since[role] < _ON_ITS_WAY_MS
+            is_either = role.name in {reason.role, reason.peer}
+            demand("busy", is_new or not is_either, f"{role} is only busy, and {command} was agreed")
+
+    def after(self, state: ClusterState, command: Command) -> None:
+        """It was applied."""
+        if isinstance(command, MarkBusy):
+            busy = {role for job in state.jobs.values() if isinstance(job, TrainingJob) for role in job.busy}
+            self._counters["processes busy"] += len(busy - self._since.keys())
+            self._since = {role: self._since.get(role, self._clock.now) for role in busy}
 
 
 class Fencing:

@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Callable
 
+from dmi_protocol import limits
 from dmi_protocol.effects import PersistVote
 from dmi_protocol.events import Stopping
 from dmi_protocol.kinds.job import STARTING
 from tests.simulation.node import Node
-from tests.simulation.sockets import Process, exits
+from tests.simulation.process import Process, exits
+from tests.simulation.server import Server
 from tests.simulation.worker import ScriptedWorker
 from tests.simulation.workload import Workload
 from tests.simulation.world import World
@@ -21,6 +23,10 @@ def _leads(node: Node) -> bool:
 
 def _grants_vote(node: Node) -> bool:
     return any(isinstance(write, PersistVote) and write.voted_for not in {None, node.me.node} for write in node.writes)
+
+
+def _trains(process: Process) -> bool:
+    return isinstance(process, ScriptedWorker | Server)
 
 
 class Faults:
@@ -52,6 +58,9 @@ class Faults:
             "crash-starting": self._crash_starting,
             "deaf-worker": self._deaf_worker,
             "reset": self._reset,
+            "role-is-busy": self._role_is_busy,
+            "role-is-stopped": self._role_is_stopped,
+            "silent-pair": self._silent_pair,
         }
         self._is_over = False
 
@@ -249,6 +258,30 @@ class Faults:
         name = process.node.name
         undo = self._cut([(other, name) for other in self._world.nodes if other != name])
         self._world.clock.later(300 + int(3_000 * self._world.random.random()), self._end, undo)
+
+    def _role_is_busy(self) -> None:
+        """One call keeps a process from everything for longer than a pair may be silent; it is left alone."""
+        self._hold(computes=True)
+
+    def _role_is_stopped(self) -> None:
+        """It uses no processor time either: its daemon ends it."""
+        self._hold(computes=False)
+
+    def _hold(self, *, computes: bool) -> None:
+        for_ms = limits.PAIR_SILENT_MS + int(6_000 * self._world.random.random())
+        self._on_role(_trains, lambda process: self._world.sockets.holding.hold(process, for_ms, computes=computes))
+
+    def _silent_pair(self) -> None:
+        """Role processes of two hosts do not hear each other, whose daemons do: a firewall lets one port through."""
+
+        def act(process: Process) -> None:
+            other = self._world.random.choice([name for name in self._world.nodes if name != process.node.name])
+            ends = frozenset({process.node.name, other})
+            self._world.sockets.silent.add(ends)
+            for_ms = limits.PAIR_SILENT_MS + int(6_000 * self._world.random.random())
+            self._world.clock.later(for_ms, self._world.sockets.silent.discard, ends)
+
+        self._on_role(_trains, act)
 
     def _reset(self) -> None:
         """Again and again for a while, connections between role processes break and lose what was on its way."""

@@ -6,7 +6,8 @@ from dmi_protocol.identity import BlobHash, JobId, PublicKey
 from dmi_protocol.kinds.batch.queue import SliceQueue
 from dmi_protocol.messages.roles import BatchLaunch, Lease, RoleKey, Roster, Slices, SliceWritten
 from tests.simulation.node import Node
-from tests.simulation.sockets import Said, Sockets, tell_daemon
+from tests.simulation.process import Said, tell_daemon
+from tests.simulation.sockets import Sockets
 from tests.simulation.trouble import demand
 
 _QUICK_MS = 300

@@ -11,10 +11,11 @@ from dmi_protocol.messages.roles import (
 )
 from tests.simulation.clock import Clock
 from tests.simulation.node import Node
+from tests.simulation.process import Process, tell_daemon
 from tests.simulation.replica import ScriptedReplica
 from tests.simulation.server import Server
 from tests.simulation.serving import ScriptedGateway, ServingReplica
-from tests.simulation.sockets import Process, Sockets, tell_daemon
+from tests.simulation.sockets import Sockets
 from tests.simulation.worker import ScriptedWorker
 
 

@@ -10,6 +10,7 @@ from dmi_protocol.messages.roles import (
     Completed,
     Lease,
     PartWritten,
+    Role,
     RoleEvent,
     RoleKey,
     Roster,
@@ -19,22 +20,16 @@ from dmi_protocol.training import exchange as x
 from dmi_protocol.training.backup import Backup, BackupEffect, Tell
 from dmi_protocol.training.copies import HEADER
 from dmi_protocol.training.shard import Shard
+from dmi_protocol.training.silence import Silences
 from dmi_protocol.training.step import Release, Sum
 from tests.simulation.node import Node
-from tests.simulation.sockets import (
-    HELD,
-    Bucketful,
-    Filled,
-    Replica,
-    Said,
-    Sockets,
-    owned,
-    tell_daemon,
-)
+from tests.simulation.process import Beat, Bucketful, Filled, Replica, Said, tell_daemon
+from tests.simulation.sockets import HELD, Sockets, owned
 from tests.simulation.tensors import Memory, Tensors
 from tests.simulation.trouble import Violation, demand
 
 _WRITE_MS = 150
+_LOOK_MS = 1_000
 
 
 class _Copy:
@@ -72,12 +67,19 @@ class Server:
         self._early: list[_Heard] = []
         self._has_waited = False
         self._leased = Instant(0)
+        self._heard: dict[int, int] = {}
+        """When each worker was heard, if only that it is there."""
+        self._silences = Silences()
 
     # Who takes part
 
     def roster(self, roster: Roster) -> None:
         """See ``Process``."""
         before, self._roster = self._roster, roster
+        now, workers = self._sockets.clock.now, [endpoint.key.index for endpoint in roster.workers]
+        self._heard = {worker: self._heard.get(worker, now) for worker in workers}
+        if before is None:
+            self._lose_patience()
         self._peers = {endpoint.key: endpoint.public_key for endpoint in (*roster.servers, *roster.workers)}
         for shard, replicas in enumerate(roster.assignment.shards):
             self._assignment(shard, roster, was_there=before is not None)
@@ -154,7 +156,11 @@ class Server:
             return
         if sender not in self._peers:
             return
-        if isinstance(said.event, Filled | Replica | Bucketful | x.Copied | x.QueryReplica | x.CopyTold):
+        if sender.role == "worker" and sender.index in self._heard:
+            self._heard[sender.index] = self._sockets.clock.now
+        if isinstance(said.event, Beat):
+            self._say(sender.index, said.shard, said.event)
+        elif isinstance(said.event, Filled | Replica | Bucketful | x.Copied | x.QueryReplica | x.CopyTold):
             self._from_server(sender, said)
         else:
             held = self._copies.get(said.shard)
@@ -218,13 +224,22 @@ class Server:
         deadline = machine.deadline()
         if deadline is not None and not self._has_waited:
             self._has_waited = True
-            self._sockets.clock.at(deadline, self._wait, shard)
+            self._sockets.later(self, deadline - self._sockets.clock.now, self._wait, shard)
 
     def _wait(self, shard: int) -> None:
         self._has_waited = False
         held = self._copies.get(shard)
         if self.is_alive and held is not None and held.shard is not None and held.shard.deadline() is not None:
             self._tell(shard, x.Waited())
+
+    def _lose_patience(self) -> None:
+        assert self._roster is not None
+        now = self._sockets.clock.now
+        silent: dict[tuple[Role, int], int] = {("worker", w): now - heard for w, heard in self._heard.items()}
+        for report in self._silences.look(self._roster.generation, silent) if self.is_alive else ():
+            self._tell_daemon(report)
+        if self.is_alive:
+            self._sockets.later(self, _LOOK_MS, self._lose_patience)
 
     # What is wanted here
 
@@ -327,7 +342,7 @@ class Server:
                 held = {bucket: memory.read(bucket, step) for bucket in buckets}
                 clock = self._sockets.clock
                 self._written_at = max(clock.now, self._written_at) + 1 + int(_WRITE_MS * clock.random.random())
-                clock.at(self._written_at, self._written, shard, step, final, held)
+                self._sockets.later(self, self._written_at - clock.now, self._written, shard, step, final, held)
             case x.TellCaughtUp(server):
                 assert self._roster is not None
                 self._tell_daemon(CaughtUp(self._roster.generation, shard, server))

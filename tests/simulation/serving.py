@@ -14,7 +14,8 @@ from dmi_protocol.serving.lanes import needed, offered
 from dmi_protocol.serving.passing import GoesBack, Passing, PassingEffect, PassingEvent, PassOn
 from dmi_protocol.serving.router import Router, RouterSettings
 from tests.simulation.node import Node
-from tests.simulation.sockets import Said, Sockets, exits, tell_daemon
+from tests.simulation.process import Said, exits, tell_daemon
+from tests.simulation.sockets import Sockets
 from tests.simulation.trouble import demand
 
 _ASK_MS = 400

@@ -5,16 +5,16 @@ What the machines say twice on purpose is also delivered twice by chance.
 """
 
 from collections import Counter, deque
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any
 
-from dmi_protocol.events import RoleHappened
 from dmi_protocol.identity import PublicKey
-from dmi_protocol.messages.roles import Exited, Lease, RoleEvent, RoleKey, Roster
+from dmi_protocol.messages.roles import RoleKey
 from dmi_protocol.training import exchange as x
 from tests.simulation.clock import Clock
+from tests.simulation.holding import Holding
 from tests.simulation.network import Network
-from tests.simulation.node import Node
-from tests.simulation.tensors import Tensor
+from tests.simulation.process import Process, Said
 from tests.simulation.trouble import Violation
 
 BUCKETS = 3
@@ -22,62 +22,6 @@ _CUT_MS = 100
 _REPEATED = 0.08
 HELD = 4_096
 """No role process ever has more tensors, or a fuller socket."""
-
-
-class Filled(NamedTuple):
-    """A primary tells a server what it is to have a copy of."""
-
-    definition: bytes
-    fields: tuple[tuple[str, str], ...]
-
-
-class Replica(NamedTuple):
-    """A primary's root, for its copies."""
-
-    step: int
-    bucket: int
-    hyper: bytes
-
-
-class Bucketful(NamedTuple):
-    """A bucket for a copy."""
-
-    bucket: int
-    version: int
-
-
-class Said(NamedTuple):
-    """What one role process sends to another about a shard; ``tensor`` goes beside the event, or the version that is shown.
-    Only what servers say to each other is fenced by ``generation``."""
-
-    shard: int
-    generation: int
-    event: object
-    tensor: Tensor | None = None
-    shown: int | None = None
-
-
-class Process(Protocol):
-    """A living role process."""
-
-    key: RoleKey
-    public_key: PublicKey
-    node: Node
-    boot_count: int
-    """That of its daemon: what a process said before it ended still arrives, unless the whole host is gone."""
-    is_alive: bool
-
-    def roster(self, roster: Roster) -> None:
-        """All roles are bound, or somebody does something else now."""
-        ...
-
-    def lease(self, lease: Lease) -> None:
-        """Its node knows of a quorum."""
-        ...
-
-    def hear(self, sender: RoleKey, said: Said) -> None:
-        """Another role process says something."""
-        ...
 
 
 class Sockets:
@@ -92,6 +36,9 @@ class Sockets:
         """By job, start generation and bucket: the last version that a worker was shown."""
         self.holders: dict[RoleKey, Process] = {}
         """The last process that was started for each role."""
+        self.holding = Holding(clock)
+        self.silent: set[frozenset[str]] = set()
+        """Hosts between which role processes do not hear each other, though daemons do."""
         self._ways: dict[tuple[PublicKey, PublicKey], deque[Said]] = {}
         self._pumped: set[tuple[PublicKey, PublicKey]] = set()
         """Ways that something is under way on, or was when they were reset."""
@@ -108,6 +55,15 @@ class Sockets:
             raise Violation("queues", f"{len(way)} messages wait at {source.key}")
         if is_idle:
             self._plan(source, target)
+
+    def later(self, process: Process, delay_ms: int, act: Callable[..., None], *arguments: Any) -> None:
+        """Something that a process does after so much time, or when it can."""
+        self.clock.later(max(0, delay_ms), self.holding.act, process, act, *arguments)
+
+    def heal(self) -> None:
+        """Everybody hears, and nobody is held."""
+        self.silent.clear()
+        self.holding.release_all()
 
     def is_open(self, one: Process, other: Process) -> bool:
         """Could they speak to each other now?"""
@@ -133,12 +89,13 @@ class Sockets:
         if source.boot_count != source.node.boot_count or heard is None or not heard.is_alive:
             way.clear()
             return
-        if not self._network.is_open(source.node.name, heard.node.name):
+        ends = source.node.name, heard.node.name
+        if not self._network.is_open(*ends) or frozenset(ends) in self.silent or self.holding.holds(heard):
             self._pumped.add((source.public_key, target))
             self.clock.later(_CUT_MS, self._pump, source, target)
             return
         for said in [way.popleft() for _ in range(min(len(way), 4))]:
-            if heard.is_alive:
+            if heard.is_alive:  # and is not held: nothing holds a process in its own turn
                 heard.hear(source.key, said)
         if way and (source.public_key, target) not in self._pumped:
             self._plan(source, target)
@@ -147,21 +104,3 @@ class Sockets:
 def owned(shard: int, shards: int) -> tuple[int, ...]:
     """The buckets of a shard."""
     return tuple(range(shard, BUCKETS, shards))
-
-
-def tell_daemon(process: Process, clock: Clock, event: RoleEvent) -> None:
-    """Through the pipe to the parent: in order, and only while both live."""
-    node, boot_count = process.node, process.node.boot_count
-    clock.later(1, _tell, node, boot_count, RoleHappened(process.key, event))
-
-
-def _tell(node: Node, boot_count: int, event: RoleHappened) -> None:
-    if node.boot_count == boot_count:
-        node.give(event)
-
-
-def exits(process: Process, code: int, signal: int = 0) -> None:
-    """The process ends, and its parent sees it."""
-    if process.is_alive:
-        process.is_alive = False
-        _tell(process.node, process.node.boot_count, RoleHappened(process.key, Exited(code, signal)))

@@ -43,6 +43,8 @@ REQUIRED = (
     "checkpoints published",
     "jobs that wait for room",
     "rounds of the lead",
+    "processes busy",
+    "pairs parted",
 )
 
 

@@ -4,6 +4,7 @@ import hashlib
 
 from msgspec.structs import replace
 
+from dmi_protocol import limits
 from dmi_protocol.identity import BlobHash, PublicKey
 from dmi_protocol.messages.roles import (
     Completed,
@@ -12,24 +13,25 @@ from dmi_protocol.messages.roles import (
     Progressed,
     Published,
     Ready,
+    Role,
     RoleEvent,
     RoleKey,
     Roster,
     TrainingLaunch,
-    Unheard,
 )
 from dmi_protocol.model import ModelFile
 from dmi_protocol.training import exchange as x
+from dmi_protocol.training.silence import Silences
 from dmi_protocol.training.step import Release, Sum
 from dmi_protocol.training.tree import shares
 from dmi_protocol.training.worker import Worker
 from tests.simulation.node import Node
-from tests.simulation.sockets import BUCKETS, Said, Sockets, exits, owned, tell_daemon
+from tests.simulation.process import Beat, Said, exits, tell_daemon
+from tests.simulation.sockets import BUCKETS, Sockets, owned
 from tests.simulation.tensors import Tensor, Tensors
 from tests.simulation.trouble import demand
 
 _WAIT_MS = 250
-_SILENT_MS = 6_000
 _ROUND = 5
 _COMPUTE_MS = 400
 _FIELDS = (("torch", "fake"),)
@@ -62,6 +64,10 @@ class ScriptedWorker:
         self._finished: set[int] = set()
         self._has_completed = False
         self._heard_at = 0
+        self._beat_at = 0
+        self._heard_by: dict[int, int] = {}
+        """When each primary was heard, if only that it is there."""
+        self._silences = Silences()
         self._is_waiting = False
         self._phase = "greeting"
         """``greeting``, ``fetching``, ``training``, ``finishing``."""
@@ -142,7 +148,14 @@ class ScriptedWorker:
 
     def hear(self, sender: RoleKey, said: Said) -> None:
         """See ``Process``."""
-        self._heard_at = self._sockets.clock.now
+        now = self._sockets.clock.now
+        if sender.index in self._heard_by:
+            self._heard_by[sender.index] = now
+        if not isinstance(said.event, Beat):
+            self._heard_at = now
+            self._take(said)
+
+    def _take(self, said: Said) -> None:
         if self._roster is None or self._machine is None:
             return
         match said.event:
@@ -258,7 +271,7 @@ class ScriptedWorker:
                     self._tensors.do(effect)
                 case x.Compute(step, leaf):
                     delay = 1 + int(_COMPUTE_MS * self._sockets.clock.random.random())
-                    self._sockets.clock.later(delay, self._compute, step, leaf)
+                    self._sockets.later(self, delay, self._compute, step, leaf)
                 case x.Push(step, bucket, subtree, handle):
                     told = x.Contributed(self.key.index, step, bucket, subtree, None)
                     self._say(self._shard_of(bucket), told, self._tensors.get(handle))
@@ -274,7 +287,7 @@ class ScriptedWorker:
         whole = set(self._parameters) == {version}
         demand("versions", whole, f"{self.key} installs {self._parameters} as version {version}")
         self._version = version
-        self._sockets.clock.later(1, self._go_on, version)
+        self._sockets.later(self, 1, self._go_on, version)
 
     def _go_on(self, version: int) -> None:
         if self.is_alive and self._version == version:
@@ -294,10 +307,8 @@ class ScriptedWorker:
             return
         if self._sockets.clock.now - self._heard_at >= _WAIT_MS:
             self._ask_again()
-        is_in_step = self._machine.current is not None  # before that servers beat, and have nothing else to say
-        if is_in_step and self._sockets.clock.now - self._heard_at >= _SILENT_MS:
-            self._report()
-        self._sockets.clock.later(_WAIT_MS, self._wait)
+        self._mind_silence()
+        self._sockets.later(self, _WAIT_MS, self._wait)
 
     def _ask_again(self) -> None:
         assert self._roster is not None
@@ -317,13 +328,18 @@ class ScriptedWorker:
                 self._begin(shard)
             self._happened(x.Waited())
 
-    def _report(self) -> None:
-        """Nobody who leads a shard that we lack is heard."""
+    def _mind_silence(self) -> None:
+        """We tell the primaries that we are here, and report who does not answer."""
         assert self._roster is not None
-        assert self._machine is not None
-        shards = {self._shard_of(bucket) for bucket in self._machine.missing()}
-        for server in sorted({self._roster.assignment.shards[shard].primary for shard in shards}):
-            self._tell_daemon(Unheard(self._roster.generation, "server", server, _SILENT_MS))
+        now, primaries = self._sockets.clock.now, {replicas.primary for replicas in self._roster.assignment.shards}
+        if now - self._beat_at >= limits.PEER_BEAT_MS:
+            self._beat_at = now
+            for shard in range(len(self._roster.assignment.shards)):
+                self._say(shard, Beat())
+        self._heard_by = {server: self._heard_by.get(server, now) for server in primaries}
+        silent: dict[tuple[Role, int], int] = {("server", s): now - heard for s, heard in self._heard_by.items()}
+        for report in self._silences.look(self._roster.generation, silent):
+            self._tell_daemon(report)
 
     # To the servers
 

@@ -38,7 +38,7 @@ from dmi_protocol.peer import Me
 from dmi_protocol.placement.room import Room
 from dmi_protocol.reasons import DiskFull, NoCoordinator, NoQuorum, TimedOut
 from tests.simulation.node import Node
-from tests.simulation.sockets import Process
+from tests.simulation.process import Process
 from tests.simulation.world import BUNDLE, World, me
 
 _MOST_NODES = 7

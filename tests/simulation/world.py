@@ -37,10 +37,11 @@ from tests.simulation.checkers import Agreement, Answers, Incarnations, Roles
 from tests.simulation.clock import Clock
 from tests.simulation.network import Network
 from tests.simulation.node import Node
+from tests.simulation.process import Process, exits
 from tests.simulation.replica import ScriptedReplica
 from tests.simulation.roles import spawn
 from tests.simulation.serving import ScriptedGateway, ServingReplica
-from tests.simulation.sockets import Process, Sockets, exits
+from tests.simulation.sockets import Sockets
 from tests.simulation.trouble import Violation, demand
 from tests.simulation.worker import ScriptedWorker
 
@@ -80,7 +81,7 @@ class World:
         self._sent = self._gossiped = 0
         members = [me(f"n{number}") for number in range(founders)]
         begun = _founded(members)
-        self.agreement = Agreement(self.of, begun, self.counters)
+        self.agreement = Agreement(self.clock, self.of, begun, self.counters)
         self.roles = Roles()
         self.incarnations = Incarnations()
         self.answers = Answers(self.agreement)
@@ -229,7 +230,7 @@ class World:
         elif process is None or not is_living:
             pass
         elif isinstance(effect, TellRole):
-            self.clock.later(1, _tell, process, effect.message)
+            self.clock.later(1, self.sockets.holding.act, process, _tell, process, effect.message)
         else:
             self.clock.later(2, exits, process, 0, 15)
 
@@ -295,6 +296,7 @@ class World:
     def heal(self) -> None:
         """Everything works from now on."""
         self.network.heal()
+        self.sockets.heal()
         for node in self.nodes.values():
             node.write_ms = 2
             node.disk_is_full = False

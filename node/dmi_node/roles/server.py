@@ -24,8 +24,9 @@ from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import PublicKey
 from dmi_protocol.instant import Instant
 from dmi_protocol.messages import parameters as say
-from dmi_protocol.messages.roles import Bound, Completed, Endpoint, PartWritten, Role, Roster, TrainingLaunch, Unheard
+from dmi_protocol.messages.roles import Bound, Completed, Endpoint, PartWritten, Role, Roster, TrainingLaunch
 from dmi_protocol.training import exchange as x
+from dmi_protocol.training.silence import Silences
 from dmi_tensor.checkpoint import Part, read_part
 from dmi_tensor.optimizers import warm_up
 from dmi_wire.bulk import Buffer, DataConnection, DataListener, Delivery
@@ -69,7 +70,7 @@ class Server:
         self._leased = child.lease
         self._own: deque[Delivery] = deque()
         """What shards of ours say to one another: it is heard when the one that speaks has done all it wants."""
-        self._reported: set[tuple[int, Role, int, int]] = set()
+        self._silences = Silences()
         self._has_said_done = False
         self._early: list[Delivery] = []
         """What belongs to a generation that we have not heard of yet."""
@@ -129,7 +130,6 @@ class Server:
         self.roster = roster
         self._workers = {endpoint.key.index: endpoint for endpoint in roster.workers}
         self._heard = {worker: self._heard.get(worker, _now()) for worker in self._workers}
-        self._reported = set()
         others = [endpoint for endpoint in roster.servers if endpoint.key.index != self._index]
         self._others = {endpoint.key.index: self._others.get(endpoint.key.index, _now()) for endpoint in others}
         peers = [*roster.workers, *others]
@@ -304,11 +304,12 @@ class Server:
         if _now() - self._looked_at < _LOOK_MS:
             return
         self._looked_at = _now()
-        for worker, heard in self._heard.items():
-            self._report("worker", worker, _now() - heard)
+        silent: dict[tuple[Role, int], int] = {("worker", w): _now() - heard for w, heard in self._heard.items()}
         late = {server for copy in self._copies.values() if copy.is_primary for server in copy.silent_copies()}
         for server in late & self._others.keys():  # it is awaited, and not heard of: one that is only slow beats
-            self._report("server", server, _now() - self._others[server])
+            silent["server", server] = _now() - self._others[server]
+        for report in self._silences.look(self.roster.generation, silent):
+            self.child.tell(report)
 
     def _beat(self) -> None:
         """To the other servers: who is slow is not silent."""
@@ -317,13 +318,6 @@ class Server:
             for index, line in self._lines.items():
                 if _now() - self._others[index] < limits.PEER_SILENT_MS:  # while it is away a few wait, and no more
                     line.send(say.Beat(self.roster.generation))
-
-    def _report(self, role: Role, index: int, silent_ms: int) -> None:
-        """Now and then: the coordinator replaces one of the two, unless one of them is only busy."""
-        place = (self.roster.generation, role, index, silent_ms // limits.PAIR_SILENT_MS)
-        if silent_ms > limits.PAIR_SILENT_MS and place not in self._reported:
-            self._reported.add(place)
-            self.child.tell(Unheard(self.roster.generation, role, index, silent_ms))
 
 
 def _refuse(error: RemoteProtocolError) -> None:

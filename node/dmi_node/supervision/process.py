@@ -19,10 +19,9 @@ from dmi_protocol.address import is_address
 from dmi_protocol.codec import decode_struct, encode_struct
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import is_public_key
-from dmi_protocol.instant import Instant
+from dmi_protocol.jobs.signs import Signs
 from dmi_protocol.messages.roles import (
     Bound,
-    Busy,
     CaughtUp,
     Completed,
     Exited,
@@ -104,15 +103,7 @@ class RoleProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._output: asyncio.BaseTransport | None = None
-        self._moved_at: Instant | None = None
-        self._signed_at = Instant(0)
-        """When it said something, if only that it moves."""
-        self._resumed_at = Instant(0)
-        """When the last while without a sign was over."""
-        self._without_sign = 0
-        """How often it gave no sign for a while, though it computed."""
-        self._is_told = True
-        """Was it told that the last such while is over?"""
+        self._signs = Signs()
         self._is_busy = False
         """We pass on what it said, so it is not to blame for our silence."""
         self._heard = 0
@@ -233,10 +224,7 @@ class RoleProcess:
                 message: FromRole = decode_struct(await read_framed(reader), FromRole)
                 if not isinstance(message, Moving):
                     await self._pass_on(self._judged(message))
-                now = clock.now()
-                if now - self._signed_at > limits.ROLE_BUSY_MS:
-                    self._resumed_at = now
-                self._moved_at = self._signed_at = now
+                self._signs.gave(clock.now())
         except (asyncio.IncompleteReadError, ConnectionError):
             return
         except RemoteProtocolError as error:
@@ -287,29 +275,17 @@ class RoleProcess:
     async def _watch(self) -> None:
         """A process that was seen moving and does not move any more is ended. One that computes moves, though a single call
         may keep its threads from saying so."""
-        computed = 0.0
         while True:
             await asyncio.sleep(limits.ROLE_BEAT_MS / 1000)
-            if self._is_busy or self._moved_at is None or self._process is None:
+            if self._is_busy or self._process is None:
                 continue
-            before, computed = computed, _computed_s(self._process.pid)
-            await self._tell_busy(computes=computed > before)
-            if computed > before:
-                self._moved_at = clock.now()
-            elif clock.now() - self._moved_at > limits.ROLE_STALLED_MS:
+            told = self._signs.look(clock.now(), _computed_s(self._process.pid))
+            if told is not None:
+                await self._pass_on(told)
+            elif self._signs.stands_still(clock.now()):
                 self._stalled = True
                 self.kill()
                 return
-
-    async def _tell_busy(self, *, computes: bool) -> None:
-        """That it is over is told a while after it is: those who wait for it have heard it again by then."""
-        if self._is_told and computes and clock.now() - self._signed_at > limits.ROLE_BUSY_MS:
-            self._is_told = False
-            self._without_sign += 1
-            await self._pass_on(Busy(self._without_sign, is_over=False))
-        elif not self._is_told and self._signed_at - self._resumed_at > limits.ROLE_BUSY_MS:
-            self._is_told = True
-            await self._pass_on(Busy(self._without_sign, is_over=True))
 
     async def _log(self, output: asyncio.StreamReader) -> None:
         """All that it prints. It is read to the end even when the disk takes no more, or it would wait."""

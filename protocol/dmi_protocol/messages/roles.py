@@ -311,12 +311,13 @@ class CaughtUp(Struct, frozen=True, tag="caught-up"):
 
 
 class Unheard(Struct, frozen=True, tag="unheard"):
-    """A peer of ``generation`` was not heard for ``silent_ms``, though it is waited for."""
+    """A peer of ``generation`` was not heard for ``silent_ms``, though it is waited for. The process counts its reports."""
 
     generation: int
     role: Role
     index: int
     silent_ms: int
+    number: int
 
 
 class Busy(Struct, frozen=True, tag="busy"):

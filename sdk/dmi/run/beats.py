@@ -34,11 +34,9 @@ class Beats:
         self._heard = {index: self._heard.get(index, now) for index in servers}
         self._beat, self._servers = Beat(generation), dict(servers)
 
-    def silent(self) -> tuple[int, float] | None:
-        """The server that was not heard for longest, and for how many seconds; None when there is none."""
-        heard = self._heard
-        server = min(heard, key=lambda index: heard[index], default=None)
-        return None if server is None else (server, max(0.0, self._looked_at - heard[server]))
+    def silent_ms(self) -> dict[int, int]:
+        """For how long each server was not heard, in milliseconds."""
+        return {server: max(0, int(1000 * (self._looked_at - at))) for server, at in self._heard.items()}
 
     def close(self) -> None:
         """End the thread and its lines."""

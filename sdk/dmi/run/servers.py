@@ -12,7 +12,8 @@ from dmi_protocol import limits
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.identity import NodeId, PublicKey
 from dmi_protocol.messages import parameters as say
-from dmi_protocol.messages.roles import Endpoint, Roster, Unheard
+from dmi_protocol.messages.roles import Endpoint, Role, Roster
+from dmi_protocol.training.silence import Silences
 from dmi_wire.bulk import Buffer, Context, DataConnection
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
@@ -54,6 +55,7 @@ class Servers:
         """By server: when it last said anything but that it is there."""
         self._asked: dict[int, float] = {}
         """By server: when it was last asked again."""
+        self._silences = Silences()
 
     def follow(self, roster: Roster) -> tuple[int, ...]:
         """From now on these; gives the shards that have another primary than before."""
@@ -74,7 +76,6 @@ class Servers:
         now = time.monotonic()
         self._talked = {index: self._talked.get(index, now) for index in endpoints}
         self._asked = {index: self._asked.get(index, now) for index in endpoints}
-        self._reported: set[tuple[int, int]] = set()
         before, self._primaries = self._primaries, tuple(replicas.primary for replicas in roster.assignment.shards)
         self._beats.watch(roster.generation, {index: endpoints[index] for index in set(self._primaries)})
         return tuple(s for s, index in enumerate(self._primaries) if before[s : s + 1] != (index,))
@@ -145,16 +146,14 @@ class Servers:
 
     def _mind_silence(self, what: str) -> None:
         """A server that is not heard is reported, so that one of us is replaced; in the end we give up."""
-        silent = self._beats.silent()
-        if silent is None:
-            return
-        server, seconds = silent
-        if seconds * 1000 > limits.PEER_SILENT_MS:
-            self._give_up("peer-silent", f"{self.server_name(server)} was not heard for {seconds:.0f} s {what}")
-        place = server, int(seconds * 1000) // limits.PAIR_SILENT_MS
-        if place[1] and place not in self._reported:
-            self._reported.add(place)
-            self._child.tell(Unheard(self._generation, "server", server, int(seconds * 1000)))
+        silent = self._beats.silent_ms()
+        for server, silence in silent.items():
+            if silence > limits.PEER_SILENT_MS:
+                told = f"{self.server_name(server)} was not heard for {silence / 1000:.0f} s {what}"
+                self._give_up("peer-silent", told)
+        silences: dict[tuple[Role, int], int] = {("server", server): silence for server, silence in silent.items()}
+        for report in self._silences.look(self._generation, silences):
+            self._child.tell(report)
 
     def _look(self, seconds: float) -> None:
         for socket, _ in self._poller.poll(int(seconds * 1000)):

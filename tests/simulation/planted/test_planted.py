@@ -5,6 +5,7 @@ import pytest
 from tests.simulation.planted.copies import MOST_CHANGED_LINES, changed_lines, hunt, patches
 
 EXPECTED = {
+    "busy-is-taken-for-dead": {"busy"},
     "checkpoint-on-one-disk": {"parts"},
     "incarnation-not-checked": {"incarnations"},
     "leaf-counted-twice": {"invariants", "leaves"},

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from dmi_protocol import limits
 from dmi_protocol.cluster.command import (
     Command,
     CompleteRole,
@@ -113,8 +112,8 @@ class TrainingProcesses:
             case CaughtUp(generation, shard, server) if role.role == "server":
                 request = request_of(role, f"filled-{generation}-{shard}-{server}")
                 return [SyncReplica(request, role.job, generation, shard, server)]
-            case Unheard(generation, peer, index, silent_ms):
-                request = request_of(role, f"unheard-{generation}-{peer}-{index}-{silent_ms // limits.PAIR_SILENT_MS}")
+            case Unheard(generation, peer, index, silent_ms, number):
+                request = request_of(role, f"unheard-{number}")
                 return [ReportPair(request, role, generation, peer, index, silent_ms)]
             case Busy(number, is_over):
                 request = request_of(role, f"{'not-' if is_over else ''}busy-{number}")
