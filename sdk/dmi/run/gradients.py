@@ -38,6 +38,10 @@ class Gradients:
         for parameter in self._parameters.values():
             parameter.grad = None
 
+    def owns(self, tensor: torch.Tensor) -> bool:
+        """Is it one of this leaf?"""
+        return any(tensor is grad for grad, _ in self._computed.values())
+
     @property
     def is_empty(self) -> bool:
         """Are there none?"""

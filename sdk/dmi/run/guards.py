@@ -31,6 +31,10 @@ class Watched(Protocol):
         """Between the first leaf of a step and ``optimizer.step()``?"""
         ...
 
+    def owns(self, tensor: torch.Tensor) -> bool:
+        """Is it a parameter of the run, or the gradient of one?"""
+        ...
+
     def check_other_optimizer(self, optimizer: Optimizer) -> None:
         """Another optimizer than the run's is about to make a step. Raises ``UsageError`` where it may not."""
         ...
@@ -79,6 +83,20 @@ def _noted(original: Callable[..., Any]) -> Callable[..., Any]:
     return step
 
 
+_DATA = torch._C.TensorBase.data
+
+
+def _seen(tensor: torch.Tensor) -> torch.Tensor:
+    """What ``tensor.data`` gives: the same memory, but whoever writes it writes unseen. ``detach`` gives the same, and counts."""
+    if _latest and _latest[0].owns(tensor):
+        return tensor.detach()
+    return _DATA.__get__(tensor)  # type: ignore[no-any-return, attr-defined]
+
+
+def _put(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    _DATA.__set__(tensor, value)  # type: ignore[attr-defined]
+
+
 def _before_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
     if _latest and not is_ours(optimizer):
         _latest[0].check_other_optimizer(optimizer)
@@ -104,4 +122,5 @@ def _install() -> None:
     for kind in vars(lr_scheduler).values():
         if isinstance(kind, type) and "step" in vars(kind):
             kind.step = _noted(kind.step)  # type: ignore[attr-defined]
+    torch.Tensor.data = property(_seen, _put, doc="Its values, without its history.")  # type: ignore[assignment]
     register_optimizer_step_pre_hook(_before_step)

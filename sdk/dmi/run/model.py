@@ -10,7 +10,7 @@ from dmi.errors import UsageError
 from dmi.run.buffers import ModuleBuffers
 from dmi.run.gradients import Gradients
 from dmi_protocol.training.layout import Bucket, BufferSpec, Definition, ParameterSpec, lay_out
-from dmi_tensor.buckets import Buckets
+from dmi_tensor.buckets import Buckets, word_sum
 from dmi_tensor.dtypes import NAMES
 from dmi_tensor.optimizers import WHOLE, check_optimizer
 from dmi_tensor.tree_sum import Share
@@ -66,6 +66,8 @@ class Model:
         self.gradients = Gradients({p.name: self._tensors[p.name] for p in definition.parameters if p.group >= 0})
         self.buffers = ModuleBuffers(module, self.buckets)
         self._marks: list[tuple[torch.Tensor, int, int, str]] = []
+        self._sums: dict[int, int] = {}
+        self._ids = {id(self._tensors[spec.name]) for spec in definition.parameters}
         self.mark()
 
     def mark(self) -> None:
@@ -76,6 +78,7 @@ class Model:
             for name in (spec.name for spec in self.definition.parameters)
             for t in (self._tensors[name],)
         ]
+        self._sums = self._summed()
         self.buffers.installed()
 
     def check_untouched(self) -> None:
@@ -88,6 +91,28 @@ class Model:
                     f"parameter {name} was written in place, by the script or by another optimizer; in a run only "
                     "optimizer.step() of run.optimizer's optimizer changes parameters"
                 )
+
+    def check_same(self) -> None:
+        """Raise ``UsageError`` when the parameters are not those of the version that was put in place: NumPy, or code that was
+        given a pointer, writes without torch noticing."""
+        self.check_untouched()
+        for index, total in self._summed().items():
+            if total != self._sums[index]:
+                names = [segment.name for segment in self.layout.buckets[index].segments]
+                told = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+                raise UsageError(
+                    f"a parameter was written in place, past torch (.numpy(), a pointer); it is among {told}; in a run only "
+                    "optimizer.step() of run.optimizer's optimizer changes parameters"
+                )
+
+    def _summed(self) -> dict[int, int]:
+        """Of each bucket of parameters; see ``word_sum``."""
+        kinds = {"parameter", "frozen"}
+        return {b.index: word_sum(self.buckets.bucket(b.index)) for b in self.layout.buckets if b.kind in kinds}
+
+    def owns(self, tensor: torch.Tensor) -> bool:
+        """Is it a parameter, or what ``backward`` has just given to one?"""
+        return id(tensor) in self._ids or self.gradients.owns(tensor)
 
     def begin(self) -> bytes:
         """A step begins; see ``ModuleBuffers.begin``. Raises ``UsageError``."""

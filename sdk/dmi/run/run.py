@@ -328,6 +328,6 @@ class Run:
             )
         self._training.open()
         assert self._training.model is not None
-        self._training.model.check_untouched()
+        self._training.model.check_same()
         self._training.take_over()
         self._exchange.close(self._training.step, self._training.extra())

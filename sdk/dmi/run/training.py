@@ -240,7 +240,7 @@ class Training:
     def _put_in_place(self) -> None:
         """The next version is here."""
         assert self.model is not None
-        self.model.check_untouched()
+        self.model.check_same()
         self.exchange.install()
         self.model.mark()
         self.step += 1
@@ -343,6 +343,10 @@ class Training:
     def is_in_step(self) -> bool:
         """See ``guards.Watched``."""
         return self.phase != "between"
+
+    def owns(self, tensor: torch.Tensor) -> bool:
+        """See ``guards.Watched``."""
+        return self.model is not None and self.model.owns(tensor)
 
     def check_other_optimizer(self, optimizer: Optimizer) -> None:
         """See ``guards.Watched``."""

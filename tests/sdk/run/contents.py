@@ -282,6 +282,20 @@ def write_parameter(run: Run, model: Any, optimizer: Any) -> None:
         model.first.weight.mul_(0.5)
 
 
+def clip_weights(run: Run, model: Any, optimizer: Any) -> None:
+    model.first.weight.data.clamp_(-0.01, 0.01)
+
+
+def write_by_numpy(run: Run, model: Any, optimizer: Any) -> None:
+    model.first.weight.detach().numpy()[0] += 1.0
+
+
+def clip_by_hand(run: Run, model: nn.Module, optimizer: Any) -> None:
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.data.clamp_(-0.01, 0.01)
+
+
 def autocast(model: nn.Module, batch: Any) -> torch.Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         return _loss(model, batch)
@@ -339,6 +353,8 @@ ROWS = [
     Row("layers that thaw in mid-training", Script(build=freeze_first, epoch=thaw)),
     Row("`add_param_group` after `run.optimizer`", Script(begin=add_group), "add_param_group after run.optimizer"),
     Row("a parameter that is written in place", Script(between=write_parameter), "was written in place"),
+    Row("the same through `parameter.data`", Script(between=clip_weights), "was written in place"),
+    Row("the same through NumPy", Script(between=write_by_numpy), "was written in place, past torch"),
     Row("`loss.backward()` more than once in a leaf", Script(loss=twice_backward)),
     Row("`torch.autocast` with bfloat16", Script(loss=autocast)),
     Row("`GradScaler(enabled=False)`", scaled(enabled=False)),
@@ -355,6 +371,7 @@ ROWS = [
         "clip_norm=",
     ),
     Row("a gradient that is changed by hand", Script(leaf=by_hand), "was changed inside a leaf"),
+    Row("the same through `grad.data`", Script(leaf=clip_by_hand), "was changed inside a leaf"),
     Row(
         "`optimizer.zero_grad()` at the beginning of a leaf, or between the steps",
         Script(between=lambda run, model, optimizer: optimizer.zero_grad()),
