@@ -48,11 +48,13 @@ class Job:
         return last
 
     def logs(self, *, follow: bool = False) -> Stream[tuple[str, str]]:
-        """(process, line) of what the job printed; with ``follow`` until it has ended."""
+        """(process, line) of what the job printed; with ``follow`` until it has ended. (node, line) says of a node that its
+        processes' lines cannot be had."""
         offsets: dict[str, int] = {}
 
         def line(item: dict[str, Any]) -> tuple[str, str]:
-            offsets[item["log"]] = item["offset"]
+            if "log" in item:
+                offsets[item["log"]] = item["offset"]
             return item["worker"], item["line"]
 
         return self._connection.stream("logs", line, lambda: {"offsets": offsets}, job=self.id, follow=follow)

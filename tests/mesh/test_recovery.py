@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.mesh, pytest.mark.timeout(300)]
 
 MakeMesh = Callable[[int], LocalMesh]
 STEADY = Path(__file__).parent / "scripts" / "steady.py"
-EPOCHS = "42"
-STEPS = 42 * 8
+EPOCHS = "32"
+STEPS = 32 * 8
 LEAVES = 8
 
 
@@ -92,9 +92,12 @@ def test_survivors_take_over_at_the_very_step(make_mesh: MakeMesh, expected: str
     until(partial(has_shifted, node, identity, generation), 20, "the others take over")
     assert before - gone <= processes(node, identity), "nobody else was started again"
     if what == "node":
+        told = command("logs", identity, home=mesh.node(0)).stderr
+        assert told == "n2: [n2 is dead: lines that processes printed there are missing here until it is back]\n"
         mesh.start(2)
         until(partial(has_joined, node, identity, "n2"), 60, "n2 takes part again")
     ends_with(mesh, identity, expected, tmp_path / "mesh.safetensors")
+    assert not command("logs", identity, home=mesh.node(0)).stderr
     computed = ledgers(mesh, identity)
     assert set(computed) == {(step, leaf) for step in range(STEPS) for leaf in range(LEAVES)}
     assert len(computed) <= STEPS * LEAVES + 8 * LEAVES, "only steps in flight were computed again"

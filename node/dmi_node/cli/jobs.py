@@ -209,6 +209,9 @@ def logs(mesh: Mesh, job: str, follow: bool, worker: str | None, as_json: bool) 
     others: set[str] = set()
     something = False
     for process, line in mesh.job(job).logs(follow=follow):
+        if "@" not in process and not as_json:  # a node's, whose lines are missing
+            click.echo(f"{process}: {line}", err=True)
+            continue
         if worker is not None and worker not in {process, process.partition("@")[0]}:
             others.add(process)
             continue

@@ -4,7 +4,7 @@ import asyncio
 import difflib
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -292,17 +292,21 @@ class Verbs:
 
     async def logs(self, client: Client, args: dict[str, Any]) -> AsyncGenerator[object, None]:
         """Lines as they come, each with its process, and with the place in its log from which ``offsets`` would go on; of a line
-        that has no end yet what it shows."""
+        that has no end yet what it shows. A node whose lines cannot be had is a line, too, without a place."""
         job, follow = self._job(args["job"]), bool(args.get("follow"))
         printed = {log: Printed(offset) for log, offset in checks.offsets(args.get("offsets", {})).items()}
+        away: set[NodeId] = set()
         while True:
             found = self._state().jobs.get(job.id, job)
             is_last = found.state in ENDED or not follow
             something = False
-            hosts = {*found.hosts, *(node for _, node in found.roles())}
-            nodes = [node for node in sorted(hosts) if self._node.peer.standing(node) != "dead"]
-            for node, texts in zip(nodes, await self._texts(found.id, nodes, printed), strict=True):
-                for process, (start, data) in texts.items():
+            texts = await self._texts(found, printed)
+            silent = [node for node, its in texts.items() if its is None]
+            for node in sorted(set(silent) - away):
+                yield {"worker": self._name(node), "line": f"[{self._absence(node)}]"}
+            away = set(silent)
+            for node, its in texts.items():
+                for process, (start, data) in (its or {}).items():
                     something = True
                     text = printed.setdefault(f"{node}/{process}", Printed())
                     for line in text.take(start, data, time.monotonic()):
@@ -324,15 +328,24 @@ class Verbs:
         return {"worker": worker, "line": line, "log": log, "offset": text.shown_to}
 
     async def _texts(
-        self, job: JobId, nodes: Sequence[NodeId], printed: Mapping[str, Printed]
-    ) -> list[dict[str, tuple[int, bytes]]]:
-        """What each of ``nodes`` has of a job's logs, from where we have read to."""
+        self, job: AnyJob, printed: Mapping[str, Printed]
+    ) -> dict[NodeId, dict[str, tuple[int, bytes]] | None]:
+        """What each host of a job has of its logs, from where we have read to; None where it cannot be had."""
+        hosts = sorted({*job.hosts, *(node for _, node in job.roles())})
         asked = []
+        nodes = [node for node in hosts if self._node.peer.standing(node) in {"alive", "suspect"}]
         for node in nodes:
             own = {log.removeprefix(f"{node}/"): text.offset for log, text in printed.items() if log.startswith(node)}
             here = None if node == self._node.peer.me.node else node
-            asked.append(self._node.library.log(here, job, own))
-        return await asyncio.gather(*asked)
+            asked.append(self._node.library.log(here, job.id, own))
+        return dict.fromkeys(hosts) | dict(zip(nodes, await asyncio.gather(*asked), strict=True))
+
+    def _absence(self, node: NodeId) -> str:
+        if node not in self._state().members:
+            return f"{node} is no member any more: what its processes printed stays on its disk"
+        standing = self._node.peer.standing(node)
+        how = {"dead": "is dead", "left": "is down"}.get(standing, "does not answer")
+        return f"{self._name(node)} {how}: lines that processes printed there are missing here until it is back"
 
     def _name(self, node: NodeId) -> str:
         member = self._state().members.get(node)

@@ -235,9 +235,11 @@ class Library:
         finally:
             self._kept.pop((node, blob), None)
 
-    async def log(self, node: NodeId | None, job: JobId, offsets: dict[str, int]) -> dict[str, tuple[int, bytes]]:
-        """What the role processes of ``job`` on ``node`` (None: here) wrote from ``offsets`` on; nothing when it does
-        not answer in time."""
+    async def log(
+        self, node: NodeId | None, job: JobId, offsets: dict[str, int]
+    ) -> dict[str, tuple[int, bytes]] | None:
+        """What the role processes of ``job`` on ``node`` (None: here) wrote from ``offsets`` on; None when it does not answer in
+        time."""
         if node is None:
             return await asyncio.to_thread(read_logs, self._home.job(job), offsets)
         self._requests += 1
@@ -248,7 +250,7 @@ class Library:
             self._send(node, WantLog(request, job, offsets))
             return (await asyncio.wait_for(waited, _LOG_WAIT_S)).texts
         except TimeoutError:
-            return {}
+            return None
         finally:
             self._logs.pop(request, None)
 

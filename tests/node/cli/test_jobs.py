@@ -160,6 +160,15 @@ def test_logs_are_prefixed_by_their_process(tmp_path: Path) -> None:
         assert node.asked[-1] == ("logs", {"job": JOB["id"], "follow": True})
 
 
+def test_a_node_whose_lines_are_missing_is_told_beside_them(tmp_path: Path) -> None:
+    away, line = {"worker": "n2", "line": "[n2 is dead]"}, {"worker": "worker-0@n1", "line": "epoch 0"}
+    with FakeNode(tmp_path, why=value(WHY), logs=items(away, line | {"log": "1/1/worker-0", "offset": 9})):
+        shown = invoke(tmp_path, "logs", "digits", "--worker", "worker-0")
+        plain = invoke(tmp_path, "logs", "digits", "--json").stdout.splitlines()
+    assert (shown.stdout, shown.stderr) == ("worker-0@n1: epoch 0\n", "n2: [n2 is dead]\n")
+    assert [json.loads(each) for each in plain] == [away, line]
+
+
 PRINTED = [
     {"worker": process, "line": f"I am {process}", "log": f"1/1/{process}", "offset": 9}
     for process in ("worker-0@n1", "worker-1@n2", "worker-10@n1", "server-0@n1", "worker-0@n3")
