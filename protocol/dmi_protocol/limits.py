@@ -62,6 +62,8 @@ LOG_BYTES = 64 * 1024 * 1024
 """What one role process may write to its log before the middle is left out."""
 LEDGER_BYTES = 64 * 1024 * 1024
 """What a worker writes down of the leaves that it computed."""
+ROUNDS_BYTES = 64 * 1024 * 1024
+"""What evaluations and broadcasts gave, as long as a script would meet them again after a recovery; it is in every checkpoint."""
 TRACEBACK_BYTES = 16 * 1024
 SLICES = 1_024
 """Of one batch inference: each result is in the replicated state."""

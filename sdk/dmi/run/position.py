@@ -10,6 +10,8 @@ from typing import Literal
 from msgspec import Struct
 
 from dmi.errors import UsageError
+from dmi_protocol import limits
+from dmi_protocol.sizes import in_words
 
 What = Literal["new", "again", "past"]
 """To be done; done then, and what the script does after it is done again; done and left out, with all that follows it."""
@@ -38,6 +40,8 @@ class Mark(Struct, frozen=True):
         return f"step {self.begun} of epoch {self.epoch}"
 
 
+_ROUND_BYTES = 100
+"""What a round takes beside its value."""
 _BEGINNING = Mark(-1, -1)
 
 
@@ -99,8 +103,14 @@ class Position:
         return given
 
     def end_round(self, given: Given) -> None:
-        """The last round gave this."""
+        """The last round gave this. Raises ``UsageError`` when too much is remembered."""
         self.rounds[self._key] = given
+        if sum(_ROUND_BYTES + len(each.value) for each in self.rounds.values()) > limits.ROUNDS_BYTES:
+            raise UsageError(
+                f"{len(self.rounds)} evaluations and broadcasts, which whoever joins must meet again, gave more than "
+                f"{in_words(limits.ROUNDS_BYTES)}: put the loop into run.epochs(...), which forgets those of earlier epochs, or "
+                "broadcast less"
+            )
 
     @property
     def _key(self) -> RoundKey:
