@@ -32,7 +32,7 @@ ALL = {
 }
 ARGUMENTS = {"steady": ["4"], "early_stopping": ["--epochs", "5"], "text": ["--epochs", "3"]}
 GATED = {("rounds", 2)}
-PAUSE_S = 0.1
+PAUSE_S = 0.05
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.mesh, pytest.mark.timeout(300)]
 
 MakeMesh = Callable[[int], LocalMesh]
 STEADY = Path(__file__).parent / "scripts" / "steady.py"
-EPOCHS = "32"
-STEPS = 32 * 8
+EPOCHS = "18"
+STEPS = 18 * 8
 LEAVES = 8
 
 
@@ -39,7 +39,7 @@ def is_under_way(node: Mesh, identity: str) -> bool:
     """Beyond some checkpoints, and with a backup of every shard."""
     copies = [shard for role in roles(node, identity) for shard in role["shards"]]
     backed = {shard["shard"] for shard in copies if not shard["primary"]}
-    return int(seen(node, identity).get("step") or 0) >= 30 and len(backed) == 3
+    return int(seen(node, identity).get("step") or 0) >= 20 and len(backed) == 3
 
 
 def roles(node: Mesh, identity: str) -> list[dict[str, Any]]:

@@ -16,12 +16,6 @@ from dmi_tensor.buckets import Buckets
 from dmi_tensor.tree_sum import Share
 
 
-class Arrival(Struct, frozen=True):
-    """Where a joiner comes in: what the lead keeps of the run there, empty before the first step."""
-
-    extra: bytes
-
-
 class Begun(Struct, frozen=True):
     """How a step begins, the same on every worker. ``hyper`` are the groups' hyperparameters, ``written`` is the digest of the
     buffers that the script wrote since the step before, ``data`` says for people what the batch is taken from. ``only_lead``: the
@@ -67,8 +61,8 @@ class Exchange(Protocol):
         """What the checkpoint that the job goes on from keeps of the run (``extra``); None when it begins."""
         ...
 
-    def welcome(self) -> "Arrival | None":
-        """What a joiner was told when it came in; None for all others."""
+    def welcome(self) -> bytes | None:
+        """What the lead keeps of the run where a joiner comes in, empty before the first step; None for all others."""
         ...
 
     def open(self, definition: Definition, buckets: Buckets, fingerprint: Sequence[tuple[str, str]], kept: int) -> int:

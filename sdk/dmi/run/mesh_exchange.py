@@ -13,7 +13,7 @@ import zmq
 
 from dmi.errors import UsageError
 from dmi.run.collected import Collected
-from dmi.run.exchange import Arrival, Begun
+from dmi.run.exchange import Begun
 from dmi.run.publish import Publisher
 from dmi.run.records import Ledger, ProgressReporter
 from dmi.run.servers import Heard, Servers
@@ -64,7 +64,7 @@ class MeshExchange:
         self._colocated: dict[int, Neighbour] = {}  # by shard: the memory that we share with its primary
         self._asked: Callable[[int], None] | None = None
         """Asks a shard for what we wait for; a new primary is asked again."""
-        self._arrival: Arrival | None = None
+        self._arrival: bytes | None = None
         self._given: deque[int] = deque()
         self._step = self._leaf = 0
         self._is_installable = False
@@ -158,7 +158,7 @@ class MeshExchange:
             if isinstance(heard, Heard):
                 self._take(heard)
 
-    def welcome(self) -> Arrival | None:
+    def welcome(self) -> bytes | None:
         """See ``Exchange.welcome``."""
         return self._arrival
 
@@ -231,7 +231,7 @@ class MeshExchange:
         if not self.is_joiner:
             return min(_welcome(heard).step for heard in welcomes.values())
         latest = max(welcomes.values(), key=lambda heard: _welcome(heard).step)
-        self._arrival = Arrival(_extra(latest))
+        self._arrival = _extra(latest)
         return _welcome(latest).step
 
     def _fetch(self, version: int) -> None:

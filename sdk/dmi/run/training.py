@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from dmi.errors import NonFiniteLossError, UsageError
 from dmi.run import beside
-from dmi.run.exchange import Arrival, Begun, Exchange
+from dmi.run.exchange import Begun, Exchange
 from dmi.run.kept import Kept, Snapshot, Things
 from dmi.run.model import Model
 from dmi.run.position import Given, Position
@@ -65,7 +65,7 @@ class Training:
         """Of a leaf of an evaluation."""
         self.kept: Snapshot | None = None
         self.checkpointed = 0
-        self._arrived: Arrival | None = None
+        self._arrived: bytes | None = None
         """What a joiner was told."""
         self.resume: Snapshot | None = None
         """Where to go on, until the script has come there."""
@@ -120,8 +120,8 @@ class Training:
         self._meet()
         self._arrived = self.exchange.welcome()
         assert self._arrived is not None
-        if self._arrived.extra:
-            self._resume_from(Kept.unpack(self._arrived.extra))
+        if self._arrived:
+            self._resume_from(Kept.unpack(self._arrived))
 
     def _resume_from(self, kept: Kept) -> None:
         self.resume = snapshot = kept.snapshot

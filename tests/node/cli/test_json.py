@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
 DOCUMENT = (ROOT / "docs" / "json.md").read_text()
 SCRIPT = """
-import sys, torch, dmi
+import sys, time, torch, dmi
 from torch.utils.data import TensorDataset
 run = dmi.init(leaves=2)
 model = run.model(torch.nn.Linear(1, 1))
@@ -26,6 +26,7 @@ for epoch in run.epochs(int(sys.argv[1])):
             loss.backward()
             run.report(loss=loss)
         optimizer.step()
+        time.sleep(0.1)
 print("done", flush=True)
 """
 

@@ -108,7 +108,7 @@ def look(state: ClusterState, random: Random) -> None:
     assert ClusterState.decode(state.encode()).digest() == state.digest()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32))
 def test_any_command_is_applied_or_refused_the_same_everywhere(seed: int) -> None:
     random = Random(seed)
