@@ -55,14 +55,21 @@ def undisturbed(name: str, directory: Path) -> tuple[str, str]:
     return hashlib.sha256(path.read_bytes()).hexdigest(), done.stdout.strip().splitlines()[-1]
 
 
-def lose_one(mesh: LocalMesh, job: Job, which: int) -> None:
-    """``kill -9`` to a worker, once the job is well under way."""
+def replace_one(mesh: LocalMesh, job: Job, which: int) -> None:
+    """``kill -9`` to a worker, once the job is well under way; until another one is there in its place."""
     for seen in job.events():
         assert seen["state"] not in {"succeeded", "failed"}, "it ended before anything could happen"
         if (seen["step"] or 0) >= 7:
             break
-    workers = [role for role in dmi.connect(mesh.home).roles() if role["job"] == job.id and role["role"] == "worker"]
-    os.kill(workers[which % len(workers)]["pid"], signal.SIGKILL)
+    node = dmi.connect(mesh.home)
+
+    def pids() -> list[int]:
+        mine = [role for role in node.roles() if role["job"] == job.id and role["role"] == "worker"]
+        return [role["pid"] for role in mine if role["pid"]]
+
+    before = pids()
+    os.kill(before[which % len(before)], signal.SIGKILL)
+    until(lambda: set(pids()) - set(before) and len(pids()) == len(before), 60, "another worker is there")
 
 
 @pytest.mark.parametrize(
@@ -79,12 +86,16 @@ def test_a_loss_in_the_middle_changes_no_bit(
     plain[name] = plain.get(name) or undisturbed(name, tmp_path)
     mesh = dmi.connect(five.home)
     script = ALL[name] / f"{name}.py"
-    arguments = [str(PAUSE_S), str(script), *ARGUMENTS.get(name, [])]
+    sign = tmp_path / "go on"
+    arguments = [str(PAUSE_S), str(sign), str(script), *ARGUMENTS.get(name, [])]
     job = mesh.submit(SCRIPTS / "paced.py", arguments, workers=workers, name=name)
-    lose_one(five, job, which=workers + sorted(ALL).index(name))
+    replace_one(five, job, which=workers + sorted(ALL).index(name))
+    sign.touch()
     assert job.wait()["state"] == "succeeded"
     job.export(tmp_path / "model.safetensors")
     digest, last = plain[name]
     assert hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest() == digest
     until(lambda: any(line == last for _, line in job.logs()), 10, f"the line {last!r}")
+    ledgers = list(five.home.glob(f"n*/jobs/{job.id}/*/worker-*/ledger.jsonl"))
+    assert len([file for file in ledgers if file.stat().st_size]) > workers, "who came instead has computed"
     assert command("why", job.id, home=five.node(1)).returncode == 0
