@@ -301,10 +301,10 @@ class Verbs:
             is_last = found.state in ENDED or not follow
             something = False
             texts = await self._texts(found, printed)
-            silent = [node for node, its in texts.items() if its is None]
-            for node in sorted(set(silent) - away):
+            silent = {node for node, its in texts.items() if its is None}
+            for node in sorted(silent - away):
                 yield {"worker": self._name(node), "line": f"[{self._absence(node)}]"}
-            away = set(silent)
+            away = silent
             for node, its in texts.items():
                 for process, (start, data) in (its or {}).items():
                     something = True
