@@ -1,5 +1,5 @@
-"""Another script, which stops for a moment after each step, and somewhere in the middle until a file is there, so that something
-can happen to it: paced.py SECONDS FILE SCRIPT ARGS."""
+"""Another script, which stops for a moment after each step. In the middle it says so in a folder, and waits until it may go on, so
+that something can happen to it: paced.py SECONDS FOLDER SCRIPT ARGS."""
 
 import runpy
 import sys
@@ -12,17 +12,19 @@ from dmi.run.training import Training
 MIDDLE = 8
 PATIENCE_S = 60.0
 
-pause, sign, script = float(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+pause, folder, script = float(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 install = Training.install
 
 
 def slowly(self: Training, *arguments: Any) -> None:
     install(self, *arguments)
     time.sleep(pause)
-    end = time.monotonic() + PATIENCE_S
-    while self.step >= MIDDLE and not sign.exists():
-        assert time.monotonic() < end, f"nobody has made {sign}"
-        time.sleep(0.02)
+    if self.step >= MIDDLE:
+        (folder / "in the middle").touch()
+        end = time.monotonic() + PATIENCE_S
+        while not (folder / "go on").exists():
+            assert time.monotonic() < end, "nobody lets it go on"
+            time.sleep(0.02)
 
 
 Training.install = slowly  # type: ignore[method-assign]
