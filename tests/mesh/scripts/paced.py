@@ -1,5 +1,5 @@
-"""Another script, which stops for a moment after each step. In the middle it says so in a folder, and waits until it may go on, so
-that something can happen to it: paced.py SECONDS FOLDER SCRIPT ARGS."""
+"""Another script, which stops for a moment after each step. In the middle it says so in a folder, and waits until it may go on,
+so that something can happen to it: paced.py SECONDS FOLDER SCRIPT ARGS."""
 
 import runpy
 import sys
