@@ -157,7 +157,7 @@ class Leadership:
         if answer.offset >= len(snapshot.state):
             other.confirm(snapshot.index)
             return self._send(now, node, commit, always=True)
-        if self._log.term_at(other.next_index - 1) is not None or not other.wants_piece(max(0, answer.offset)):
+        if self._log.term_at(other.next_index - 1) is not None or not other.wants_piece(now, max(0, answer.offset)):
             return []
         return [Send(node, self._piece(max(0, answer.offset), limits.CHUNK_BYTES))]
 

@@ -19,6 +19,8 @@ class Progress:
         """What it was told to be committed."""
         self.piece_at: int | None = None
         """The offset of the piece of our snapshot that is under way."""
+        self.piece_due = now
+        """When that piece may be taken for lost."""
 
     def beats_every(self, milliseconds: int) -> None:
         """From now on: a learner is not in a hurry."""
@@ -41,10 +43,11 @@ class Progress:
     def doubt(self) -> None:
         """A heartbeat is due: what was sent and not acknowledged by now may be lost, so send no more on trust."""
         self.is_streaming = self.is_streaming and self.matched + 1 >= self.next_index
-        self.piece_at = None
 
-    def wants_piece(self, offset: int) -> bool:
-        """It has ``offset`` bytes of our snapshot: should the next ones leave, or are they under way already?"""
-        is_new = self.piece_at != offset
-        self.piece_at = offset
-        return is_new
+    def wants_piece(self, now: Instant, offset: int) -> bool:
+        """It has ``offset`` bytes of our snapshot: should the next ones leave, or are they under way already? That they are is
+        believed as long as a heartbeat takes: whoever is told of commits again and again gets none."""
+        if self.piece_at == offset and now < self.piece_due:
+            return False
+        self.piece_at, self.piece_due = offset, after(now, self.beat_ms)
+        return True

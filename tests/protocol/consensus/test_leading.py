@@ -112,6 +112,20 @@ def test_a_quorum_is_whoever_spoke_within_an_election_timeout() -> None:
     assert not lead.has_quorum(Instant(SETTINGS.election_ms + 20))
 
 
+def test_a_lost_piece_is_sent_again_though_news_of_commits_leave_no_time_for_heartbeats() -> None:
+    log = Log(snapshot_of(512), entries(TERM, first=6))
+    lead = leads(log)
+    lead.appended(Instant(1), A, yes(4), 4)  # it has what was compacted meanwhile, and is streamed to
+    pieces = 0
+    for now in range(100, 2_000, 100):
+        beats = lead.beat(Instant(now), 5)
+        assert not any(send.to == A for send in beats), "it is told of a commit before a heartbeat is due"
+        asked = [send for send in lead.tell_commit(Instant(now), 5) if send.to == A]
+        assert [type(send.message) for send in asked] == [Install]
+        pieces += len(lead.installed(Instant(now + 1), A, Installed(TERM, 5, 0), 5))
+    assert 1 < pieces <= 2_000 // SETTINGS.heartbeat_ms + 1
+
+
 def snapshot_of(size: int) -> Snapshot:
     return Snapshot(5, 2, (ME, A, B), bytes(range(256)) * (size // 256))
 

@@ -52,13 +52,14 @@ def test_what_is_not_acknowledged_by_the_next_heartbeat_ends_the_stream() -> Non
     assert (behind.is_streaming, even.is_streaming) == (False, True)
 
 
-def test_a_piece_leaves_once_until_a_heartbeat_finds_it_missing() -> None:
+def test_a_piece_leaves_once_until_a_heartbeat_would_find_it_missing() -> None:
     follower = progress()
-    assert follower.wants_piece(0)
-    assert not follower.wants_piece(0)
-    assert follower.wants_piece(100)
-    follower.doubt()
-    assert follower.wants_piece(100)
+    follower.beats_every(500)
+    assert follower.wants_piece(Instant(10), 0)
+    assert not follower.wants_piece(Instant(509), 0)
+    assert follower.wants_piece(Instant(509), 100)
+    assert not follower.wants_piece(Instant(1_008), 100)
+    assert follower.wants_piece(Instant(1_009), 100)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["confirm", "back_off", "doubt"]), st.integers(-5, 12)), max_size=30))
