@@ -27,7 +27,7 @@ check: $(READY)  ## format, lint, types, architecture, generated documents
 	$(BIN)/python -m pytest -q tests/architecture tests/protocol/test_describe.py
 
 quick: check     ## check, then the tests without processes: three minutes
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not mesh and not hosts and not processes and not deep" tests
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not mesh and not hosts and not processes and not deep" $(CHECKED) tests
 
 test: check      ## check, then what guards every change; whole meshes one after another, so that none disturbs the other
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not mesh and not hosts and not deep" $(CHECKED) tests

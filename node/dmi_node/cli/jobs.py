@@ -209,17 +209,15 @@ def logs(mesh: Mesh, job: str, follow: bool, worker: str | None, as_json: bool) 
     others: set[str] = set()
     something = False
     for process, line in mesh.job(job).logs(follow=follow):
-        if "@" not in process and not as_json:  # a node's, whose lines are missing
-            click.echo(f"{process}: {line}", err=True)
-            continue
-        if worker is not None and worker not in {process, process.partition("@")[0]}:
+        is_away = "@" not in process  # a node's, whose lines are missing
+        if not is_away and worker is not None and worker not in {process, process.partition("@")[0]}:
             others.add(process)
             continue
-        something = True
+        something = something or not is_away
         if as_json:
             output.as_json({"worker": process, "line": line})
         else:
-            click.echo(f"{process}: {line}")
+            click.echo(f"{process}: {line}", err=is_away)
     if worker is not None and not something:
         printed = ", ".join(sorted(others)) or "nobody"
         output.end(f"{worker!r} has printed nothing in {job}; who has: {printed}", output.UNHEALTHY)

@@ -60,11 +60,12 @@ class Beats:
 
     def _one(self, index: int, line: DataConnection) -> None:
         """Hear what came, and beat; while the server is away a few beats wait and no more are made."""
+        heard = self._heard  # whoever watches others from now on has made another one
         try:
             while line.receive() is not None:
-                if index in self._heard:
-                    self._heard[index] = time.monotonic()
+                if index in heard:
+                    heard[index] = time.monotonic()
         except RemoteProtocolError:
             return
-        if time.monotonic() - self._heard.get(index, 0.0) < limits.PEER_SILENT_MS / 1000:
+        if time.monotonic() - heard.get(index, 0.0) < limits.PEER_SILENT_MS / 1000:
             line.send(self._beat)

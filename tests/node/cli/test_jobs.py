@@ -164,7 +164,9 @@ def test_a_node_whose_lines_are_missing_is_told_beside_them(tmp_path: Path) -> N
     away, line = {"worker": "n2", "line": "[n2 is dead]"}, {"worker": "worker-0@n1", "line": "epoch 0"}
     with FakeNode(tmp_path, why=value(WHY), logs=items(away, line | {"log": "1/1/worker-0", "offset": 9})):
         shown = invoke(tmp_path, "logs", "digits", "--worker", "worker-0")
-        plain = invoke(tmp_path, "logs", "digits", "--json").stdout.splitlines()
+        plain = invoke(tmp_path, "logs", "digits", "--json", "--worker", "worker-0").stdout.splitlines()
+        nobody = invoke(tmp_path, "logs", "digits", "--json", "--worker", "worker-7")
+    assert nobody.stderr == "'worker-7' has printed nothing in digits; who has: worker-0@n1\n"
     assert (shown.stdout, shown.stderr) == ("worker-0@n1: epoch 0\n", "n2: [n2 is dead]\n")
     assert [json.loads(each) for each in plain] == [away, line]
 

@@ -45,6 +45,7 @@ from dmi_protocol.messages.roles import (
 from dmi_wire.bulk import Context, DataConnection, DataListener, Delivery
 from dmi_wire.child import Child
 from dmi_wire.keys import KeyPair
+from tests.mesh.local import until
 
 pytestmark = pytest.mark.processes
 
@@ -80,11 +81,11 @@ def steps_done(roles: RoleProcesses) -> int:
 
 
 def wait_for_step(roles: RoleProcesses, step: int) -> None:
-    deadline = time.monotonic() + PATIENCE_S * 2
-    while steps_done(roles) < step:
-        time.sleep(0.02)
-        assert time.monotonic() < deadline, "training does not go on"
+    def is_there() -> bool:
         assert all(child.process.poll() is None for child in roles.children), "a role has ended"
+        return steps_done(roles) >= step
+
+    until(is_there, 2 * PATIENCE_S, "training goes on")
 
 
 @pytest.mark.deep

@@ -25,13 +25,20 @@ os._exit(0)
 def run(directory: Path, text: str, within_s: float = 20) -> subprocess.CompletedProcess[str]:
     """The script in a process that would go on after it."""
     (directory / "script.py").write_text(text)
+    done = python(directory, "-c", BEGIN, "script.py", str(within_s))
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def python(directory: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", BEGIN, directory / "script.py", str(within_s)],
+        [sys.executable, *arguments],
+        env=os.environ | environment,
         cwd=directory,
         capture_output=True,
         text=True,
         timeout=60,
-        check=True,
+        check=False,
     )
 
 
@@ -115,15 +122,7 @@ def start():
 
 def plain(directory: Path, guard: str, body: str, **environment: str) -> subprocess.CompletedProcess[str]:
     (directory / "script.py").write_text(CHILD.format(guard=guard, body=body))
-    return subprocess.run(
-        [sys.executable, directory / "script.py"],
-        env=os.environ | environment,
-        cwd=directory,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return python(directory, "script.py", **environment)
 
 
 def test_a_child_that_imports_the_script_does_not_train(tmp_path: Path) -> None:
