@@ -22,6 +22,7 @@ from dmi_node import clock, joining
 from dmi_node.config import Config, ConfigError, size_of, split
 from dmi_node.control.server import ControlServer
 from dmi_node.control.verbs import Verbs
+from dmi_node.crashes import Crashes
 from dmi_node.driver import Driver
 from dmi_node.home import Home
 from dmi_node.notify import Notifier
@@ -107,6 +108,8 @@ class Node:
         self._answers: dict[RequestId, asyncio.Future[Answer]] = {}
         self._ended = asyncio.Event()
         self._retired: reasons.Reason | None = None
+        self._crashes = Crashes(home.crashes, version("dmi"))
+        self._set_aside = self._crashes.set_aside()
         self.changed = Changes()
         self.blobs = Blobs(home.blobs, None if config.quota is None else size_of(config.quota))
         self.blobs.sweep()
@@ -141,8 +144,12 @@ class Node:
             stored = journal.fact("members")
             known = msgspec.msgpack.decode(stored, type=tuple[Introduced, ...]) if stored else identity.introduced
             self._known = {member.node: member for member in known}
-            self.peer = Peer(me, PeerSettings(), random.Random(secrets.randbits(64)), journal.restore(), known)
-            self._driver = Driver(self.peer, journal, self._do)
+            self.peer = Peer(
+                me, PeerSettings(), random.Random(secrets.randbits(64)), journal.restore(), known, self._set_aside
+            )
+            self._driver = Driver(self.peer, journal, self._do, self._set_aside)
+            for subject, line in self._set_aside.why.items():
+                _log.warning("set aside, for it ended this node twice: %s (%s)", subject, line)
             driving = self._tasks.start(self._driver.run(), "driver")
             for (
                 blob
@@ -172,7 +179,7 @@ class Node:
         await asyncio.wait([ended, failed], return_when=asyncio.FIRST_COMPLETED)
         ended.cancel()
         if failed.done() and (error := failed.exception()) is not None:
-            crash(error)
+            crash(error, self._crashes)
         failed.cancel()
 
     async def _stop(self, notifier: Notifier) -> None:
@@ -286,6 +293,10 @@ class Node:
         """What was refused, by reason."""
         return self._refusals.counts
 
+    def set_aside(self) -> Mapping[str, str]:
+        """What ended this node before and is left alone, each with the last line of its traceback."""
+        return self._set_aside.why
+
     def end(self) -> None:
         """End in good order."""
         self._ended.set()
@@ -346,18 +357,24 @@ class Node:
             await self.library.fetch(blob, self.sources(sources))
         except (NoSourceError, OSError) as error:
             self._give(BlobFailed(blob, str(error)))
+        except Exception as error:  # noqa: BLE001 (one file that cannot be had is no reason to end)
+            _log.error("%s cannot be fetched", blob[:8], exc_info=error)
+            self._give(BlobFailed(blob, repr(error)))
         else:
             self._give(BlobArrived(blob))
 
 
-def crash(error: BaseException) -> NoReturn:
+def crash(error: BaseException, crashes: Crashes | None = None) -> NoReturn:
     """End at once: something is wrong that nobody understands, or the disk fails. The kernel ends our children with us,
-    the disk has all that was promised, and the service starts again."""
+    the disk has all that was promised, and the service starts again; ``crashes`` remembers what it was at."""
     if isinstance(error, JournalError):
         print(error, file=sys.stderr, flush=True)
         os._exit(DISK_FAILED)
     traceback.print_exception(error)
     sys.stderr.flush()
+    if crashes is not None:
+        with contextlib.suppress(OSError):
+            crashes.happened(error)
     os._exit(CRASHED)
 
 

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dmi_node import clock
 from dmi_node.storage.journal import Journal, UnwritableError
 from dmi_protocol import limits
+from dmi_protocol.blame import TAKING, SetAside, blame, digest_of
 from dmi_protocol.deferred import RETRY_MS, WRITES, DeferredEffects
 from dmi_protocol.effects import Effect
 from dmi_protocol.events import DiskFailed, DiskReturned, Event, Received, Ticked
@@ -20,9 +21,13 @@ from dmi_protocol.peer import Peer
 
 
 class Driver:
-    """Owns the peer: nobody else steps it. ``do`` carries out every effect but the writes."""
+    """Owns the peer: nobody else steps it. ``do`` carries out every effect but the writes. Events that are ``set_aside`` are not
+    taken in."""
 
-    def __init__(self, peer: Peer, journal: Journal, do: Callable[[Effect], None]) -> None:
+    def __init__(
+        self, peer: Peer, journal: Journal, do: Callable[[Effect], None], set_aside: SetAside | None = None
+    ) -> None:
+        self._set_aside = set_aside or SetAside()
         self.peer = peer
         self._journal = journal
         self._do = do
@@ -90,7 +95,7 @@ class Driver:
                 marks.append(event)
                 continue
             self._deferred.happened(event)
-            effects += self.peer.step(clock.now(), event)
+            effects += self._step(event)
         writes = [effect for effect in effects if isinstance(effect, WRITES)]
         if self._cause is None and writes:
             await self._try(writes)
@@ -103,6 +108,16 @@ class Driver:
         if self._events:
             self._wake.set()
         self._set_timer()
+
+    def _step(self, event: Event) -> list[Effect]:
+        if self._set_aside and (digest := digest_of(event)) is not None and self._set_aside.of(TAKING, digest):
+            return []
+        try:
+            return self.peer.step(clock.now(), event)
+        except Exception as error:
+            if (digest := digest_of(event)) is not None:
+                blame(error, TAKING, digest)
+            raise
 
     def _carry_out(self, effects: Sequence[Effect]) -> None:
         for effect in effects:

@@ -30,6 +30,7 @@ class Home:
         self.jobs = self.root / "jobs"
         self.socket = self.root / "control.sock"
         self.pid = self.root / "pid"
+        self.crashes = self.root / "crashes.json"
         self._lock: TextIO | None = None
 
     def make(self) -> None:

@@ -8,8 +8,9 @@ from random import Random
 from msgspec import Struct
 
 from dmi_protocol import gossip_facts, reasons
+from dmi_protocol.blame import APPLYING, HOSTING, SetAside, at
 from dmi_protocol.capacity import Capacity
-from dmi_protocol.cluster.apply import apply
+from dmi_protocol.cluster.apply import apply, leave_out
 from dmi_protocol.cluster.command import Admit, Command, LoseRole, Readdress, Remove, Resize
 from dmi_protocol.cluster.directory import MemberDirectory
 from dmi_protocol.cluster.expulsion import Expulsion
@@ -54,6 +55,9 @@ from dmi_protocol.placement.voters import next_voters
 from dmi_protocol.sentences import sentence
 from dmi_protocol.view import View, deployment_view, job_view, member_views, no_quorum
 
+_ROUNDS = 8
+"""So often what follows from what follows is looked at in one step."""
+
 
 class Me(Struct, frozen=True):
     """This node. ``pid`` and ``version`` are gossiped; ``ports`` is the range for the data sockets of its roles."""
@@ -91,7 +95,7 @@ def found(me: Me, mesh: str) -> Restored:
 
 class Peer:
     """See ``machine.py`` for what the shell must do. ``introduced`` are the members that a newcomer was told of,
-    or that a node knew before it was started again."""
+    or that a node knew before it was started again. What is ``set_aside`` has ended its daemon before, and is left alone."""
 
     def __init__(
         self,
@@ -100,8 +104,10 @@ class Peer:
         random: Random,
         restored: Restored,
         introduced: Sequence[Introduced] = (),
+        set_aside: SetAside | None = None,
     ) -> None:
         self.me = me
+        self._set_aside = set_aside or SetAside()
         self._settings = settings
         self.raft = Raft(me.node, settings.raft, Random(random.random()), restored)
         self.swim = Swim(me.node, settings.swim, Random(random.random()), me.boot_count)
@@ -113,12 +119,16 @@ class Peer:
         self._removals = Removals()
         self._search = Search()
         self._expulsion = Expulsion(me.node)
-        self._hosting = Hosting(Host(me.node, me.name, me.address.rpartition(":")[0], me.ports), self._reached)
-        self._scheduler = Scheduler()
+        self._hosting = Hosting(
+            Host(me.node, me.name, me.address.rpartition(":")[0], me.ports), self._reached, set_aside
+        )
+        self._scheduler = Scheduler(me.name, set_aside)
         self._scaler = Scaler()
         self._is_new = True
         self._is_dirty = True
         """The state or the membership has changed, so what follows from them is looked at again."""
+        self._unfinished_at: Instant | None = None
+        """When more followed from what is known than one step does: the rest is the next one's."""
         self._is_shown = False
         """Something else is new that ``status`` shows."""
         self._trouble = ""
@@ -149,12 +159,14 @@ class Peer:
         effects += self._search.look(now, is_lost=self._is_lost(), members=self._directory.members)
         if before != self.raft.leader or self._is_dirty or self._is_shown:
             effects.append(Changed())
-        self._is_dirty = self._is_shown = False
+        self._is_shown = False
+        self._is_dirty = self._unfinished_at is not None
         return effects
 
     def deadline(self) -> Instant | None:
         """When a ``Ticked`` is wanted."""
         return earliest(
+            self._unfinished_at,
             None if self._trouble else self.raft.deadline(),
             self.swim.deadline(),
             self._hosting.deadline(),
@@ -193,7 +205,8 @@ class Peer:
             case JoinAsked():
                 self._join(now, event)
             case RoleHappened(role, happened):
-                self._tell(now, self._hosting.happened(role, happened))
+                with at(HOSTING, role.job):
+                    self._tell(now, self._hosting.happened(role, happened))
                 if isinstance(happened, Progressed | Served):
                     self.swim.publish(now, gossip_facts.about(role.job), gossip_facts.pack_told(happened))
                 self._is_dirty = True
@@ -264,7 +277,8 @@ class Peer:
             match output:
                 case ApplyEntries(entries):
                     for entry in entries:
-                        self._apply(entry, effects)
+                        with at(APPLYING, _place_of(entry)):
+                            self._apply(entry, effects)
                     is_news = True
                 case Restore(snapshot):
                     self._is_dirty = True
@@ -290,7 +304,8 @@ class Peer:
             self.state.applied = entry.index
             return
         goes_on = {job.id for job in self.state.jobs.values() if job.state not in ENDED}
-        apply(self.state, entry.index, entry.command)
+        is_set_aside = self._set_aside.of(APPLYING, _place_of(entry)) is not None
+        (leave_out if is_set_aside else apply)(self.state, entry.index, entry.command)
         self._in_log[1].discard(entry.command.request)
         if isinstance(entry.command, LoseRole):
             effects.append(Explain(entry.command.role.job, entry.command.reason))
@@ -322,8 +337,10 @@ class Peer:
         self._proposals.ask(now, command, 10_000)
 
     def _tell(self, now: Instant, facts: Sequence[Command]) -> None:
+        """What is known already need not be told: that would be proposed again with whatever follows from it."""
         for fact in facts:
-            self._proposals.tell(now, fact)
+            if self.state is None or fact.request not in self.state.requests:
+                self._proposals.tell(now, fact)
 
     def _propose_here(self, now: Instant, command: Command, effects: list[Effect]) -> None:
         """Into the log, when we lead and it is not done already."""
@@ -344,8 +361,9 @@ class Peer:
         return frozenset(self.raft.voters) | {self.me.node}
 
     def _follow_up(self, now: Instant, effects: list[Effect]) -> None:
-        """Everything that follows from what is known now; until nothing new follows."""
-        for _ in range(8):
+        """Everything that follows from what is known now; until nothing new follows, or the others would wait for too long."""
+        self._unfinished_at = None
+        for _ in range(_ROUNDS):
             self._mind_jobs(now, effects)
             if not self._proposals.pending:
                 break
@@ -358,6 +376,8 @@ class Peer:
             effects += self._proposals.settle(now, self.state, self._why_nothing(now))
             if not due:
                 break
+        else:
+            self._unfinished_at = now
 
     def _mind_jobs(self, now: Instant, effects: list[Effect]) -> None:
         if self.state is None:
@@ -474,3 +494,7 @@ class Peer:
                 if isinstance(job, DeploymentJob) and job.state not in ENDED
             ),
         )
+
+
+def _place_of(entry: Entry) -> str:
+    return f"{entry.term}/{entry.index}"

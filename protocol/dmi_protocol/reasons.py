@@ -268,6 +268,13 @@ class CrashedOften(Struct, frozen=True, tag="crashed-often"):
     last: Loss
 
 
+class GivenUp(Struct, frozen=True, tag="given-up"):
+    """Planning the job has ended the daemon of the coordinator ``node`` twice. ``text`` is the last line of the traceback."""
+
+    node: str
+    text: str
+
+
 class NotYet(Struct, frozen=True, tag="not-yet"):
     """Part of the design, and not built yet."""
 
@@ -429,6 +436,7 @@ Reason = (
     | Resuming
     | PartsAway
     | CrashedOften
+    | GivenUp
     | NotYet
     | UnknownJob
     | JobEnded

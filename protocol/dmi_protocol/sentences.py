@@ -11,6 +11,7 @@ from dmi_protocol.reasons import (
     DiskFull,
     FilesAway,
     FilesLost,
+    GivenUp,
     Inferred,
     Inferring,
     InferringWithout,
@@ -83,6 +84,8 @@ def sentence(reason: Reason) -> str:
             return _of_batch(reason)
         case Serving() | ServingWithout() | NotServing() | VersionUnusable() | Asleep():
             return _of_deployment(reason)
+        case GivenUp(node, text):
+            return f"planning the job ended the daemon of {node} twice, so it is given up: {_last_line(text)}"
         case CrashedOften(times, last):
             return f"{sentence(last)}; it was crash {times} without getting any further, so the job is given up"
         case _:

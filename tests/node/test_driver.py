@@ -12,6 +12,7 @@ from dmi_node import clock
 from dmi_node.driver import Driver
 from dmi_node.storage.journal import JournalError, UnwritableError
 from dmi_protocol import limits
+from dmi_protocol.blame import SetAside, subject_of
 from dmi_protocol.effects import Answer, Changed, DropBlob, Effect, PersistVote, Send
 from dmi_protocol.events import BlobArrived, Connected, DiskFailed, DiskReturned, Event, Received, Ticked
 from dmi_protocol.identity import BlobHash, NodeId, PublicKey, RequestId
@@ -270,3 +271,31 @@ async def test_facts_are_kept_by_the_thread_that_writes() -> None:
     async with driving(lambda _: []) as loop:
         await loop.driver.keep("members", b"n0")
         assert loop.order == [("members", b"n0")]
+
+
+async def test_an_event_that_ended_the_daemon_twice_is_left_out() -> None:
+    poison, other = Received(THERE, Ping(1)), Received(THERE, Ping(2))
+
+    def react(event: Event) -> list[Effect]:
+        if event == poison:
+            raise KeyError("odd")
+        return []
+
+    def driver(set_aside: SetAside) -> tuple[Driver, FakePeer]:
+        peer = FakePeer(react)
+        return Driver(peer, FakeJournal([]), lambda _: None, set_aside), peer  # type: ignore[arg-type]
+
+    first, _ = driver(SetAside())
+    first.give(poison)
+    with pytest.raises(KeyError) as caught:
+        await asyncio.wait_for(first.run(), SECONDS)
+    subject = subject_of(caught.value)
+    assert subject is not None
+    again, peer = driver(SetAside({subject: "KeyError: 'odd'"}))
+    running = asyncio.ensure_future(again.run())
+    again.give(poison)
+    again.give(other)
+    await asyncio.wait_for(again.done(), SECONDS)
+    assert peer.stepped == [other, Ticked()]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

@@ -52,6 +52,7 @@ class Faults:
             "slow-network": self._slow_network,
             "slow-disk": self._slow_disk,
             "full-disk": self._full_disk,
+            "odd-adapter": self._odd_adapter,
             "pause": self._pause,
             "flap": self._flap,
             "role-dies": self._role_dies,
@@ -220,6 +221,17 @@ class Faults:
             node.disk_is_full = False
 
         return undo
+
+    def _odd_adapter(self) -> Undo | None:
+        """What a host does for its role processes raises at random, for long: that is never the daemon's trouble."""
+        node = self._some()
+        if node is not None:
+            node.adapter_raises = self._world.random.choice([0.2, 0.5, 1.0])
+            self._world.clock.later(4_000 + int(12_000 * self._world.random.random()), self._even_adapter, node)
+        return None
+
+    def _even_adapter(self, node: Node) -> None:
+        node.adapter_raises = 0.0
 
     # What jobs run on
 

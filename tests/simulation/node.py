@@ -58,6 +58,8 @@ class Node:
         self.in_trouble = False
         """Has a write been refused that is not durable yet?"""
         self.is_paused = False
+        self.adapter_raises = 0.0
+        """How often what it does for a role process raises something that nobody has thought of."""
         self.known: dict[NodeId, Introduced] = {other.node: other for other in introduced}
         self.linked: set[NodeId] = set()
         self.blobs: dict[BlobHash, dict[int, int]] = {}

@@ -45,6 +45,7 @@ REQUIRED = (
     "rounds of the lead",
     "processes busy",
     "pairs parted",
+    "adapters raised",
 )
 
 

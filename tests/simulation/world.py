@@ -23,21 +23,32 @@ from dmi_protocol.effects import (
     TellRole,
     Unlink,
 )
-from dmi_protocol.events import Asked, BlobArrived, BlobFailed, Connected, Disconnected, Event, Received, TurnedAway
+from dmi_protocol.events import (
+    Asked,
+    BlobArrived,
+    BlobFailed,
+    Connected,
+    Disconnected,
+    Event,
+    Received,
+    RoleHappened,
+    TurnedAway,
+)
 from dmi_protocol.gossip_facts import about
 from dmi_protocol.identity import BlobHash, NodeId, PublicKey, RequestId, node_id
+from dmi_protocol.jobs.hosting import CANNOT_START_HERE, not_here
 from dmi_protocol.kinds.job import ENDED
 from dmi_protocol.messages.consensus import ConsensusMessage, Snapshot, TimeoutNow, Voted
 from dmi_protocol.messages.control import Introduced
 from dmi_protocol.messages.membership import MembershipMessage
 from dmi_protocol.messages.mesh import Message, Wire
-from dmi_protocol.messages.roles import Fleet, Followers, Lease, Roster, Slices
+from dmi_protocol.messages.roles import Failed, Fleet, Followers, Lease, RoleKey, Roster, Slices
 from dmi_protocol.peer import Me, Peer, PeerSettings
 from tests.simulation.checkers import Agreement, Answers, Incarnations, Roles
 from tests.simulation.clock import Clock
 from tests.simulation.network import Network
 from tests.simulation.node import Node
-from tests.simulation.process import Process, exits
+from tests.simulation.process import Process, exits, tell_daemon
 from tests.simulation.replica import ScriptedReplica
 from tests.simulation.roles import spawn
 from tests.simulation.serving import ScriptedGateway, ServingReplica
@@ -226,13 +237,28 @@ class World:
             record = self.agreement.state.members.get(node.me.node)
             demand("roles", record is None or not record.witness, f"{node.name} is a witness and starts {effect.role}")
             self.roles.starts(node.me.node, effect, is_living)
+            if self._raises(node):
+                self.clock.later(1, self._not_here, node, node.boot_count, effect.role)
+                return
             spawn(self.sockets, node, effect.launch)
         elif process is None or not is_living:
             pass
+        elif isinstance(effect, TellRole) and self._raises(node):
+            tell_daemon(process, self.clock, Failed(CANNOT_START_HERE, "KeyError: 'told'"))
+            self.clock.later(2, exits, process, 0, 9)
         elif isinstance(effect, TellRole):
             self.clock.later(1, self.sockets.holding.act, process, _tell, process, effect.message)
         else:
             self.clock.later(2, exits, process, 0, 15)
+
+    def _raises(self, node: Node) -> bool:
+        does = node.adapter_raises > 0 and self.random.random() < node.adapter_raises
+        self.counters["adapters raised"] += does
+        return does
+
+    def _not_here(self, node: Node, boot_count: int, role: RoleKey) -> None:
+        for event in not_here("TypeError: odd bundle"):
+            give(node, boot_count, RoleHappened(role, event))
 
     def _send(self, node: Node, to: NodeId, message: Message) -> None:
         target = self.of.get(to)
@@ -300,6 +326,7 @@ class World:
         for node in self.nodes.values():
             node.write_ms = 2
             node.disk_is_full = False
+            node.adapter_raises = 0.0
             if not node.is_up:
                 self.start(node)
             elif node.is_paused:

@@ -25,8 +25,13 @@ def refused(status: dict[str, Any]) -> str:
 
 
 def troubles(status: dict[str, Any]) -> list[str]:
-    """A sentence for each member that is alive and not well."""
-    return [member["trouble"] for member in status["members"] if member.get("trouble")]
+    """A sentence for each member that is alive and not well, and for what this node leaves alone."""
+    found = [member["trouble"] for member in status["members"] if member.get("trouble")]
+    return found + [
+        f"{status['node']} leaves alone what ended it twice, {subject} ({line}): please report it; remove crashes.json from its "
+        "home and start it again to have it tried again"
+        for subject, line in status.get("set_aside", {}).items()
+    ]
 
 
 def progress_of(job: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """The control socket: length-prefixed msgpack, one request for each connection, answered or refused in one line."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from dmi_protocol.codec import pack, unpack
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_wire.channel import framed, read_framed
 
+_logger = logging.getLogger("dmi.control")
 _CLIENTS = 64
 _REQUEST_S = 30.0
 
@@ -102,6 +104,9 @@ class ControlServer:
             await client.send({"error": {"kind": "refused", "line": f"this node cannot do that now: {error}"}})
         except (RemoteProtocolError, LookupError, TypeError, ValueError, ArithmeticError) as error:
             await client.send({"error": {"kind": "usage", "line": f"the request makes no sense: {error!r}"}})
+        except Exception as error:
+            _logger.exception("a request cannot be answered")
+            await client.send({"error": {"kind": "refused", "line": f"a bug in this node, see its log: {error!r}"}})
 
     async def _stream(self, client: Client, items: AsyncGenerator[object, None]) -> None:
         """Items until they end or the client has gone."""

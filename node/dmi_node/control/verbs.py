@@ -81,6 +81,10 @@ class Node(Protocol):
         """What was refused, by reason."""
         ...
 
+    def set_aside(self) -> Mapping[str, str]:
+        """What ended this node before and is left alone."""
+        ...
+
     def end(self) -> None:
         """End the daemon in good order."""
         ...
@@ -132,6 +136,7 @@ class Verbs:
         view = self._view()
         plain: dict[str, Any] = msgspec.to_builtins(view)
         plain["refused"] = dict(self._node.refused())
+        plain["set_aside"] = dict(self._node.set_aside())
         plain["jobs"] = [_job(job) for job in view.jobs]
         for member in plain["members"]:
             member["roles"] = [{key: role[key] for key in ("job", "role", "pid")} for role in member["roles"]]

@@ -60,8 +60,8 @@ class ForkServer:
         for _ in range(_TRIES):
             try:
                 code = await self._run(listener.fileno(), environment)
-            except OSError as error:
-                _logger.warning("no fork server: %s", error)
+            except Exception as error:
+                _logger.warning("no fork server: %s", error, exc_info=not isinstance(error, OSError))
                 break
             if code:
                 _logger.warning("the fork server ended with %s; see %s", code, self._log)

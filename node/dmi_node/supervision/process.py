@@ -125,6 +125,8 @@ class RoleProcess:
         """The whole life of the process; ends with ``Exited``. ``OSError`` when it cannot even be spawned."""
         process, reader, output = await self._spawn()
         tasks = [asyncio.create_task(work) for work in (self._listen(reader), self._log(output), self._watch())]
+        for task in tasks:
+            task.add_done_callback(self._end_if_unwatched)
         try:
             await self._happened(Started(process.pid))
             self.tell(self._launch)
@@ -133,6 +135,8 @@ class RoleProcess:
             code = await process.wait()
             _kill_group(process.pid)  # what it started and left behind, which may hold its output open
             await self._hear_out(*tasks[:2])
+            if tasks[2].done():
+                tasks[2].result()
         finally:
             for task in tasks:
                 task.cancel()
@@ -191,6 +195,11 @@ class RoleProcess:
         for end in (self._output, self._writer):
             if end is not None:
                 end.close()
+
+    def _end_if_unwatched(self, task: "asyncio.Task[None]") -> None:
+        """Nobody hears, logs or watches it any more, by a failure of ours: it ends, and its life says why."""
+        if not task.cancelled() and task.exception() is not None:
+            self.kill()
 
     def tell(self, message: ToRole | Launch) -> None:
         """Say something to it; nobody hears when it is gone."""

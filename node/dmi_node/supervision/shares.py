@@ -107,7 +107,10 @@ class Shares:
         while True:
             was_needed = self._is_needed
             self._changed.clear()
-            await self._look_once()
+            try:
+                await self._look_once()
+            except Exception:
+                _logger.exception("jobs are not held to their shares")
             if not was_needed and not self._is_needed:
                 return
             with suppress(TimeoutError):

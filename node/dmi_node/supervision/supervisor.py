@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -23,6 +24,7 @@ from dmi_node.tasks import Tasks
 from dmi_protocol.effects import StartRole, StopRole, TellRole
 from dmi_protocol.events import RoleHappened
 from dmi_protocol.identity import BlobHash, JobId
+from dmi_protocol.jobs.hosting import CANNOT_START_HERE, not_here
 from dmi_protocol.messages.roles import (
     BatchLaunch,
     Bound,
@@ -48,7 +50,11 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
 
 class Supervisor:
-    """Does what the peer wants done to role processes, and gives it what they say."""
+    """Does what the peer wants done to role processes, and gives it what they say.
+
+    Nothing that goes wrong with one job ends the daemon: whatever preparing, starting, watching, telling or ending it raises is
+    that job's trouble on this host, and said as such. Only the queue of the peer's events is outside of that.
+    """
 
     def __init__(self, home: Home, blobs: Blobs, tasks: Tasks, happened: Callable[[RoleHappened], None]) -> None:
         self._home = home
@@ -66,6 +72,13 @@ class Supervisor:
 
     def start(self, effect: StartRole) -> None:
         """Unpack, spawn, listen."""
+        try:
+            self._start(effect)
+        except Exception as error:  # noqa: BLE001 (see the class)
+            self._forget(effect.role)
+            self._cannot(effect.role, error)
+
+    def _start(self, effect: StartRole) -> None:
         directory, name = self._home.role(effect.role), effect.launch.bundle_hash
         bundle = self._blobs.path(name) if name else None
         files = tuple(str(self._blobs.path(blob)) for blob in effect.launch.needs)
@@ -89,18 +102,37 @@ class Supervisor:
                 await process.run()
             else:
                 await self._pass_on(role, Exited(0, signal.SIGTERM))
-        except (OSError, BadBundleError) as error:
-            python = self._unproven.pop(role, None)
-            what = "process" if python is None else f"interpreter {python}"
-            why = f"the job's files cannot be unpacked, or its {what} started: {error}"
-            is_disk = isinstance(error, OSError) and error.errno in _DISK  # another host may have space
-            await self._pass_on(role, Failed("disk" if is_disk else "cannot-start", why, starting=True))
-            await self._pass_on(role, Exited(1, 0))
+        except Exception as error:  # noqa: BLE001 (see the class)
+            self._cannot(role, error)
         finally:
-            self._processes.pop(role, None)
-            self._excesses.pop(role, None)
-            self._unproven.pop(role, None)
+            self._forget(role)
+
+    def _forget(self, role: RoleKey) -> None:
+        self._processes.pop(role, None)
+        self._excesses.pop(role, None)
+        self._unproven.pop(role, None)
+        try:
             self._shares.end(role)
+        except Exception:
+            _logger.exception("the share of %s cannot be given back", role.job)
+
+    def _cannot(self, role: RoleKey, error: Exception) -> None:
+        """There is no process, or none any more, and that is what is known of it."""
+        python = self._unproven.pop(role, None)
+        match error:
+            case BadBundleError():
+                kind, why = "cannot-start", f"the job's files cannot be unpacked: {error}"
+            case OSError() if python is not None and error.errno not in _DISK:
+                kind, why = "cannot-start", f"its interpreter {python} cannot be started: {error}"
+            case OSError():
+                is_disk = error.errno in _DISK
+                kind = "disk" if is_disk else CANNOT_START_HERE
+                why = f"the job's files cannot be unpacked, or its process started: {error}"
+            case _:
+                kind, why = CANNOT_START_HERE, "".join(traceback.format_exception(error)).rstrip()
+                _logger.exception("%s of %s cannot be run here", role.name, role.job)
+        for event in not_here(why, kind):
+            self._happened(RoleHappened(role, event))
 
     async def _fits(self, role: RoleKey) -> bool:
         """A role that needs more memory than it was promised from its beginning is never of use: it is ended, with what it has
@@ -163,7 +195,20 @@ class Supervisor:
         self._blobs.adopt(path, blob)
 
     def tell(self, effect: TellRole) -> None:
-        """Hand it over."""
+        """Hand it over. Who cannot be told what the others were told is of no use."""
+        try:
+            self._tell(effect)
+        except Exception as error:  # noqa: BLE001 (see the class)
+            self._ends(effect.role, "told", error)
+
+    def _ends(self, role: RoleKey, what: str, error: Exception) -> None:
+        """A process that cannot be dealt with ends: its life says that it did."""
+        _logger.exception("%s of %s cannot be %s", role.name, role.job, what)
+        if role in self._processes:
+            self._happened(RoleHappened(role, Failed(CANNOT_START_HERE, f"it cannot be {what}: {error!r}")))
+            self._processes[role].kill()
+
+    def _tell(self, effect: TellRole) -> None:
         message = effect.message
         if isinstance(message, Slices) and message.packs:
             message = replace(message, files=tuple(str(self._blobs.path(pack)) for pack in message.packs))
@@ -178,17 +223,26 @@ class Supervisor:
 
     def stop(self, effect: StopRole) -> None:
         """End one."""
-        if effect.role in self._processes:
-            self._processes[effect.role].stop(effect.grace_ms)
+        try:
+            if effect.role in self._processes:
+                self._processes[effect.role].stop(effect.grace_ms)
+        except Exception as error:  # noqa: BLE001 (see the class)
+            self._ends(effect.role, "stopped", error)
 
     def forget(self, job: JobId) -> None:
         """A job has ended: what it was given may go; logs, ledgers and the files that its script wrote stay."""
-        self._tasks.start(asyncio.to_thread(_keep_results, self._home.job(job)), f"forget {job}")
+        self._tasks.start(self._clear(job), f"forget {job}")
+
+    async def _clear(self, job: JobId) -> None:
+        try:
+            await asyncio.to_thread(_keep_results, self._home.job(job))
+        except Exception:
+            _logger.exception("what is left of %s cannot be cleared away", job)
 
     async def close(self, within_s: float) -> None:
         """End all, and wait."""
-        for process in list(self._processes.values()):
-            process.stop(round(within_s * 500))
+        for role in list(self._processes):
+            self.stop(StopRole(role, round(within_s * 500)))
         if self._lives:
             await asyncio.wait(self._lives, timeout=within_s)
         for process in list(self._processes.values()):

@@ -48,7 +48,17 @@ def apply(state: ClusterState, index: int, command: Command) -> Outcome:
     known = state.requests.get(command.request)
     if known is not None:
         return known
-    outcome = _do(state, index, command)
+    return _remember(state, command, _do(state, index, command))
+
+
+def leave_out(state: ClusterState, index: int, command: Command) -> Outcome:
+    """What ``apply`` of the entry at ``index`` raised an exception for, twice, here and so on every node: it changes nothing, and
+    is refused whenever it comes again."""
+    state.applied = index
+    return _remember(state, command, Outcome(refusal=Malformed("command", type(command).__name__)))
+
+
+def _remember(state: ClusterState, command: Command, outcome: Outcome) -> Outcome:
     state.requests[command.request] = outcome
     while len(state.requests) > limits.REQUESTS_REMEMBERED:
         del state.requests[next(iter(state.requests))]

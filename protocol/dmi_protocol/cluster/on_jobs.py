@@ -252,7 +252,14 @@ def _ended_by_itself(reason: Loss) -> bool:
 
 
 def _is_of_host(reason: Loss) -> bool:
-    return isinstance(reason, RoleFailed) and reason.kind in {"disk", "machine", "memory", "port", "certificate"}
+    return isinstance(reason, RoleFailed) and reason.kind in {
+        "disk",
+        "machine",
+        "memory",
+        "port",
+        "certificate",
+        "cannot-start-here",
+    }
 
 
 def _finish(state: ClusterState, command: Finish) -> Outcome:

@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import Struct, field
 
 from dmi_protocol import limits
+from dmi_protocol.blame import HOSTING, SetAside, at
 from dmi_protocol.cluster.command import BindRole, Command, Finish, LoseRole
 from dmi_protocol.cluster.state import ClusterState
 from dmi_protocol.effects import Effect, StartRole, StopRole, TellRole
@@ -38,6 +39,8 @@ from dmi_protocol.messages.roles import (
 from dmi_protocol.reasons import Loss, NodeLost, Reason, RoleDied, RoleFailed, RoleUnready
 
 GRACE_MS = 3_000
+CANNOT_START_HERE = "cannot-start-here"
+"""This host could not prepare, start or watch it, whatever the job is: another one may."""
 RECOVERABLE = frozenset(
     {
         "peer-silent",
@@ -45,6 +48,7 @@ RECOVERABLE = frozenset(
         "declined",
         "server",
         "disk",
+        CANNOT_START_HERE,
         "input",
         "memory",
         "over-memory",
@@ -54,6 +58,11 @@ RECOVERABLE = frozenset(
     }
 )
 """Kinds of failures that lie in a process or between two of them: others may do the same work."""
+
+
+def not_here(text: str, kind: str = CANNOT_START_HERE) -> tuple[RoleEvent, ...]:
+    """What a shell says of a role that it could not prepare, start or watch: there is no process of it, or none any more."""
+    return Failed(kind, text[-limits.TRACEBACK_BYTES :], starting=True), Exited(1, 0)
 
 
 class _Local(Struct):
@@ -96,9 +105,10 @@ class _Local(Struct):
 class Hosting:
     """See the module. ``reached`` gives the last step of a job that was heard of."""
 
-    def __init__(self, host: Host, reached: Callable[[JobId], int | None]) -> None:
+    def __init__(self, host: Host, reached: Callable[[JobId], int | None], set_aside: SetAside | None = None) -> None:
         self._host = host
         self._reached = reached
+        self._set_aside = set_aside or SetAside()
         self._local: dict[RoleKey, _Local] = {}
         self._keeping = Keeping(host.node)
         self._due: Instant | None = None
@@ -135,7 +145,11 @@ class Hosting:
                 else:
                     del self._local[role]
         for role, job in wanted.items():
-            effects += self._want(now, role, job, facts, state)
+            if (why := self._set_aside.of(HOSTING, job.id)) is not None:
+                facts += self._given_up(role, job, why)
+                continue
+            with at(HOSTING, job.id):
+                effects += self._want(now, role, job, facts, state)
         return [*effects, *self._keeping.reconcile(state)], facts
 
     def deadline(self) -> Instant | None:
@@ -194,6 +208,13 @@ class Hosting:
         told = [*_tell(role, local, job), *_let_in(role, local, state), *_tell_followers(role, local, followers)]
         return [*fetches, *told]
 
+    def _given_up(self, role: RoleKey, job: AnyJob, why: str) -> list[Command]:
+        """The job has ended this daemon twice, so it is left alone here."""
+        if kind_of(job).processes.is_safe_without(job, role):
+            return []
+        text = f"the job ended the daemon of this host twice, and is set aside there: {why}"
+        return [self._lost(role, RoleFailed(role.name, self._host.name, CANNOT_START_HERE, text))]
+
     def _start(self, now: Instant, role: RoleKey, local: _Local, job: AnyJob) -> list[Effect]:
         local.started_at = now
         return [StartRole(role, local.kind.launch(job, role, self._host, local.needs))]
@@ -242,12 +263,13 @@ class Hosting:
             job = state.jobs.get(role.job)
             if job is None or local.is_stopping:
                 continue
-            if not local.awaited and local.started_at is None:
-                effects += self._start(now, role, local, job)
-            elif local.inputs.get(blob) is False:
-                local.inputs[blob] = True
-                effects += _tell(role, local, job)
-                effects += _tell_followers(role, local, _followers(role, state))
+            with at(HOSTING, role.job):
+                if not local.awaited and local.started_at is None:
+                    effects += self._start(now, role, local, job)
+                elif local.inputs.get(blob) is False:
+                    local.inputs[blob] = True
+                    effects += _tell(role, local, job)
+                    effects += _tell_followers(role, local, _followers(role, state))
         return effects, self._keeping.arrived(blob)
 
     def pin(self, now: Instant, blob: BlobHash) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Set
 from itertools import islice
 
 from dmi_protocol import limits
+from dmi_protocol.blame import PLANNING, SetAside, at
 from dmi_protocol.cluster.command import Command, Finish, LoseRole, Recopy
 from dmi_protocol.cluster.holding import Holding
 from dmi_protocol.cluster.state import ClusterState
@@ -17,13 +18,15 @@ from dmi_protocol.kinds.any_job import AnyJob
 from dmi_protocol.kinds.job import ENDED, FAILED
 from dmi_protocol.placement.holding import recopies
 from dmi_protocol.placement.room import Room
-from dmi_protocol.reasons import FilesLost, NodeLost
+from dmi_protocol.reasons import FilesLost, GivenUp, NodeLost, Reason
 
 
 class Scheduler:
-    """Remembers only since when members are dead."""
+    """Remembers only since when members are dead. Jobs that are ``set_aside`` are given up in the name of ``node``."""
 
-    def __init__(self) -> None:
+    def __init__(self, node: str = "", set_aside: SetAside | None = None) -> None:
+        self._node = node
+        self._set_aside = set_aside or SetAside()
         self._dead: dict[NodeId, Instant] = {}
         self._seen = Instant(0)
         """When they were looked at last."""
@@ -41,21 +44,30 @@ class Scheduler:
         commands: list[Command] = []
         going_on = [job for job in state.jobs.values() if job.state not in ENDED]
         for job in sorted(going_on, key=lambda job: job.submitted_at):
-            plans = kind_of(job).plans
-            is_lost = bool(job.files()) and not set(job.holders) & state.members.keys()
-            why_not = FilesLost() if is_lost else plans.hopeless(job, state)
-            if why_not is not None:
-                request = RequestId(f"{job.id}/{job.generation}/finish-{FAILED}")
-                commands += [Finish(request, job.id, job.generation, FAILED, why_not)]
-            elif followed := plans.follow(job, state):
-                commands += followed
-            elif not job.is_placed:
-                commands += plans.finish(job, there) or plans.place(job, nodes, there, room)
-            else:
-                commands += (
-                    plans.finish(job, there) or _watch(job, there, state) or plans.keep_up(job, nodes, there, room)
-                )
+            with at(PLANNING, job.id):
+                commands += self._plan(job, state, nodes, there, room)
         return [*commands, *self._recopy(now, state, nodes, alive, room.roles)]
+
+    def _plan(
+        self, job: AnyJob, state: ClusterState, nodes: list[NodeId], there: list[NodeId], room: Room
+    ) -> list[Command]:
+        plans = kind_of(job).plans
+        why_not = self._why_not(job, state)
+        if why_not is not None:
+            request = RequestId(f"{job.id}/{job.generation}/finish-{FAILED}")
+            return [Finish(request, job.id, job.generation, FAILED, why_not)]
+        if followed := plans.follow(job, state):
+            return followed
+        if not job.is_placed:
+            return plans.finish(job, there) or plans.place(job, nodes, there, room)
+        return plans.finish(job, there) or _watch(job, there, state) or plans.keep_up(job, nodes, there, room)
+
+    def _why_not(self, job: AnyJob, state: ClusterState) -> Reason | None:
+        """Why it is given up."""
+        if (why := self._set_aside.of(PLANNING, job.id)) is not None:
+            return GivenUp(self._node, why)
+        is_lost = bool(job.files()) and not set(job.holders) & state.members.keys()
+        return FilesLost() if is_lost else kind_of(job).plans.hopeless(job, state)
 
     def _recopy(
         self, now: Instant, state: ClusterState, nodes: list[NodeId], alive: Set[NodeId], load: dict[NodeId, int]

@@ -1,5 +1,6 @@
 """Another script, which stops for a moment after each step. In the middle it says so in a folder, and waits until it may go on,
-so that something can happen to it: paced.py SECONDS FOLDER SCRIPT ARGS."""
+so that something can happen to it; then it makes steps slowly, so that somebody can come in at one of them, until it is told that
+somebody has computed: paced.py SECONDS FOLDER SCRIPT ARGS."""
 
 import runpy
 import sys
@@ -11,6 +12,8 @@ from dmi.run.training import Training
 
 MIDDLE = 8
 PATIENCE_S = 60.0
+STEP_S = 1.5
+"""So long each step waits for whoever is to come in, as long as nobody has."""
 
 pause, folder, script = float(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 install = Training.install
@@ -21,10 +24,16 @@ def slowly(self: Training, *arguments: Any) -> None:
     time.sleep(pause)
     if self.step >= MIDDLE:
         (folder / "in the middle").touch()
-        end = time.monotonic() + PATIENCE_S
-        while not (folder / "go on").exists():
-            assert time.monotonic() < end, "nobody lets it go on"
-            time.sleep(0.02)
+        assert within(PATIENCE_S, folder / "go on"), "nobody lets it go on"
+        within(STEP_S, folder / "has come in")
+
+
+def within(seconds: float, file: Path) -> bool:
+    """Is it there in time?"""
+    end = time.monotonic() + seconds
+    while not file.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    return file.exists()
 
 
 Training.install = slowly  # type: ignore[method-assign]

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -98,15 +99,45 @@ def test_bytes_that_are_no_tar_unpack_to_nothing(tmp_path: Path, data: bytes) ->
     assert list((tmp_path / "work").iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["../escape", "link"])
+@pytest.mark.parametrize("name", ["../escape", "/{0}/escape", "a/../../../escape", "link", ".", "n" * 300])
 def test_a_hostile_bundle_writes_nothing_outside(tmp_path: Path, name: str) -> None:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:") as archive:
-        member = tarfile.TarInfo(name)
-        if name == "link":
-            member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(member, io.BytesIO())
-    (tmp_path / "bundle").write_bytes(buffer.getvalue())
+    name = name.format(tmp_path / "inside")
+    member = tarfile.TarInfo(name)
+    if name == "link":
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    (tmp_path / "bundle").write_bytes(_tar(member))
     with pytest.raises(BadBundleError):
         unpack(tmp_path / "bundle", tmp_path / "inside" / "work")
-    assert not list((tmp_path / "inside").glob("escape"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["bundle", "inside", "work"]
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a", "./a")], ids=str)
+def test_two_names_that_cannot_both_be_there_are_refused(tmp_path: Path, names: tuple[str, str]) -> None:
+    (tmp_path / "bundle").write_bytes(_tar(*map(tarfile.TarInfo, names)))
+    with pytest.raises(BadBundleError):
+        unpack(tmp_path / "bundle", tmp_path / "work")
+
+
+def test_owners_and_modes_in_a_bundle_mean_nothing(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("train.py")
+    member.mode, member.uid = 0o6777, 4242
+    (tmp_path / "bundle").write_bytes(_tar(member))
+    unpack(tmp_path / "bundle", tmp_path / "work")
+    found = (tmp_path / "work" / "train.py").stat()
+    assert (found.st_mode & 0o7777, found.st_uid) == (0o644, os.geteuid())
+
+
+def test_a_bundle_that_was_cut_is_refused(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("data.bin")
+    member.size = 4_000
+    (tmp_path / "bundle").write_bytes(_tar(member, data=bytes(4_000))[:2_000])
+    with pytest.raises(BadBundleError):
+        unpack(tmp_path / "bundle", tmp_path / "work")
+
+
+def _tar(*members: tarfile.TarInfo, data: bytes = b"") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:", format=tarfile.PAX_FORMAT) as archive:
+        for member in members:
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()

@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -18,12 +19,13 @@ from dmi_node.home import Home
 from dmi_node.storage.blobs import Blobs
 from dmi_node.supervision import process as module
 from dmi_node.supervision import supervisor as supervisor_module
+from dmi_node.supervision.shares import Shares
 from dmi_node.supervision.supervisor import Supervisor
 from dmi_node.tasks import Tasks
 from dmi_protocol.effects import StartRole, StopRole, TellRole
 from dmi_protocol.events import RoleHappened
 from dmi_protocol.identity import BlobHash, JobId, NodeId, PublicKey
-from dmi_protocol.jobs.hosting import RECOVERABLE
+from dmi_protocol.jobs.hosting import CANNOT_START_HERE, RECOVERABLE
 from dmi_protocol.messages.roles import (
     Assignment,
     Bound,
@@ -155,7 +157,10 @@ async def test_a_script_finds_the_variables_that_it_was_given(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("python", "hint"),
-    [("/nowhere/python", "interpreter /nowhere/python started"), ("/bin/false", "/bin/false cannot run a worker here")],
+    [
+        ("/nowhere/python", "interpreter /nowhere/python cannot be started"),
+        ("/bin/false", "/bin/false cannot run a worker here"),
+    ],
 )
 async def test_an_interpreter_that_runs_no_worker_is_final_and_named(tmp_path: Path, python: str, hint: str) -> None:
     async with host(tmp_path) as here:
@@ -165,14 +170,15 @@ async def test_an_interpreter_that_runs_no_worker_is_final_and_named(tmp_path: P
         assert hint in failed.text
 
 
-@pytest.mark.parametrize("data", [b"garbage" * 1000, None])
-async def test_a_bundle_that_cannot_be_unpacked_is_final(tmp_path: Path, data: bytes | None) -> None:
+async def test_a_bundle_that_is_none_is_final_and_one_that_is_not_here_is_this_host_s(tmp_path: Path) -> None:
     async with host(tmp_path) as here:
-        here.start(here.put(data) if data is not None else BlobHash("0" * 64))
-        failed, exited = await here.until_gone()
-        assert isinstance(failed, Failed)
-        assert (failed.kind, failed.starting) == ("cannot-start", True)
-        assert exited == Exited(1, 0)
+        for blob, kind in ((here.put(b"garbage" * 1000), "cannot-start"), (BlobHash("0" * 64), CANNOT_START_HERE)):
+            here.start(blob)
+            failed, exited = await here.until_gone()
+            assert isinstance(failed, Failed)
+            assert (failed.kind, failed.starting) == (kind, True)
+            assert exited == Exited(1, 0)
+    assert CANNOT_START_HERE in RECOVERABLE
 
 
 async def test_a_full_disk_is_no_fault_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,3 +276,74 @@ async def test_why_a_process_was_ended_long_ago_explains_nothing(
         monkeypatch.setattr(supervisor_module, "_JUST_NOW_S", 0.0)
         await made.supervisor._pass_on(ROLE, Failed("compute-died", "it ended"))
         assert made.said.get_nowait() == Failed("compute-died", "it ended")
+
+
+def told(events: list[RoleEvent]) -> list[str]:
+    return [event.kind for event in events if isinstance(event, Failed)]
+
+
+def fails(*_: object) -> None:
+    raise TypeError("nobody thought of this")
+
+
+LIVES = "child.roster(); time.sleep(60)"
+
+
+@pytest.mark.parametrize("what", ["unpack", "environment", "Signs"])
+async def test_what_raises_while_a_role_is_prepared_or_watched_is_its_own_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = SimpleNamespace(look=fails, gave=lambda _: None, stands_still=fails)
+    names = {"unpack": supervisor_module, "environment": module, "Signs": module}
+    monkeypatch.setattr(names[what], what, fails if what != "Signs" else lambda: broken)
+    async with host(tmp_path) as here:
+        watching = asyncio.ensure_future(here.tasks.watch())
+        here.start(here.bundle(LIVES))
+        events = await here.until_gone()
+        assert told(events) == [CANNOT_START_HERE]
+        failed = next(event for event in events if isinstance(event, Failed))
+        assert failed.text.splitlines()[-1] == "TypeError: nobody thought of this"
+        assert "nobody thought of this" in caplog.text, "with its traceback, in the log of the node"
+        assert "Traceback" in caplog.text
+        pids = [event.pid for event in events if isinstance(event, Started)]
+        assert not any(psutil.pid_exists(pid) for pid in pids)
+        monkeypatch.undo()
+        monkeypatch.setattr(module, "_MODULES", {"worker": "role_of_the_test"})
+        here.start(here.bundle("child.tell(Completed()); child.end(0)"))
+        assert (await here.until_gone())[-2:] == [Completed(), Exited(0, 0)], (
+            "the next one is run as if nothing had been"
+        )
+        assert not watching.done(), "and the daemon never ended"
+
+
+@pytest.mark.parametrize("what", ["start", "tell", "stop"])
+async def test_what_raises_while_a_role_is_started_told_or_stopped_is_its_own_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    async with host(tmp_path) as here:
+        watching = asyncio.ensure_future(here.tasks.watch())
+        if what == "start":
+            monkeypatch.setattr(supervisor_module, "RoleProcess", fails)
+            here.start(here.bundle(LIVES))
+        else:
+            here.start(here.bundle(LIVES))
+            assert isinstance(await here.said.get(), Started)
+            monkeypatch.setattr(module.RoleProcess, what, fails)
+            if what == "tell":
+                here.supervisor.tell(TellRole(ROLE, Roster(1, 1, (), (), Assignment((), (), 7, ()))))
+            else:
+                here.supervisor.stop(StopRole(ROLE, 10))
+        assert told(await here.until_gone()) == [CANNOT_START_HERE]
+        assert not watching.done()
+
+
+async def test_shares_and_leftovers_that_raise_end_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "_keep_results", fails)
+    monkeypatch.setattr(Shares, "end", fails)
+    async with host(tmp_path) as here:
+        watching = asyncio.ensure_future(here.tasks.watch())
+        here.start(here.bundle("child.tell(Completed()); child.end(0)"))
+        assert (await here.until_gone())[-1] == Exited(0, 0)
+        here.supervisor.forget(ROLE.job)
+        await asyncio.gather(*here.tasks._tasks)
+        assert not watching.done()
