@@ -17,6 +17,7 @@ _VARIABLES = {
     "quota": "DMI_QUOTA",
     "cpus": "DMI_CPUS",
     "memory": "DMI_MEMORY",
+    "join": "DMI_JOIN",
 }
 
 
@@ -54,7 +55,7 @@ def read(path: Path, environment: Mapping[str, str], flags: Mapping[str, object]
     if path.exists():
         try:
             values |= tomllib.loads(path.read_text())
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{path} cannot be read: {error}") from error
         _check_keys(path, values)
     values |= {name: environment[variable] for name, variable in _VARIABLES.items() if environment.get(variable)}

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import msgspec
 
@@ -24,7 +24,7 @@ from dmi_node.control.server import ControlServer
 from dmi_node.control.verbs import Verbs
 from dmi_node.crashes import Crashes
 from dmi_node.driver import Driver
-from dmi_node.home import Home
+from dmi_node.home import Home, private_files
 from dmi_node.notify import Notifier
 from dmi_node.own_capacity import own_capacity
 from dmi_node.storage.blobs import Blobs
@@ -42,12 +42,13 @@ from dmi_protocol.cluster.command import Command
 from dmi_protocol.cluster.owners import Used, used
 from dmi_protocol.consensus.settings import Restored
 from dmi_protocol.effects import Answer, Effect, PersistSnapshot
+from dmi_protocol.errors import RemoteProtocolError
 from dmi_protocol.events import Asked, BlobArrived, BlobFailed, BlobPinned, Event, JoinAsked, Stopping
 from dmi_protocol.identity import BlobHash, NodeId, RequestId, node_id
 from dmi_protocol.messages.control import Introduced, Join, Refused, Welcomed
 from dmi_protocol.peer import Me, Peer, PeerSettings, found
 from dmi_protocol.sentences import sentence
-from dmi_wire.keys import KeyPair
+from dmi_wire.keys import KeyFileError, KeyPair
 from dmi_wire.listener import Heard
 
 _log = logging.getLogger("dmi.node")
@@ -117,6 +118,7 @@ class Node:
     async def run(self, environment: Mapping[str, str]) -> None:
         """Until somebody asks it to end, or a part of it fails. Raises ``RetiredError`` when it is a member no more."""
         notifier = Notifier(dict(environment))
+        _check_files(self._home)
         journal = Journal(self._home.state)
         try:
             if (why := journal.fact(_RETIRED)) is not None:
@@ -134,19 +136,16 @@ class Node:
             journal.close()
 
     async def _live(self, notifier: Notifier, journal: Journal) -> None:
-        keys = _keys(self._home)
+        keys = _keys(self._home, is_member=journal.fact(IDENTITY) is not None)
         self._mesh = MeshTransport(keys, self._tasks, self._refusals, self._give, self._take_blob, self._take_join)
         try:
             identity = await self._identity(journal, keys)
             me = self._me(identity, keys, journal.next_boot())
             self.library = Library(me.node, self._home, self.blobs, self._tasks, self._mesh.send, self.pin, self._used)
             self._supervisor = Supervisor(self._home, self.blobs, self._tasks, self._give)
-            stored = journal.fact("members")
-            known = msgspec.msgpack.decode(stored, type=tuple[Introduced, ...]) if stored else identity.introduced
+            known = _fact(journal, "members", tuple[Introduced, ...], identity.introduced)
             self._known = {member.node: member for member in known}
-            self.peer = Peer(
-                me, PeerSettings(), random.Random(secrets.randbits(64)), journal.restore(), known, self._set_aside
-            )
+            self.peer = self._restored(me, journal, known)
             self._driver = Driver(self.peer, journal, self._do, self._set_aside)
             for subject, line in self._set_aside.why.items():
                 _log.warning("set aside, for it ended this node twice: %s (%s)", subject, line)
@@ -173,6 +172,13 @@ class Node:
             self._home.socket.unlink(missing_ok=True)
             self._mesh.close()
 
+    def _restored(self, me: Me, journal: Journal, known: tuple[Introduced, ...]) -> Peer:
+        chance = random.Random(secrets.randbits(64))
+        try:
+            return Peer(me, PeerSettings(), chance, journal.restore(), known, self._set_aside)
+        except RemoteProtocolError as error:
+            raise journal.damaged("state", error) from error
+
     async def _until_ended(self) -> None:
         ended = asyncio.ensure_future(self._ended.wait())
         failed = asyncio.ensure_future(self._tasks.watch())
@@ -193,9 +199,8 @@ class Node:
 
     async def _identity(self, journal: Journal, keys: KeyPair) -> Identity:
         """Listen, and be somebody: the one that this home was, or a newcomer, or the founder of a mesh."""
-        stored = journal.fact(IDENTITY)
-        if stored is not None:
-            identity = msgspec.msgpack.decode(stored, type=Identity)
+        identity = _fact(journal, IDENTITY, Identity, None)
+        if identity is not None:
             if self._config.witness and not identity.witness:
                 _log.warning("%s is a member that plays roles, and stays one: %s", identity.name, _ONCE)
             self._listen(self._config.listen or identity.listen)
@@ -378,9 +383,40 @@ def crash(error: BaseException, crashes: Crashes | None = None) -> NoReturn:
     os._exit(CRASHED)
 
 
-def _keys(home: Home) -> KeyPair:
-    """The node's key, made at the first start."""
+Found = TypeVar("Found")
+Missing = TypeVar("Missing")
+
+
+def _fact(journal: Journal, name: str, kind: type[Found], missing: Missing) -> Found | Missing:
+    """What this node keeps under ``name``. Raises ``JournalError``."""
+    stored = journal.fact(name)
+    if stored is None:
+        return missing
+    try:
+        return msgspec.msgpack.decode(stored, type=kind)
+    except msgspec.DecodeError as error:
+        raise journal.damaged(name, error) from error
+
+
+def _check_files(home: Home) -> None:
+    """A node makes its state before its key, so a key without a state is what is left of a member: as nothing else tells that it
+    was one, it would found a mesh of its own, and be a quorum there. Raises ``JournalError``."""
+    if home.key.exists() and not (home.state.exists() and home.state.stat().st_size):
+        what = "empty" if home.state.exists() else "not there"
+        raise JournalError(
+            f"{home.state} is {what}, and {home.key.name} beside it is the key of a node that was started before: "
+            f"`dmi-node expel` it elsewhere, move {home.root} away and join again with a new invitation"
+        )
+
+
+def _keys(home: Home, *, is_member: bool) -> KeyPair:
+    """The node's key, made at the first start. Raises ``KeyFileError``, ``OSError``."""
     if not home.key.exists():
+        if is_member:
+            raise KeyFileError(
+                f"{home.key} is not there, and {home.state.name} beside it is that of a member, which nobody would know by "
+                f"another key: put it back, or `dmi-node expel` it elsewhere, move {home.root} away and join again"
+            )
         made = KeyPair.make()
         made.save(home.key)
         home.public_key.write_text(f"{made.public}\n")
@@ -411,9 +447,10 @@ async def serve(root: Path, config: Config, environment: Mapping[str, str]) -> N
     """One node on the home at ``root``. Raises what its parts raise; see ``__main__`` for what becomes of it."""
     faulthandler.register(signal.SIGUSR1)  # where every thread stands, on standard error
     home = Home(root)
-    home.make()
-    home.lock()
-    try:
-        await Node(home, config).run(environment)
-    finally:
-        home.unlock()
+    with private_files():
+        home.make()
+        home.lock()
+        try:
+            await Node(home, config).run(environment)
+        finally:
+            home.unlock()

@@ -40,6 +40,9 @@ OfLaunch = TypeVar("OfLaunch", bound=Launch)
 DESCRIPTOR = "DMI_ROLE_FD"
 """The environment variable that names the inherited descriptor."""
 
+UMASK = "DMI_ROLE_UMASK"
+"""The one that names, in octal digits, what a script's files are to be without: the daemon's own files are its owner's alone."""
+
 _SET_PARENT_DEATH_SIGNAL = 1
 _ORPHANED = 113
 """The exit code of a child whose daemon has died."""
@@ -77,6 +80,8 @@ class Child:
         """The channel that the daemon left open for us. From here on the kernel ends us when the daemon dies."""
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
         descriptor = int(os.environ.pop(DESCRIPTOR))
+        if (umask := os.environ.pop(UMASK, None)) is not None:
+            os.umask(int(umask, 8))
         os.set_inheritable(descriptor, False)  # noqa: FBT003
         return cls(socket.socket(fileno=descriptor))
 

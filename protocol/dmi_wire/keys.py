@@ -52,12 +52,13 @@ class KeyPair(Struct, frozen=True):
 
     @classmethod
     def load(cls, path: Path) -> "KeyPair":
-        """The pair that ``save`` wrote. Raises ``KeyFileError`` when others may read it, or it holds no key."""
+        """The pair that ``save`` wrote. Raises ``KeyFileError`` when others may read it, or it holds no key; ``OSError`` when it
+        cannot be read."""
         try:
             mode = path.stat().st_mode & 0o777
             secret = path.read_text("ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise KeyFileError(f"the key {path} cannot be read: {error}") from error
+        except UnicodeDecodeError as error:
+            raise KeyFileError(f"the key {path} is damaged: {error}; restore it, or make a new node") from error
         if mode & 0o077:
             raise KeyFileError(
                 f"the key {path} has mode {mode:04o}, so others may know it: chmod 600 it, or make a new node"

@@ -15,7 +15,7 @@ import psutil
 from dmi.connection import SERVICE_HOME, Connection, default_home, user_home
 from dmi.errors import DmiError, UsageError
 from dmi.mesh import Mesh
-from dmi_node.cli import founded, output
+from dmi_node.cli import founded, output, secrets
 from dmi_node.cli.options import home, home_option, json_option, telling
 from dmi_node.home import owner_of
 from dmi_node.storage.journal import JournalError
@@ -136,8 +136,7 @@ def _spawn(path: Path, index: int, token: str | None = None) -> subprocess.Popen
     arguments = [sys.executable, "-m", "dmi_node", "run", "--home", str(path)]
     if not founded.is_member(path):
         arguments += ["--name", f"n{index}", "--listen", f"127.0.{1 + index // 250}.{1 + index % 250}:0"]
-    if token is not None:
-        arguments += ["--join", token]
+    kept = {n: value for n, value in os.environ.items() if not n.startswith("DMI_") or n == "DMI_LOG_LEVEL"}
     with (path / "daemon.log").open("ab") as log:
         return subprocess.Popen(
             arguments,
@@ -145,7 +144,7 @@ def _spawn(path: Path, index: int, token: str | None = None) -> subprocess.Popen
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env={n: value for n, value in os.environ.items() if not n.startswith("DMI_") or n == "DMI_LOG_LEVEL"},
+            env=kept if token is None else {**kept, secrets.VARIABLE: token},
         )
 
 

@@ -1,7 +1,6 @@
 """Verbs that are a node, or set one up."""
 
 import asyncio
-import errno
 import json
 import os
 import sys
@@ -11,19 +10,21 @@ from typing import Any
 
 import click
 import uvloop
+import zmq
 
 from dmi.connection import SERVICE_HOME, Connection, default_home
-from dmi.errors import DmiError
+from dmi.errors import DmiError, UsageError
 from dmi.mesh import Mesh
 from dmi_node import config as configuration
 from dmi_node import logs
-from dmi_node.cli import output
+from dmi_node.cli import output, secrets
 from dmi_node.cli.options import home, home_option, json_option, telling
 from dmi_node.cli.output import end
-from dmi_node.config import ConfigError
+from dmi_node.config import ConfigError, split
 from dmi_node.daemon import RetiredError, serve
 from dmi_node.home import HomeBusyError, owner_of
 from dmi_node.joining import Invitation, JoinError, MeshAwayError
+from dmi_node.passing import passes
 from dmi_node.storage.journal import IDENTITY, JournalError, UnwritableError, has_fact
 from dmi_wire.keys import KeyFileError
 
@@ -31,9 +32,8 @@ CANNOT_START = 78
 """The configuration or the home is wrong, or the node was expelled, so starting again will not help (systemd:
 RestartPreventExitStatus)."""
 TRY_AGAIN = 75
-"""The mesh that this node was invited to does not answer yet, or the disk is full, so starting again may help; systemd
-does."""
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
+"""What passes: the mesh that this node was invited to does not answer yet, the disk is full, an address is not there yet, a port
+is taken, descriptors or memory are short. Starting again may help, and systemd does."""
 
 
 @click.command(epilog="Example: dmi-node run --listen 0.0.0.0:7600 --advertise 10.0.0.5:7600 --join TOKEN")
@@ -43,7 +43,8 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 @click.option(
     "--advertise", metavar="HOST:PORT", help="Where the others reach this node; what it listens on by default."
 )
-@click.option("--join", metavar="TOKEN", help="An invitation, for a home that is no member yet.")
+@click.option("--join", metavar="TOKEN", help="An invitation, for a home that is no member yet; DMI_JOIN is better.")
+@click.option("--join-file", metavar="PATH", help="A file with an invitation; - for standard input.")
 @click.option(
     "--witness", is_flag=True, default=None, help="Vote, and play no role for any job; counts at the first start."
 )
@@ -54,15 +55,19 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
     "--cpus", type=click.IntRange(min=0), metavar="N", help="How many processors jobs may be promised; all by default."
 )
 @click.option("--memory", metavar="SIZE", help="How much memory jobs may be promised: 16GB; all by default.")
-def run(**flags: Any) -> None:
+def run(join_file: str | None, **flags: Any) -> None:
     """Run one node, in the foreground; what the systemd unit runs.
 
     A new home without a token founds a mesh. A home that is a member already needs no flag. Exit code 78: this node
-    cannot start as it is, or was expelled, so starting it again would not help; 75: the mesh to join does not answer yet,
-    or the disk is full, so it may.
+    cannot start as it is, or was expelled, so starting it again would not help; 75: what is in the way passes (the mesh to
+    join does not answer yet, the disk is full, an address is not there yet, a port is taken), so it may.
+
+    Others on this host can read the arguments of a process: an invitation that stands there is taken out at once, and one in
+    DMI_JOIN or in a file never stands there.
     """
     with telling():
         root = Path(home() or default_home())
+        flags["join"] = secrets.given(flags["join"], join_file)
     try:
         found = configuration.read(root / "config.toml", os.environ, flags)
         logs.configure(found.log_level)
@@ -71,8 +76,10 @@ def run(**flags: Any) -> None:
         end(str(error), TRY_AGAIN)
     except (ConfigError, HomeBusyError, JoinError, KeyFileError, JournalError, RetiredError) as error:
         end(str(error), CANNOT_START)
-    except OSError as error:
-        end(f"this node cannot run: {error}", TRY_AGAIN if error.errno in _DISK else CANNOT_START)
+    except zmq.ZMQError as error:  # which is no OSError
+        end(f"this node cannot run: {error}", TRY_AGAIN if passes(OSError(error.errno, "")) else CANNOT_START)
+    except (OSError, MemoryError) as error:
+        end(f"this node cannot run: {error or 'no memory is left'}", TRY_AGAIN if passes(error) else CANNOT_START)
     except asyncio.CancelledError:
         sys.exit(0)
 
@@ -80,25 +87,37 @@ def run(**flags: Any) -> None:
 @click.command(epilog="Example: dmi-node join dmi-AbC...")
 @home_option
 @json_option
-@click.argument("token")
+@click.argument("token", required=False)
+@click.option("--join-file", metavar="PATH", help="A file with the token; - for standard input.")
+@click.option("--advertise", metavar="HOST:PORT", help="Where the others reach this node.")
 @click.option("--name", help="What people call this node; its host's name by default.")
 @click.option("--witness", is_flag=True, help="Vote, and play no role for any job: a third vote for a mesh of two.")
-def join(token: str, name: str | None, witness: bool, as_json: bool) -> None:
-    """Let this host join a mesh: writes the home's configuration, which the node reads when it starts.
+def join(
+    token: str | None, join_file: str | None, advertise: str | None, name: str | None, witness: bool, as_json: bool
+) -> None:
+    """Let this host join a mesh: writes the home's configuration, which the node reads when it starts. The token may as well
+    stand in DMI_JOIN, in a file, or be typed: arguments can be read by others on this host.
 
     Says what to do next. Nothing that runs is touched: a home that is a member of another mesh stays one, and a node
     that still waits to be let in takes the new invitation when it is started again.
     """
     with telling():
         root = Path(home() or default_home()).absolute()
+        token = secrets.given(token, join_file) or os.environ.get("DMI_JOIN")
+        if token is None:
+            raise UsageError("an invitation is wanted: as an argument, in DMI_JOIN, or --join-file PATH (- to type it)")
     try:
+        if advertise is not None:
+            split(advertise, "advertise")
         invitation = Invitation.of_token(token)
         is_member = has_fact(root / "state.sqlite", IDENTITY)
-    except JoinError as error:
+    except (JoinError, ConfigError) as error:
         end(str(error), output.USAGE)
     except JournalError as error:
         end(f"{error}; ask as the owner of {root}, or use another --home", output.UNHEALTHY)
-    settings = {"join": token.strip()} | ({"name": name} if name else {}) | ({"witness": True} if witness else {})
+    settings: dict[str, str | bool] = {"join": token.strip()}
+    settings |= {key: value for key, value in (("name", name), ("advertise", advertise)) if value}
+    settings |= {"witness": True} if witness else {}
     said = _of_member(root, invitation) if is_member else _configure(root, settings)
     if as_json:
         output.as_json({"config": str(root / "config.toml"), "member": is_member, "running": owner_of(root)})

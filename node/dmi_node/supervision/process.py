@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from dmi_node import clock
+from dmi_node.home import usual_umask
 from dmi_node.storage.logs import LogWriter
 from dmi_protocol import limits
 from dmi_protocol.address import is_address
@@ -45,7 +46,7 @@ from dmi_protocol.messages.roles import (
     Written,
 )
 from dmi_wire.channel import framed, read_framed
-from dmi_wire.child import DESCRIPTOR
+from dmi_wire.child import DESCRIPTOR, UMASK
 
 _logger = logging.getLogger("dmi.roles")
 _PIECE = 1 << 16
@@ -84,8 +85,9 @@ def kept(source: Mapping[str, str]) -> dict[str, str]:
 
 
 def environment(descriptor: int, source: Mapping[str, str]) -> dict[str, str]:
-    """A role process's environment: nothing of DMI's own but the channel's number."""
-    return kept(source) | {DESCRIPTOR: str(descriptor), "PYTHONUNBUFFERED": "1"}
+    """A role process's environment: nothing of DMI's own but the channel's number and the umask to go back to."""
+    umask = {} if (mask := usual_umask()) is None else {UMASK: f"{mask:o}"}
+    return kept(source) | {DESCRIPTOR: str(descriptor), "PYTHONUNBUFFERED": "1"} | umask
 
 
 class RoleProcess:

@@ -1,21 +1,27 @@
 """``join`` writes a configuration; ``run`` that cannot start says so in its own way."""
 
+import ast
 import errno
 import json
 import os
+import socket
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import zmq
 from click.testing import CliRunner, Result
 
 from dmi_node.cli.main import cli
 from dmi_node.config import read
 from dmi_node.daemon import RetiredError
-from dmi_node.home import Home
+from dmi_node.home import Home, HomeBusyError
 from dmi_node.joining import Invitation
 from dmi_node.storage.journal import IDENTITY, Journal, JournalError, UnwritableError
-from dmi_wire.keys import KeyPair
+from dmi_wire.keys import KeyFileError, KeyPair
 from tests.sdk.fake_node import FakeNode, value
 
 TOKEN = Invitation("cafe", (("10.0.0.1:7600", KeyPair.make().public),), KeyPair.make().secret, 2_000_000_000).token()
@@ -167,7 +173,17 @@ def test_a_node_that_cannot_start_says_so_with_its_own_code(tmp_path: Path, conf
     [
         (UnwritableError(Path("state.sqlite"), "no space"), 75),
         (OSError(errno.ENOSPC, "no space"), 75),
-        (OSError(errno.EADDRINUSE, "taken"), 78),
+        (OSError(errno.EADDRINUSE, "taken"), 75),
+        (OSError(errno.EADDRNOTAVAIL, "not there yet"), 75),
+        (OSError(errno.EMFILE, "no descriptors"), 75),
+        (OSError(errno.ENODEV, "a name that cannot be resolved"), 75),
+        (socket.gaierror(socket.EAI_AGAIN, "a name that cannot be resolved"), 75),
+        (zmq.ZMQError(errno.EMFILE), 75),
+        (MemoryError(), 75),
+        (OSError(errno.EACCES, "not ours"), 78),
+        (OSError(errno.ENOTDIR, "no folder"), 78),
+        (HomeBusyError("another daemon"), 78),
+        (KeyFileError("the key"), 78),
         (JournalError("it is damaged"), 78),
         (RetiredError("it was expelled"), 78),
     ],
@@ -182,3 +198,112 @@ def test_whether_starting_again_may_help(
     monkeypatch.setattr("dmi_node.cli.node.serve", fails)
     shown = CliRunner().invoke(cli, ["run", "--home", str(tmp_path)])
     assert (shown.exit_code, len(shown.stderr.splitlines())) == (code, 1)
+
+
+SHOW = """
+import os, pathlib, sys
+from dmi_node.cli import node
+async def serve(root, config, environment):
+    words = pathlib.Path("/proc/self/cmdline").read_bytes().decode().split("\\0")
+    print(repr([config.join, words, os.environ.get("DMI_NAME")]))
+node.serve = serve
+from dmi_node.cli.main import main
+main()
+"""
+
+
+def started(home: Path, *arguments: str, typed: str = "", **environment: str) -> list[Any]:
+    """What a node is given, and the arguments of its process then."""
+    done = subprocess.run(
+        [sys.executable, "-c", SHOW, "run", "--home", str(home), *arguments],
+        input=typed,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+    found: list[Any] = ast.literal_eval(done.stdout)
+    return found
+
+
+def test_an_invitation_never_stays_in_the_arguments(tmp_path: Path) -> None:
+    file = tmp_path / "invitation"
+    file.write_text(f"{TOKEN}\n")
+    for arguments, typed, environment in (
+        (("--join", TOKEN), "", {}),
+        ((f"--join={TOKEN}",), "", {}),
+        (("--join-file", str(file)), "", {}),
+        (("--join-file", "-"), f"{TOKEN}\n", {}),
+        ((), "", {"DMI_JOIN": TOKEN}),
+    ):
+        given, words, name = started(tmp_path, *arguments, typed=typed, DMI_NAME="kept", **environment)
+        assert given == TOKEN
+        assert not any(TOKEN in word for word in words), arguments
+        assert words[words.index("run") :][:3] == ["run", "--home", str(tmp_path)], "and all else stays"
+        assert name == "kept"
+
+
+def test_join_takes_the_token_from_wherever_it_is_safe(tmp_path: Path) -> None:
+    file = tmp_path / "invitation"
+    file.write_text(f"{TOKEN}\n")
+    typed = CliRunner().invoke(cli, ["join", "--home", str(tmp_path / "a"), "--join-file", "-"], input=f"{TOKEN}\n")
+    assert typed.exit_code == 0
+    assert join(tmp_path / "b", "--join-file", str(file)).exit_code == 0
+    assert CliRunner().invoke(cli, ["join", "--home", str(tmp_path / "c")], env={"DMI_JOIN": TOKEN}).exit_code == 0
+    for name in "abc":
+        assert read(tmp_path / name / "config.toml", {}, {}).join == TOKEN
+    nothing = join(tmp_path / "d")
+    assert (nothing.exit_code, len(nothing.stderr.splitlines())) == (2, 1)
+    assert "DMI_JOIN" in nothing.stderr
+    assert join(tmp_path / "e", "--join-file", str(tmp_path / "not there")).exit_code == 2
+    assert join(tmp_path / "e", TOKEN, "--join-file", str(file)).exit_code == 2
+
+
+def test_join_writes_where_the_others_reach_this_node(tmp_path: Path) -> None:
+    assert join(tmp_path / "a", TOKEN, "--advertise", "10.0.0.2:7600").exit_code == 0
+    assert read(tmp_path / "a" / "config.toml", {}, {}).advertise == "10.0.0.2:7600"
+    wrong = join(tmp_path / "b", TOKEN, "--advertise", "10.0.0.2")
+    assert (wrong.exit_code, (tmp_path / "b").exists()) == (2, False)
+    assert "advertise must be host:port" in wrong.stderr
+
+
+def run(home: Path, listen: str) -> subprocess.CompletedProcess[str]:
+    """A node that ends by itself."""
+    arguments = [sys.executable, "-m", "dmi_node", "run", "--home", str(home), "--listen", listen]
+    return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("missing", "hint"),
+    [
+        ("empty", "state.sqlite is empty"),
+        ("gone", "state.sqlite is not there"),
+        ("key", "node.key_secret is not there"),
+    ],
+)
+def test_what_is_left_of_a_member_founds_nothing(tmp_path: Path, missing: str, hint: str) -> None:
+    """It would be a quorum of one, with a key that the others know."""
+    be_member(tmp_path)
+    KeyPair.make().save(tmp_path / "node.key_secret")
+    if missing == "key":
+        (tmp_path / "node.key_secret").unlink()
+    else:
+        (tmp_path / "state.sqlite").unlink()
+    if missing == "empty":
+        (tmp_path / "state.sqlite").touch()
+    shown = run(tmp_path, "127.0.0.1:0")
+    assert (shown.returncode, len(shown.stderr.splitlines())) == (78, 1)
+    assert hint in shown.stderr
+    assert "join again" in shown.stderr
+    assert (tmp_path / "node.key_secret").exists() == (missing != "key"), "and nothing is made anew"
+
+
+def test_a_port_that_is_taken_is_tried_again(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        shown = run(tmp_path, listen)
+    assert (shown.returncode, len(shown.stderr.splitlines())) == (75, 1)
+    away = run(tmp_path, "192.0.2.10:7600")
+    assert (away.returncode, len(away.stderr.splitlines())) == (75, 1)
+    assert "192.0.2.10:7600" in away.stderr
