@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 CHECKED := --ignore=tests/architecture --ignore=tests/protocol/test_describe.py
 
-.PHONY: help setup check quick test test-all demo sim planted resilience soak bench format clean
+.PHONY: help setup check quick test test-all hosts demo sim planted resilience soak bench format clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,10 @@ test: check      ## check, then what guards every change; whole meshes one after
 test-all: check .venv-kserve/.ready ## every test: what make test has and what is too deep for it, more universes, every planted bug
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not mesh and not hosts" tests
 	$(BIN)/python -m pytest -q -m "mesh or hosts" tests
+	$(BIN)/python -m tests.debian
+
+hosts: $(READY)  ## as root: three booted Debian systems, installed as docs/operations.md says, lose their power and are rebooted
+	$(BIN)/python -m tests.debian
 
 demo: $(READY)   ## three nodes on this machine train a model and use it; the bytes are those of a plain run
 	@$(BIN)/python examples/demo.py
@@ -73,4 +77,4 @@ format: $(READY) ## let ruff put the code into shape
 	$(BIN)/ruff check --fix .
 
 clean:           ## what the other verbs made
-	rm -rf .venv .venv-kserve .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo build *.egg-info
+	rm -rf .venv .venv-kserve .hosts .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo build *.egg-info

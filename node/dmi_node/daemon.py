@@ -123,7 +123,7 @@ class Node:
         try:
             if (why := journal.fact(_RETIRED)) is not None:
                 raise RetiredError(why.decode())
-            await self._live(notifier, journal)
+            await self._live(notifier, journal, environment.get("RUNTIME_DIRECTORY"))
             if self._retired is not None:
                 why = sentence(self._retired).encode()
                 if isinstance(self._retired, reasons.WasExpelled):  # the other is a conclusion, and may be drawn again
@@ -135,7 +135,8 @@ class Node:
             await self._tasks.close()
             journal.close()
 
-    async def _live(self, notifier: Notifier, journal: Journal) -> None:
+    async def _live(self, notifier: Notifier, journal: Journal, beside: str | None) -> None:
+        """``beside`` is the folder that systemd has made for a socket: more may reach that than may look into the home."""
         keys = _keys(self._home, is_member=journal.fact(IDENTITY) is not None)
         self._mesh = MeshTransport(keys, self._tasks, self._refusals, self._give, self._take_blob, self._take_join)
         try:
@@ -156,6 +157,8 @@ class Node:
                 self._give(BlobPinned(blob))
             control = ControlServer(Verbs(self).table(), self._tasks)
             await control.listen(self._home.socket)
+            if beside is not None:
+                await control.listen(Path(beside) / self._home.socket.name)
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.end)

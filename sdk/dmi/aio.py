@@ -28,9 +28,9 @@ async def _items(source: Stream[Item]) -> AsyncIterator[Item]:
         source.close()
 
 
-async def connect(home: str | Path | None = None) -> "Mesh":
+async def connect(home: str | Path | None = None, *, token: str | None = None) -> "Mesh":
     """See ``dmi.connect``."""
-    return Mesh(await asyncio.to_thread(blocking.connect, home))
+    return Mesh(await asyncio.to_thread(blocking.connect, home, token=token))
 
 
 class Job:

@@ -20,6 +20,8 @@ _PAUSE_S = 0.2
 _SOCKET = "control.sock"
 SERVICE_HOME = Path("/var/lib/dmi-node")
 """Where the systemd unit runs its node."""
+SERVICE_SOCKET = Path("/run/dmi-node") / _SOCKET
+"""Where the unit's group may ask, who may not look into its home."""
 Item = TypeVar("Item")
 _ERRORS: dict[str, type[DmiError]] = {
     "unknown": UnknownJobError,
@@ -47,10 +49,19 @@ def user_home() -> Path:
 
 def homes_at(home: Path) -> list[Path]:
     """The node homes that ``home`` stands for: itself, or those below it, in the order of their names."""
-    if (home / _SOCKET).exists() or not home.is_dir():
-        return [home]
-    below = [child for child in home.iterdir() if (child / "state.sqlite").exists()]
+    try:
+        if (home / _SOCKET).exists() or not home.is_dir():
+            return [home]
+        below = [child for child in home.iterdir() if (child / "state.sqlite").exists()]
+    except PermissionError:
+        return [home]  # it says why itself
     return sorted(below, key=lambda child: (len(child.name), child.name)) or [home]
+
+
+def _door(home: Path) -> Path:
+    """The folder of its socket."""
+    is_shut = home == SERVICE_HOME and home.is_dir() and not os.access(home, os.X_OK)
+    return SERVICE_SOCKET.parent if is_shut and os.access(SERVICE_SOCKET.parent, os.X_OK) else home
 
 
 class Conversation:
@@ -60,7 +71,7 @@ class Conversation:
         """Raises ``NoNodeError`` when nobody listens there."""
         self.home = home
         try:
-            directory = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+            directory = os.open(_door(home), os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError as error:
             raise NoNodeError(
                 f"no node has its home at {home}: start one with `dmi-node up`, or name another --home"

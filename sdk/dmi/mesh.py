@@ -17,9 +17,10 @@ from dmi.share import share
 from dmi_protocol import limits
 
 
-def connect(home: str | Path | None = None) -> "Mesh":
-    """The mesh of the node at ``home`` (by default ``DMI_HOME``, or the service's home). Raises ``NoNodeError``."""
-    mesh = Mesh(Connection(home))
+def connect(home: str | Path | None = None, *, token: str | None = None) -> "Mesh":
+    """The mesh of the node at ``home`` (by default ``DMI_HOME``, or the service's home). ``token`` is what ``predict`` shows to
+    gateways that others than this host can reach; ``DMI_TOKEN`` without it. Raises ``NoNodeError``."""
+    mesh = Mesh(Connection(home), token)
     mesh.version()
     return mesh
 
@@ -27,8 +28,9 @@ def connect(home: str | Path | None = None) -> "Mesh":
 class Mesh:
     """Made by ``connect``. Every method raises ``NoNodeError`` when the node has gone."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, token: str | None = None) -> None:
         self._connection = connection
+        self._token = token
         self.models = Models(connection)
 
     def submit(
@@ -178,12 +180,12 @@ class Mesh:
         """Ask what is served under ``name``. ``inputs`` is a NumPy array, a torch tensor or nested lists for the model's one
         input, or a dict of such by the inputs' names; the first dimension counts the inputs. Gives the one output, or a dict of
         all: tensors where a tensor was given, arrays otherwise (bfloat16 as float32). Asks another gateway where one is gone.
-        Gateways that are not on loopback want a ``token`` (or ``DMI_TOKEN``).
+        Gateways that are not on loopback want a ``token``: this one, or that of ``connect``, or ``DMI_TOKEN``.
 
         Raises ``UnknownJobError`` where nothing is served so, ``RefusedError`` for inputs that the model does not take,
         ``dmi.serve.client.NotAnsweredError`` when there is no answer within ``timeout_s``.
         """
-        return predict(self._connection, name, inputs, version=version, timeout_s=timeout_s, token=token)
+        return predict(self._connection, name, inputs, version=version, timeout_s=timeout_s, token=token or self._token)
 
     def deployments(self) -> list[dict[str, Any]]:
         """What is served; ``docs/json.md`` has the shape."""

@@ -22,7 +22,7 @@ def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_unit_is_valid(tmp_path: Path) -> None:
     unit = tmp_path / "dmi-node.service"
     text = (SYSTEMD / "dmi-node.service").read_text()
-    unit.write_text(text.replace("/usr/local/bin/dmi-node", shutil.which("true") or ""))
+    unit.write_text(text.replace("/opt/dmi/bin/dmi-node", shutil.which("true") or ""))
     done = analyze("verify", "--recursive-errors=no", str(unit))
     assert done.returncode == 0, done.stderr
     unit.write_text(unit.read_text().replace("[Service]\n", "[Service]\nNoSuchKey=yes\n"))

@@ -1,5 +1,6 @@
 """Which node is asked, what becomes of its refusals, and that nothing waits for ever."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -183,3 +184,17 @@ def test_a_user_without_a_home_gets_a_line(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Path, "home", nowhere)
     with pytest.raises(UsageError, match="no home directory: name a folder with --home"):
         user_home()
+
+
+def test_who_may_not_look_into_the_service_s_home_asks_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, beside = tmp_path / "lib", tmp_path / "run"
+    home.mkdir()
+    monkeypatch.setattr(dmi.connection, "SERVICE_HOME", home)
+    monkeypatch.setattr(dmi.connection, "SERVICE_SOCKET", beside / "control.sock")
+    monkeypatch.setattr(os, "access", lambda path, _: path != home)  # as for who is not root
+    with FakeNode(beside):
+        assert Connection(home).ask("version") == {"version": "9.9"}
+        with pytest.raises(NoNodeError):
+            Connection(tmp_path).ask("version")

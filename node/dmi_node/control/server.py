@@ -58,12 +58,12 @@ class ControlServer:
         self._verbs = verbs
         self._tasks = tasks
         self._clients = 0
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
 
     async def listen(self, path: Path) -> None:
-        """Bind the socket, for the owner and its group."""
+        """Bind the socket, for the owner and its group; this one too."""
         door = bound(path, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0o660)
-        self._server = await asyncio.start_unix_server(self._accept, sock=door)
+        self._servers.append(await asyncio.start_unix_server(self._accept, sock=door))
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._clients >= _CLIENTS:
@@ -132,5 +132,5 @@ class ControlServer:
 
     def close(self) -> None:
         """No more clients."""
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()

@@ -16,6 +16,10 @@ from dmi.serve.arrays import is_tensor, read, written
 
 _READY = "running"
 _LENGTH = "Inference-Header-Content-Length"
+_WHERE = (
+    "this gateway wants a token: `dmi-node token add NAME` makes one; give it as connect(token=...), as predict(token=...), or "
+    "in DMI_TOKEN"
+)
 _EXTRA_S = 5.0
 """An answer, or a refusal, comes within its time and so much more, or the gateway is gone."""
 
@@ -82,7 +86,7 @@ def predict(
     urls = list(found["urls"])
     random.shuffle(urls)
     where = f"/v2/models/{name}" + (f"/versions/{version}" if version is not None else "")
-    asking = _Asking(urls, where, timeout_s, token or os.environ.get("DMI_TOKEN", ""))
+    asking = _Asking(urls, where, timeout_s, token or os.environ.get("DMI_TOKEN", "").strip())
     named = inputs if isinstance(inputs, Mapping) else {asking.only_input(): inputs}
     outputs = asking.infer(named, as_tensors=any(map(is_tensor, named.values())))
     return next(iter(outputs.values())) if len(outputs) == 1 else outputs
@@ -141,6 +145,8 @@ class _Asking:
             if answer.status == 200:
                 return {name.lower(): value for name, value in answer.getheaders()}, found
             text = _error_of(found)
+            if answer.status == 401:
+                raise RefusedError(f"{url}: {_WHERE if not self._who else text}")
             if answer.status not in {429, 503, 504}:
                 raise RefusedError(text)
             last = f"{url}: {text}"

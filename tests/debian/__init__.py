@@ -1,0 +1,1 @@
+"""Three booted Debian systems: ``make hosts``."""
