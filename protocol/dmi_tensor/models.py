@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dmi_protocol.model import Format, ModelContent, TensorInfo
+from dmi_tensor import archives
 
 _TRIALS = (2, 3)
 """Batches of these sizes are tried: what follows them is the batch dimension."""
@@ -99,10 +100,17 @@ def _exported(path: Path, device: str) -> Loaded:
 
 
 def program_of(path: Path) -> Any:
-    """An exported program from a file of any name. Raises ``ModelError``."""
+    """An exported program from a file of any name, which is looked at first: nothing of it is run but the operations of a model.
+    Raises ``ModelError``."""
     try:
-        with path.open("rb") as file:  # a blob's name has no suffix, on which torch insists for paths
+        archives.check(path)
+        with (
+            path.open("rb") as file,
+            archives.tensors_only(),
+        ):  # a blob's name has no suffix, on which torch insists for paths
             return torch.export.load(file)
+    except archives.UnsafeModelError as error:
+        raise ModelError(f"{path.name} is refused: {error}") from error
     except Exception as error:  # whatever a damaged file makes torch raise
         raise ModelError(f"{path.name} is damaged, or of another torch: {line_of(error)}") from error
 

@@ -50,7 +50,7 @@ def base(room: Path) -> Path:
             *("debootstrap", "--variant=minbase", f"--include={_PACKAGES}", RELEASE, path, _mirror()),
             seconds=_MINUTES_S,
         )
-        do("systemctl", f"--root={path}", "enable", "systemd-networkd")
+    do("systemctl", f"--root={path}", "--quiet", "enable", "systemd-networkd")
     return path
 
 
