@@ -168,6 +168,8 @@ class System:
         begun, machine = time.monotonic(), self._machine
         assert machine is not None
         self.try_("systemctl reboot")
-        until(lambda: machine.poll() is not None, BOOT_S, f"{self.name} goes down")  # and it is for us to start it again
+        until(
+            lambda: machine.poll() is not None, BOOT_S, f"{self.name} goes down"
+        )  # and it is for us to start it again
         self.boot()
         return time.monotonic() - begun
