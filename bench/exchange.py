@@ -41,8 +41,19 @@ def _median(columns: list[list[float]]) -> float:
     return statistics.median(slowest[_WARM_UP:])
 
 
-def mesh(parameters: int, workers: int, servers: int, leaves: int, steps: int, directory: Path) -> tuple[float, int]:
-    """The median step of the mesh in seconds, and the sum of its workers' peak memory in bytes."""
+def mesh(
+    parameters: int,
+    workers: int,
+    servers: int,
+    leaves: int,
+    steps: int,
+    directory: Path,
+    *,
+    backups: int = 0,
+    code: Path | None = None,
+) -> tuple[float, int]:
+    """The median step of the mesh in seconds, and the sum of its workers' peak memory in bytes. ``code`` is another
+    checkout, whose packages the processes run."""
     command = ("-m", "bench.exchange_worker")
     script = Path(__file__)
     args = tuple(map(str, (parameters, leaves, steps)))
@@ -53,8 +64,9 @@ def mesh(parameters: int, workers: int, servers: int, leaves: int, steps: int, d
         servers=servers,
         leaves=leaves,
         args=args,
-        environment={"PYTHONPATH": str(script.resolve().parents[1])},
+        environment={"PYTHONPATH": _path(script.resolve().parents[1], code)},
         modules={**MODULES, "worker": command},
+        backups=backups,
     ) as roles:
         roles.introduce()
         said = roles.finish(_WITHIN_S)
@@ -65,6 +77,11 @@ def mesh(parameters: int, workers: int, servers: int, leaves: int, steps: int, d
     return _median([each["seconds"] for each in found]), sum(each["peak_bytes"] for each in found)
 
 
+def _path(root: Path, code: Path | None) -> str:
+    parts = [] if code is None else [code / part for part in ("protocol", "node", "sdk")]
+    return ":".join(map(str, [*parts, root]))
+
+
 def main() -> None:
     """Measure and print; exit code 1 when the ratio is a defect."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -72,13 +89,20 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--leaves", type=int, default=2)
     parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--backups", type=int, default=0)
     chosen = parser.parse_args()
     control = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         peer = gloo(chosen.parameters, chosen.workers, chosen.steps, directory)
         ours, peak = mesh(
-            chosen.parameters, chosen.workers, chosen.workers, chosen.leaves, chosen.steps, directory / "mesh"
+            chosen.parameters,
+            chosen.workers,
+            chosen.workers,
+            chosen.leaves,
+            chosen.steps,
+            directory / "mesh",
+            backups=chosen.backups,
         )
     ratio = ours / peer
     print(f"{chosen.parameters:,} float32 parameters, {chosen.workers} workers, TCP congestion control: {control}")

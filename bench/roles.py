@@ -121,7 +121,10 @@ class RoleProcesses:
         args: Iterable[str] = (),
         environment: Mapping[str, str] | None = None,
         modules: Mapping[str, tuple[str, ...]] = MODULES,
+        threads: int = 1,
+        backups: int = 0,
     ) -> None:
+        self._backups = backups
         self.children: list[RoleProcess] = []
         for role, count in (("server", servers), ("worker", workers)):
             for index in range(count):
@@ -135,7 +138,7 @@ class RoleProcesses:
                     bundle=str(script.parent),
                     directory=str(directory / f"{role}-{index}"),
                     leaves=leaves,
-                    threads=1,
+                    threads=threads,
                     workers=workers,
                     shards=servers,
                     host="127.0.0.1",
@@ -153,7 +156,11 @@ class RoleProcesses:
         endpoints = [self._bound(child, deadline) for child in self.children]
         servers = tuple(endpoint for endpoint in endpoints if endpoint.key.role == "server")
         workers = tuple(endpoint for endpoint in endpoints if endpoint.key.role == "worker")
-        shards = tuple(Replicas(server) for server in range(len(servers)))
+        count = len(servers)
+        shards = tuple(
+            Replicas(server, tuple(sorted((server + 1 + nth) % count for nth in range(self._backups))))
+            for server in range(count)
+        )
         assignment = Assignment(tuple(range(len(workers))), (1.0,) * len(workers), 0, shards)
         roster = Roster(1, 1, servers, workers, assignment)
         for child in self.children:

@@ -208,8 +208,11 @@ def check_state(values: Mapping[str, Any], kept: Mapping[str, Kept]) -> None:
             raise RemoteProtocolError(f"{key} of an optimizer's state is {found} where it is {kept[key]}")
 
 
-def warm_up() -> None:
-    """torch imports much when the first optimizer is made (seconds, on a busy host): do it before somebody waits."""
+def warm_up(threads: int) -> None:
+    """Compute on so many threads from now on: torch's default is the number of processors, on which a reduction's bits and the
+    time of whoever computes beside depend. And torch imports much when the first optimizer is made (seconds, on a busy host): do
+    it before somebody waits."""
+    torch.set_num_threads(threads)
     parameter = torch.zeros(1)
     parameter.grad = torch.zeros(1)
     step(make("SGD", [parameter], {"lr": 0.0}), {})

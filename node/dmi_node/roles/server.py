@@ -353,7 +353,7 @@ def main() -> None:
     """The process."""
     child = Child.inherit()
     launch = child.launch(TrainingLaunch)
-    warm_up()  # before we are watched: it can stand still for long on a busy host
+    warm_up(launch.threads)  # before we are watched: it can stand still for long on a busy host
     child.start()
     keep_freed_memory()
     try:
