@@ -146,6 +146,16 @@ SERVED_MS = 1_000
 HEADER_MS = 10_000
 """So long the head of an HTTP request may take; a body may take as long, and longer by its size at ``BODY_BYTES_PER_S``."""
 BODY_BYTES_PER_S = 64 * 1024
+UNTAKEN_BYTES = 256 * 1024
+"""Of answers that a client has not taken: with more than that it is not read from, and no further answer is made."""
+TAKE_MS = 30_000
+"""Who has taken nothing of its answers for so long never will, and is given up."""
+STOP_MS = 8_000
+"""So long a gateway that is stopped lets those read on whose answers it has begun."""
+REQUEST_ROWS = 1 << 20
+"""Of one request to a gateway. (Rows may be empty, and so many come in few bytes.)"""
+PIECES_AHEAD = 64
+"""Of one request so many pieces wait at a time; the rest is cut when they are handed out."""
 IDLE_MS = 75_000
 """So long a connection without a request is kept."""
 REQUEST_MS = 30_000

@@ -21,7 +21,7 @@ from dmi_node.home import owner_of
 from dmi_node.storage.journal import JournalError
 
 _READY_S = 30.0
-_DOWN_S = 10.0
+_DOWN_S = 15.0
 _STEP_S = 0.02
 
 

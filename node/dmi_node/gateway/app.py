@@ -54,11 +54,15 @@ class App:
         self.is_leaving = False
         """Who asks whether it is ready is sent elsewhere."""
 
+    def admit(self, request: Request) -> None:
+        """Raises ``HttpError`` for who may not ask; the head of the request is enough."""
+        if self.access is not None and request.path.partition(b"?")[0] not in _OPEN:
+            demand_token(request, self.access())
+
     def handle(self, request: Request, exchange: Exchange) -> None:
         """Answer one request, now or later. Raises ``HttpError``."""
+        self.admit(request)
         path = request.path.partition(b"?")[0]
-        if self.access is not None and path not in _OPEN:
-            demand_token(request, self.access())
         if path == self._infer:
             self._ask(request, exchange, "infer", None)
             return

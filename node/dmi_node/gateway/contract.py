@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from dmi_node.gateway.http import HttpError
 from dmi_node.gateway.tensors import GivenTensor
+from dmi_protocol import limits
 from dmi_protocol.model import ModelContent, TensorInfo
 from dmi_protocol.serving.datatypes import DATATYPES
 
@@ -75,6 +76,10 @@ class Contract:
         if not batched:
             return 1
         rows = batched[0].shape[0]
+        if rows > limits.REQUEST_ROWS:
+            raise HttpError(
+                400, f"{fields[batched[0].name]}.shape: a request has at most {limits.REQUEST_ROWS} inputs, not {rows}"
+            )
         for tensor in batched[1:]:
             if tensor.shape[0] != rows:
                 first = f"{tensor.shape[0]} inputs, where {batched[0].name!r} has {rows}"

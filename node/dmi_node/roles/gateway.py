@@ -28,8 +28,6 @@ _PORTS = 100
 """So many ports are tried, where the first is taken and the deployment may move."""
 _LEAVE_S = 2.5
 """So long the last requests may take."""
-_FLUSH_S = 0.05
-"""The last answers leave."""
 
 
 class PortError(Exception):
@@ -69,8 +67,9 @@ class Gateway:
         await self._ended.wait()
         self._app.is_leaving = True
         self._server.stop_listening()
+        until = loop.time() + limits.STOP_MS / 1000
         await self._replicas.drain(_LEAVE_S)
-        await asyncio.sleep(_FLUSH_S)
+        await self._server.until_taken(until - loop.time())
         telling.cancel()
         loop.remove_reader(self._child.fd)
         self._server.close()

@@ -24,7 +24,7 @@ from dmi_node.tasks import Tasks
 from dmi_protocol.effects import StartRole, StopRole, TellRole
 from dmi_protocol.events import RoleHappened
 from dmi_protocol.identity import BlobHash, JobId
-from dmi_protocol.jobs.hosting import CANNOT_START_HERE, not_here
+from dmi_protocol.jobs.hosting import CANNOT_START_HERE, GATEWAY_GRACE_MS, not_here
 from dmi_protocol.messages.roles import (
     BatchLaunch,
     Bound,
@@ -240,11 +240,12 @@ class Supervisor:
             _logger.exception("what is left of %s cannot be cleared away", job)
 
     async def close(self, within_s: float) -> None:
-        """End all, and wait."""
+        """End all, and wait: for gateways as long as somebody takes their last answers."""
+        gateways = [role for role in self._processes if role.role == "gateway"]
         for role in list(self._processes):
-            self.stop(StopRole(role, round(within_s * 500)))
+            self.stop(StopRole(role, GATEWAY_GRACE_MS if role in gateways else round(within_s * 500)))
         if self._lives:
-            await asyncio.wait(self._lives, timeout=within_s)
+            await asyncio.wait(self._lives, timeout=max(within_s, GATEWAY_GRACE_MS / 1000) if gateways else within_s)
         for process in list(self._processes.values()):
             process.kill()
         await self._fork_server.close()

@@ -39,6 +39,8 @@ from dmi_protocol.messages.roles import (
 from dmi_protocol.reasons import Loss, NodeLost, Reason, RoleDied, RoleFailed, RoleUnready
 
 GRACE_MS = 3_000
+GATEWAY_GRACE_MS = limits.STOP_MS + 1_000
+"""A gateway ends when the answers that it has begun are taken."""
 CANNOT_START_HERE = "cannot-start-here"
 """This host could not prepare, start or watch it, whatever the job is: another one may."""
 RECOVERABLE = frozenset(
@@ -141,7 +143,7 @@ class Hosting:
             elif role not in wanted and not local.is_stopping:
                 local.is_stopping = True
                 if local.started_at is not None:
-                    effects.append(StopRole(role, GRACE_MS))
+                    effects.append(_stop(role))
                 else:
                     del self._local[role]
         for role, job in wanted.items():
@@ -176,7 +178,7 @@ class Hosting:
             due = _unready_at(local)
             if due is not None and now >= due:
                 local.is_stopping = True
-                effects.append(StopRole(role, GRACE_MS))
+                effects.append(_stop(role))
                 facts.append(self._lost(role, RoleUnready(role.name, self._host.name, limits.ROLE_START_MS)))
         return effects, facts
 
@@ -321,10 +323,12 @@ class Hosting:
         for local in self._local.values():
             local.is_stopping = True
         return [
-            StopRole(role, GRACE_MS)
-            for role, local in self._local.items()
-            if local.started_at is not None and not local.is_gone
+            _stop(role) for role, local in self._local.items() if local.started_at is not None and not local.is_gone
         ]
+
+
+def _stop(role: RoleKey) -> StopRole:
+    return StopRole(role, GATEWAY_GRACE_MS if role.role == "gateway" else GRACE_MS)
 
 
 def _tell(role: RoleKey, local: _Local, job: AnyJob) -> list[Effect]:

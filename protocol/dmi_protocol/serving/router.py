@@ -14,7 +14,7 @@ Balancing, 2001).
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from random import Random
 
 from msgspec import Struct
@@ -65,15 +65,34 @@ class RouterSettings(Struct, frozen=True):
 class _Request:
     """One that is not answered yet."""
 
-    __slots__ = ("deaths", "done", "flying", "group", "pieces", "since", "size_bytes", "until", "versions", "waiting")
+    __slots__ = (
+        *(
+            "count",
+            "deaths",
+            "done",
+            "flying",
+            "group",
+            "pieces",
+            "rest",
+            "since",
+            "size_bytes",
+            "until",
+            "versions",
+            "waiting",
+        ),
+    )
 
-    def __init__(self, event: Arrived, now: Instant, group: Hashable, pieces: tuple[Piece, ...]) -> None:
+    def __init__(self, event: Arrived, now: Instant, group: Hashable, most: int) -> None:
         self.since = now
         self.until = event.until
         self.versions = event.versions
         self.size_bytes = event.size_bytes
         self.group = group
-        self.pieces = pieces
+        self.count = max(1, -(-event.rows // most))
+        """How many pieces it has."""
+        self.rest = _cut(event.request, event.rows, most)
+        """Those that are not cut yet: a large request would take all time and memory at once."""
+        self.pieces: list[Piece] = []
         self.waiting: dict[int, Waiting] = {}
         """By piece: those in the queue."""
         self.flying: Counter[int] = Counter()
@@ -246,13 +265,18 @@ class Router:
             self._effects.append(Refuse(event.request, Full()))
             return
         is_alone = self._settings.exact or event.group is None
-        pieces = tuple(_cut(event.request, event.rows, self._settings.max_batch))
-        request = _Request(event, now, event.request if is_alone else event.group, pieces)
+        group = event.request if is_alone else event.group
+        request = _Request(event, now, group, self._settings.max_batch)
         self._requests[event.request] = request
         self._size_bytes += event.size_bytes
         heapq.heappush(self._ends, (event.until, event.request))
-        for piece in pieces:
-            self._enqueue(request, piece)
+        self._cut_more(request)
+
+    def _cut_more(self, request: _Request) -> None:
+        """So that enough of it waits."""
+        while len(request.waiting) < limits.PIECES_AHEAD and len(request.pieces) < request.count:
+            request.pieces.append(next(request.rest))
+            self._enqueue(request, request.pieces[-1])
 
     def _end(self, name: int) -> None:
         """Whatever waits of it is not computed any more; what is computed already is dropped when it comes."""
@@ -277,7 +301,7 @@ class Router:
                 continue
             self._dequeue(request, piece.number)
             request.done[piece.number] = event.version
-            if len(request.done) == len(request.pieces):
+            if len(request.done) == request.count:
                 self._complete(request, event.version)
 
     def _complete(self, request: _Request, version: str) -> None:
@@ -451,13 +475,15 @@ class Router:
             request.waiting.pop(piece.number, None)
             request.flying[piece.number] += 1
             until = max(until, request.until)
+        for request in {piece.request: self._requests[piece.request] for piece in pieces}.values():
+            self._cut_more(request)
         batch, self._next_batch = self._next_batch, self._next_batch + 1
         replica.batches[batch] = tuple(pieces)
         replica.rows += sum(piece.weight for piece in pieces)
         self._effects.append(Dispatch(name, batch, version, tuple(pieces), until))
 
 
-def _cut(request: int, rows: int, most: int) -> Iterable[Piece]:
+def _cut(request: int, rows: int, most: int) -> Iterator[Piece]:
     """A request without rows is one piece, too."""
     for number, first in enumerate(range(0, max(rows, 1), most)):
         yield Piece(request, number, first, min(most, rows - first))

@@ -433,3 +433,12 @@ async def test_where_not_everybody_may_ask_a_token_is_wanted() -> None:
 )
 def test_only_loopback_is_open(host: str, *, is_it: bool) -> None:
     assert is_open(host) is is_it
+
+
+async def test_a_request_of_empty_rows_has_a_bound() -> None:
+    """A body of 90 bytes may name forty million of them."""
+    free = content(TensorInfo("x", "int64", (None, None)), outputs=(TensorInfo("y", "float32", (None, 4)),))
+    async with serving(free) as served:
+        status, found = await post(served, {"inputs": [tensor([], [40_000_000, 0], "INT64")]})
+        assert (status, served.replicas.asked) == (400, [])
+        assert "inputs[0].shape: a request has at most 1048576 inputs" in found["error"]

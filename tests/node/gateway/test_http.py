@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import shutil
+import socket
 import ssl
 import subprocess
 import zlib
@@ -35,6 +36,10 @@ class Echo:
         exchange.on_gone = self._gone
         if request.path == b"/hold":
             self.held.append(exchange)
+        elif request.path == b"/large":
+            exchange.reply(200, bytes(32 << 20))
+        elif request.path == b"/some":
+            exchange.reply(200, bytes(3_000))
         elif request.path == b"/bug":
             raise ZeroDivisionError("oops")
         elif request.path == b"/no":
@@ -194,9 +199,38 @@ async def test_a_head_without_an_end_is_refused(echo: Echo) -> None:
     assert status == 431
 
 
-async def test_another_protocol_is_refused(echo: Echo) -> None:
-    status, _, _ = await ask(echo, head("GET", "/", Connection="Upgrade", Upgrade="websocket"))
-    assert status == 501
+OFFER = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQCAAAAAAIAAAAA"}
+"""As the JDK's client sends it with its first request, and ``curl --http2``."""
+
+
+@pytest.mark.parametrize("cuts", [1, 2, 7, 1_000])
+async def test_the_offer_of_another_protocol_is_passed_over(echo: Echo, cuts: int) -> None:
+    """Body and all, however it comes, and whatever comes behind it (RFC 9110, 7.8)."""
+    lines = "".join(f"{name}: {value}\r\n" for name, value in OFFER.items()).encode()
+    whole = b"POST /a HTTP/1.1\r\nHost: x\r\n" + lines + b"Content-Length: 5\r\n\r\nhello"
+    chunked = (
+        b"POST /b HTTP/1.1\r\nHost: x\r\n"
+        + lines
+        + b"Transfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"
+    )
+    sent = whole + chunked + b"GET /c HTTP/1.1\r\nHost: x\r\n" + lines + b"\r\n" + head("GET", "/d", Connection="close")
+    reader, writer = await connect(echo)
+    size = -(-len(sent) // cuts)
+    for place in range(0, len(sent), size):
+        writer.write(sent[place : place + size])
+        await writer.drain()
+        await asyncio.sleep(0)
+    found = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    assert found.count(b"HTTP/1.1 200 OK") == 4
+    assert [request.path for request in echo.seen] == [b"/a", b"/b", b"/c", b"/d"]
+    assert [request.body for request in echo.seen] == [b"hello", b"hello", b"", b""]
+    assert b"upgrade" not in echo.seen[0].headers
+
+
+async def test_a_tunnel_is_refused(echo: Echo) -> None:
+    status, _, _ = await ask(echo, b"CONNECT host:80 HTTP/1.1\r\nHost: host\r\n\r\n")
+    assert status == 405
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST / HTTP/1.1\r\nHost:", head("POST", "/", 10) + b"abc"])
@@ -310,3 +344,154 @@ async def test_with_a_certificate_it_speaks_tls(tmp_path: Path) -> None:
     echo.server.stop_listening()
     echo.server.close()
     await until(lambda: not echo.server.connections)
+
+
+MIB = 1 << 20
+
+
+async def taken_slowly(reader: asyncio.StreamReader, most: int = 1 << 30) -> int:
+    """How much of an answer comes, read in pieces with pauses."""
+    found = 0
+    while found < most and (piece := await asyncio.wait_for(reader.read(MIB // 2), 20)):
+        found += len(piece)
+        await asyncio.sleep(0.005)
+    return found
+
+
+async def asked_slowly(echo: Echo, data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Somebody whose kernel takes little at a time."""
+    line = socket.socket()
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+    line.setblocking(False)  # noqa: FBT003 (the library's signature)
+    await asyncio.get_running_loop().sock_connect(line, (HOST, echo.server.port))
+    reader, writer = await asyncio.open_connection(sock=line, limit=1 << 16)
+    writer.write(data)
+    return reader, writer
+
+
+@pytest.mark.parametrize("connection", ["keep-alive", "close"])
+async def test_an_answer_is_whole_however_slowly_it_is_taken(echo: Echo, connection: str) -> None:
+    """Also where the connection ends behind it, and long after that has been said."""
+    reader, writer = await asked_slowly(echo, head("GET", "/large", Connection=connection))
+    first = await reader.read(1_000)
+    await asyncio.sleep(0.5)  # longer than it lingers
+    length = int(first.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
+    wanted = len(first.partition(b"\r\n\r\n")[0]) + 4 + length - len(first)
+    assert await taken_slowly(reader, wanted) == wanted
+    if connection == "close":
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+
+
+async def test_who_stops_taking_is_given_up(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "TAKE_MS", 300)
+    reader, writer = await asked_slowly(echo, head("GET", "/large"))
+    await asyncio.sleep(0.1)
+    assert len(echo.server.connections) == 1
+    await until(lambda: not echo.server.connections)
+    assert await taken_slowly(reader) < 32 * MIB
+    writer.close()
+
+
+async def test_answers_are_taken_before_a_server_ends(echo: Echo) -> None:
+    reader, writer = await asked_slowly(echo, head("GET", "/large"))
+    first = await reader.read(1_000)
+    echo.server.stop_listening()
+    ending = asyncio.ensure_future(echo.server.until_taken(20))
+    await asyncio.sleep(0.1)
+    assert not ending.done()
+    length = int(first.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
+    wanted = len(first.partition(b"\r\n\r\n")[0]) + 4 + length - len(first)
+    assert await taken_slowly(reader, wanted) == wanted
+    await asyncio.wait_for(ending, 5)
+    writer.close()
+
+
+async def test_it_does_not_end_before_those_who_wait_are_answered_but_for_so_long_alone(echo: Echo) -> None:
+    reader, writer = await connect(echo)
+    writer.write(head("GET", "/hold"))
+    await until(lambda: bool(echo.held))
+    echo.server.stop_listening()
+    began = asyncio.get_running_loop().time()
+    await echo.server.until_taken(0.2)
+    assert asyncio.get_running_loop().time() - began >= 0.19
+    echo.held[0].reply(200, b"late")
+    await asyncio.wait_for(echo.server.until_taken(20), 5)
+    assert (await answer(reader))[2] == b"late"
+    writer.close()
+
+
+async def test_who_asks_and_does_not_read_is_not_read_from(echo: Echo) -> None:
+    """Neither requests nor answers pile up here: they stay with whoever sends."""
+    reader, writer = await asked_slowly(echo, b"")
+    sent = 0
+    for _ in range(1_000):
+        writer.write(head("GET", "/some") * 1_000)
+        sent += 1_000
+        try:
+            await asyncio.wait_for(writer.drain(), 0.1)
+        except TimeoutError:
+            break
+    else:
+        pytest.fail("it took all that was sent")
+    (connection,) = echo.server.connections
+    assert connection._untaken() < 2 * limits.UNTAKEN_BYTES
+    assert len(echo.seen) < sent
+    done = len(echo.seen)
+    await asyncio.sleep(0.1)
+    assert len(echo.seen) == done, "nothing goes on"
+    await taken_slowly(reader, 4 * MIB)
+    assert len(echo.seen) > done, "and it goes on as soon as it reads"
+    writer.close()
+
+
+@pytest.mark.parametrize("line", [b"X-%d: " + b"a" * 1_000 + b"\r\n", b"b" * 1_000])
+async def test_trailers_have_a_bound_and_mean_nothing(echo: Echo, line: bytes) -> None:
+    begin = head("POST", "/", Transfer_Encoding="chunked") + b"3\r\nabc\r\n0\r\n"
+    assert (await ask(echo, begin + b"Authorization: Bearer x\r\nTimeout: 9\r\n\r\n"))[0] == 200
+    assert not {b"authorization", b"timeout"} & echo.seen[0].headers.keys()
+    reader, writer = await connect(echo)
+    writer.write(begin)
+    for number in range(1_000):
+        writer.write(line % number if b"%d" in line else line)
+    assert (await answer(reader))[0] == 431
+    writer.close()
+
+
+async def test_sizes_of_chunks_have_a_bound(echo: Echo) -> None:
+    reader, writer = await connect(echo)
+    writer.write(head("POST", "/", Transfer_Encoding="chunked") + b"1;" + b"x" * 1_000_000)
+    assert (await answer(reader))[0] == 431
+    writer.close()
+
+
+async def test_many_small_chunks_are_a_body(echo: Echo) -> None:
+    body = b"1\r\nx\r\n" * 50_000 + b"0\r\n\r\n"
+    assert len((await ask(echo, head("POST", "/", Transfer_Encoding="chunked") + body))[2]) == 50_000
+
+
+async def test_who_may_not_ask_is_told_before_a_body_is_taken(echo: Echo) -> None:
+    def admit(request: Request) -> None:
+        if b"authorization" not in request.headers:
+            raise HttpError(401, "a token is wanted")
+
+    echo.server.admit = admit
+    reader, writer = await connect(echo)
+    writer.write(head("POST", "/", 100 * MIB))
+    status, headers, _ = await answer(reader)
+    assert (status, headers["connection"], headers["www-authenticate"]) == (401, "close", "bearer")
+    assert (echo.server.received_bytes, echo.seen) == (0, [])
+    writer.close()
+    assert (await ask(echo, head("POST", "/", 3, Authorization="Bearer x") + b"abc"))[2] == b"abc"
+    assert (await ask(echo, head("POST", "/", Transfer_Encoding="chunked") + b"3\r\nabc\r\n"))[0] == 401
+
+
+async def test_what_is_no_request_does_not_take_the_answer_of_the_one_before(echo: Echo) -> None:
+    reader, writer = await connect(echo)
+    writer.write(head("POST", "/hold", 1) + b"a" + b"\x00bad\r\n\r\n")
+    await until(lambda: bool(echo.held))
+    echo.held[0].reply(200, b"first")
+    assert (await answer(reader))[2] == b"first"
+    status, headers, _ = await answer(reader)
+    assert (status, headers["connection"]) == (400, "close")
+    writer.close()

@@ -331,3 +331,30 @@ def test_what_it_decides_does_not_depend_on_the_order_that_a_set_has_in_this_pro
     router = Router(BATCHED, Random(0))
     router.step(Instant(0), FleetTold(frozenset(reversed(names))))
     assert list(router.known) == sorted(names)
+
+
+def test_a_large_request_is_cut_as_it_is_handed_out() -> None:
+    """Its rows may be empty, so it may come in a few bytes."""
+    world = World(0, RouterSettings(max_batch=1, max_wait_ms=5), replicas=2)
+    client = world.ask(rows=limits.REQUEST_ROWS)
+    world.run(50)
+    request = world.router._requests[client.arrived.request]
+    assert 0 < len(request.waiting) <= limits.PIECES_AHEAD
+    assert len(request.pieces) < 1_000
+    assert not is_answered(client)
+
+
+def test_all_of_a_large_request_is_computed_once_and_others_come_between() -> None:
+    world = World(0, BATCHED, replicas=2)
+    rows = BATCHED.max_batch * (limits.PIECES_AHEAD * 3) + 5
+    large = world.ask(rows=rows)
+    world.run(3)
+    small = world.ask()
+    world.run(20_000)
+    assert is_answered(large)
+    assert is_answered(small)
+    assert small.at < large.at
+    batches = [pieces for replica in world.replicas.values() for pieces in replica.batches]
+    mine = sorted((p.first, p.rows) for pieces in batches for p in pieces if p.request == large.arrived.request)
+    assert [first for first, _ in mine] == list(range(0, rows, BATCHED.max_batch))
+    assert sum(count for _, count in mine) == rows
