@@ -60,6 +60,7 @@ def wheels(room: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     for old in path.glob("dmi-*.whl"):
         old.unlink()
+    shutil.rmtree(ROOT / "build", ignore_errors=True)  # setuptools would take what an earlier one left there
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
     do(*pip, "wheel", "--no-deps", "--wheel-dir", path, ROOT, seconds=_MINUTES_S)
     (made,) = path.glob("dmi-*.whl")

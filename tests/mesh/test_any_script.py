@@ -29,6 +29,7 @@ ALL = {
     "habits": SCRIPTS,
     "companions": SCRIPTS,
     "steady": SCRIPTS,
+    "best": SCRIPTS,
 }
 ARGUMENTS = {"steady": ["4"], "early_stopping": ["--epochs", "5"], "text": ["--epochs", "3"]}
 GATED = {("rounds", 2)}
@@ -101,3 +102,36 @@ def test_a_loss_in_the_middle_changes_no_bit(
     assert hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest() == digest
     until(lambda: any(line == last for _, line in job.logs()), 10, f"the line {last!r}")
     assert command("why", job.id, home=five.node(1)).returncode == 0
+
+
+@pytest.mark.deep
+def test_what_a_script_holds_of_run_state_is_the_same_on_every_worker(five: LocalMesh, tmp_path: Path) -> None:
+    """Also on the one that came instead of another, and had taken its variables before the loop."""
+    digest, last = undisturbed("best", tmp_path)
+    mesh = dmi.connect(five.home)
+    arguments = [str(PAUSE_S), str(tmp_path), str(ALL["best"] / "best.py")]
+    job = mesh.submit(SCRIPTS / "paced.py", arguments, workers=2, name="best")
+    until((tmp_path / "in the middle").exists, 60, "it is in the middle")
+    replace_one(five, job, which=1)
+    (tmp_path / "go on").touch()
+    until(lambda: who_computed(five, job) > 2, 90, "who came instead has computed")
+    (tmp_path / "has come in").touch()
+    assert job.wait()["state"] == "succeeded"
+    until(lambda: [line for _, line in job.logs()].count(last) == 2, 10, "both workers have the plain run's values")
+    assert not any("at the end" in line for _, line in job.logs())
+    job.export(tmp_path / "model.safetensors")
+    assert hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest() == digest
+
+
+@pytest.mark.deep
+def test_what_differs_between_workers_at_the_end_is_told(five: LocalMesh, tmp_path: Path) -> None:
+    script = tmp_path / "differs.py"
+    text = (SCRIPTS / "best.py").read_text()
+    script.write_text(text + "\nrun.state['who'] = run.is_lead\n")
+    job = dmi.connect(five.home).submit(script, workers=2)
+    assert job.wait()["state"] == "succeeded"
+    until(lambda: any("at the end" in line for _, line in job.logs()), 10, "it is told")
+    lines = [line for _, line in job.logs() if "at the end" in line]
+    assert len(lines) == 1
+    assert "has other values than worker-" in lines[0]
+    assert lines[0].endswith("whose are kept: run.state['who']")

@@ -24,6 +24,8 @@ from dmi_tensor.tree_sum import DisagreementError
 from dmi_wire.bulk import Buffer
 from dmi_wire.child import Child
 
+_NAMED = 8
+"""Of what differs at the end so much is named."""
 FromServer = say.Fill | say.Copy | say.Replicate | say.AskCopy
 
 
@@ -181,8 +183,8 @@ class ShardReplica:
                 return x.CheckpointAsked(worker, step, _extra(frames))
             case say.AskState(_, _, step, buckets):
                 return x.StateAsked(worker, step, buckets)
-            case say.Finish(_, _, step):
-                return x.FinishAsked(worker, step, _extra(frames))
+            case say.Finish(_, _, step, kept):
+                return x.FinishAsked(worker, step, _extra(frames), kept)
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} is not for a server")
 
@@ -314,11 +316,23 @@ class ShardReplica:
                 self._give_state(worker, step, buckets)
             case x.Decline(worker, kind, value):
                 host.to_worker(worker, say.Declined(generation, kind, f"{kind}: here it is {value}"))
-            case x.SayFinished(workers):
-                for worker in workers:
-                    host.to_worker(worker, say.Finished(generation, shard))
+            case x.SayFinished() | x.TellDifference():
+                self._end(effect)
             case x.Disagree():
                 host.child.fail("disagreement", self._sentence(effect), starting=False)
+
+    def _end(self, effect: x.SayFinished | x.TellDifference) -> None:
+        host = self._host
+        if isinstance(effect, x.SayFinished):
+            for worker in effect.workers:
+                host.to_worker(worker, say.Finished(host.roster.generation, self._index))
+            return
+        who, other, what = (
+            host.worker_name(effect.worker),
+            host.worker_name(effect.lead),
+            ", ".join(effect.names[:_NAMED]),
+        )
+        print(f"at the end {who} has other values than {other}, whose are kept: {what}", flush=True)
 
     def _show(self, worker: int, version: int, bucket: int) -> None:
         has_before = self._shard is not None and self._shard.has_installed(worker, version - 1)

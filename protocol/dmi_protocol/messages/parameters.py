@@ -206,11 +206,13 @@ class State(Struct, frozen=True, tag="exchange-state"):
 
 
 class Finish(Struct, frozen=True, tag="exchange-finish"):
-    """The worker's script is over after ``step`` steps: write the final part, with what ``Checkpoint`` has in its frame."""
+    """The worker's script is over after ``step`` steps: write the final part, with what ``Checkpoint`` has in its frame. ``kept``
+    are names of what the script keeps beside the model, each with a digest: it should be the same on every worker."""
 
     generation: int
     shard: int
     step: int
+    kept: tuple[tuple[str, str], ...] = ()
 
 
 class Finished(Struct, frozen=True, tag="exchange-finished"):

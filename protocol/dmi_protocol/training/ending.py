@@ -7,6 +7,7 @@ from dmi_protocol.training.exchange import (
     Rostered,
     SayFinished,
     ShardEffect,
+    TellDifference,
     WritePart,
 )
 
@@ -22,6 +23,8 @@ class Ending:
         """The workers whose scripts are over."""
         self._written = -1
         """The last step of which a part was asked for."""
+        self._kept: dict[int, dict[str, str]] = {}
+        """By worker: digests of what its script keeps beside the model."""
         self._final_asked = False
         self._final_durable = False
 
@@ -41,6 +44,7 @@ class Ending:
     def finish(self, event: FinishAsked, fields: Fields) -> list[ShardEffect]:
         """A script is over."""
         self.finishing.add(event.worker)
+        self._kept[event.worker] = dict(event.kept)
         work: list[ShardEffect] = []
         if event.worker == self._roster.lead and not self._final_asked:
             self._final_asked = True
@@ -56,4 +60,17 @@ class Ending:
         expected = set(self._roster.workers) - set(self._roster.joiners)
         if not self._final_durable or not expected <= self.finishing:
             return []
-        return [SayFinished(tuple(sorted(self.finishing))), End()]
+        return [*self._differences(), SayFinished(tuple(sorted(self.finishing))), End()]
+
+    def _differences(self) -> list[ShardEffect]:
+        """Told once, when all scripts are over."""
+        told, self._kept = self._kept, {}
+        leads = told.get(self._roster.lead)
+        if leads is None:
+            return []
+        found: list[ShardEffect] = []
+        for worker in sorted(told.keys() & self.finishing):
+            names = sorted({name for name, _ in leads.items() ^ told[worker].items()})
+            if names:
+                found.append(TellDifference(worker, self._roster.lead, tuple(names)))
+        return found

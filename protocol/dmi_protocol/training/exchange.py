@@ -131,11 +131,12 @@ class StateAsked(Struct, frozen=True):
 
 
 class FinishAsked(Struct, frozen=True):
-    """A worker's script is over after ``step`` steps."""
+    """A worker's script is over after ``step`` steps. ``kept`` are digests of what it keeps beside the model, by name."""
 
     worker: int
     step: int
     extra: bytes
+    kept: tuple[tuple[str, str], ...] = ()
 
 
 class PartDurable(Struct, frozen=True):
@@ -341,6 +342,14 @@ class SayFinished(Struct, frozen=True):
     workers: tuple[int, ...]
 
 
+class TellDifference(Struct, frozen=True):
+    """At the end ``worker`` keeps other things under ``names`` than the lead, whose are kept with the job."""
+
+    worker: int
+    lead: int
+    names: tuple[str, ...]
+
+
 class End(Struct, frozen=True):
     """The shard has done all its work."""
 
@@ -355,6 +364,7 @@ ToWorkers = (
     | TellLacking
     | GiveState
     | SayFinished
+    | TellDifference
 )
 ToServers = BeginFill | CopyBucket | ReplicateRoot | QueryReplica | TellCaughtUp | TellNorms
 ShardEffect = Sum | Release | Open | Measure | ApplyRoot | Forget | ToWorkers | ToServers | WritePart | End

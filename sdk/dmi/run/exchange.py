@@ -131,8 +131,9 @@ class Exchange(Protocol):
         """torch's ``state_dict`` of the optimizer at the version in place."""
         ...
 
-    def close(self, step: int, extra: bytes) -> None:
-        """The script is over after ``step`` steps. Returns when the final state is safe."""
+    def close(self, step: int, extra: bytes, kept: tuple[tuple[str, str], ...]) -> None:
+        """The script is over after ``step`` steps; ``kept`` are digests of what it keeps, by name: where they differ between the
+        workers that is told. Returns when the final state is safe."""
         ...
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 from dmi.errors import UsageError
 from dmi.run.position import Given, Mark, RoundKey
+from dmi.run.state import digest
 from dmi_protocol.errors import RemoteProtocolError
 from dmi_tensor import values
 from dmi_tensor.values import CannotTravelError
@@ -82,6 +83,11 @@ class Things:
     def packed(self) -> tuple[bytes, ...]:
         """What all of them remember now. Raises ``UsageError``."""
         return tuple(map(_state_of, self.all))
+
+    def digests(self) -> tuple[tuple[str, str], ...]:
+        """Of what each remembers, by what it is."""
+        named = [(f"a kept {type(thing).__name__}", _state_of(thing)) for thing in self.all]
+        return tuple((name, digest(data)) for name, data in named)
 
     def put_back(self, kept: Sequence[bytes]) -> None:
         """Bring them to what they were. Raises ``UsageError``."""

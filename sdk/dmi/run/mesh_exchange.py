@@ -482,13 +482,14 @@ class MeshExchange:
         except RemoteProtocolError as error:
             self._give_up("peer-broken", f"{self._servers.name(heard.shard)} sends no optimizer state: {error}")
 
-    def close(self, step: int, extra: bytes) -> None:
+    def close(self, step: int, extra: bytes, kept: tuple[tuple[str, str], ...]) -> None:
         """See ``Exchange.close``."""
         self._publisher.close()
 
         def finish(shard: int) -> None:
-            kept = (extra,) if shard == 0 else ()
-            self._servers.send(shard, say.Finish(self._roster.generation, shard, step), kept)
+            first = shard == 0
+            message = say.Finish(self._roster.generation, shard, step, kept if first else ())
+            self._servers.send(shard, message, (extra,) if first else ())
 
         self._asked = lambda shard: None if shard in self._finished else finish(shard)
         self._send_all(finish)

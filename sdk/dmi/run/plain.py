@@ -149,5 +149,5 @@ class PlainExchange:
         parts = [part_of(shard, i, self._count, self._step, b"") for i, shard in enumerate(self._shards)]
         return Model(parts).optimizer_state()
 
-    def close(self, step: int, extra: bytes) -> None:
+    def close(self, step: int, extra: bytes, kept: tuple[tuple[str, str], ...]) -> None:
         """Nobody waits."""

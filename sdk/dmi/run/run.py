@@ -330,4 +330,5 @@ class Run:
         assert self._training.model is not None
         self._training.model.check_same()
         self._training.take_over()
-        self._exchange.close(self._training.step, self._training.extra())
+        kept = (*self._training.state.digests(), *self._training.things.digests())
+        self._exchange.close(self._training.step, self._training.extra(), kept)

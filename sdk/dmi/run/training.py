@@ -37,7 +37,7 @@ class Training:
         self._process = os.getpid()
         self.seed = seed
         self.leaves = leaves
-        self.state = State()
+        self.state = State(self._state_is_read)
         self.module: nn.Module | None = None
         self.optimizer: Optimizer | None = None
         self.model: Model | None = None
@@ -122,6 +122,15 @@ class Training:
         assert self._arrived is not None
         if self._arrived:
             self._resume_from(Kept.unpack(self._arrived))
+
+    def _state_is_read(self) -> None:
+        """The script may take a number from it into a variable of its own, so a joiner has heard by then where it comes in."""
+        if self.optimizer is None:
+            raise UsageError(
+                "run.state is read before run.model(...) and run.optimizer(...): whoever joins the job later has not heard then "
+                "what is in it; read it behind them, right before the loop"
+            )
+        self.come_in()
 
     def _resume_from(self, kept: Kept) -> None:
         self.resume = snapshot = kept.snapshot

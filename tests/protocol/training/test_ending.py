@@ -46,3 +46,16 @@ def test_a_new_lead_has_the_last_part_written_when_the_one_before_could_not() ->
     final = [x.WritePart(4, b"again", final=True, fingerprint=FIELDS)]
     assert made.finish(x.FinishAsked(1, 4, b"again"), FIELDS) == final, "it asks again in the new generation"
     assert made.durable(final=True) == [x.SayFinished((1,)), x.End()]
+
+
+def test_what_differs_from_the_lead_s_is_told_once() -> None:
+    made = ending()
+    mine, same, other = (("a", "1"), ("b", "2")), (("b", "2"), ("a", "1")), (("a", "1"), ("b", "3"), ("c", "4"))
+    made.finish(x.FinishAsked(0, 4, b"", mine), FIELDS)
+    made.finish(x.FinishAsked(1, 4, b"", other), FIELDS)
+    assert made.durable(final=True) == [x.TellDifference(1, 0, ("b", "c")), *OVER]
+    assert made.roster(x.Rostered(2, (0, 1), 0)) == OVER
+    alike = ending()
+    alike.finish(x.FinishAsked(0, 4, b"", mine), FIELDS)
+    alike.finish(x.FinishAsked(1, 4, b"", same), FIELDS)
+    assert alike.durable(final=True) == OVER

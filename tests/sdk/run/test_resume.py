@@ -186,6 +186,33 @@ def test_what_follows_the_last_step_of_an_epoch_is_done_once(when: str, tmp_path
     check(script, tmp_path)
 
 
+def test_what_was_taken_from_the_state_before_the_loop_goes_on(tmp_path: Path) -> None:
+    """A number, and lists and tensors that are changed in place: run.state has what the script's own variables have."""
+    seen: set[float] = set()
+
+    def script(run: Run) -> nn.Module:
+        model = run.model(square())
+        optimizer = run.optimizer(torch.optim.SGD(model.parameters(), lr=0.05))
+        best, history = run.state.setdefault("best", float("inf")), run.state.setdefault("history", [])
+        total = run.state.setdefault("total", torch.zeros(1))
+        for epoch in run.epochs(4):
+            for step in run.steps(data(), batch_size=20):
+                one_step(step, model, run, optimizer)
+                total += step.metrics["loss"]
+            history.append(epoch)
+            if run.mean("loss") < best:
+                best = run.state["best"] = run.mean("loss") if epoch else 0.01
+            run.checkpoint()
+        assert run.state["history"] == history == [0, 1, 2, 3]
+        assert run.state["best"] == best == 0.01
+        assert run.state["total"] is total
+        seen.add(float(total))
+        return model
+
+    check(script, tmp_path)
+    assert len(seen) == 1
+
+
 def test_the_metrics_of_the_step_are_there_again(tmp_path: Path) -> None:
     seen: list[list[float]] = []
 

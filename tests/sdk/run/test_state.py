@@ -1,0 +1,107 @@
+"""What a script holds of run.state stays what run.state has."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dmi
+from dmi.errors import UsageError
+from dmi.run.state import State
+from dmi_tensor import values
+
+
+def kept(**found: Any) -> dict[str, Any]:
+    """As it comes out of a checkpoint: other objects."""
+    unpacked: dict[str, Any] = values.unpack(values.pack(found))
+    return unpacked
+
+
+def test_values_that_can_be_changed_stay_the_same_objects() -> None:
+    state = State()
+    history, nested = state.setdefault("history", [1, [2]]), state.setdefault("nested", {"a": {"b": [1]}, "gone": 1})
+    names, array, tensor = {"x"}, np.zeros(3), torch.zeros(2)
+    inner, deep = history[1], nested["a"]["b"]
+    state.update(names=names, array=array, tensor=tensor, text="old")
+    wanted = kept(
+        history=[7, [8, 9], 10],
+        nested={"a": {"b": [1, 2]}, "c": 3},
+        names={"y"},
+        array=np.arange(3.0),
+        tensor=torch.ones(2),
+        text="new",
+    )
+    state.replace(wanted)
+    assert state["history"] is history
+    assert (history, inner, history[1] is inner) == ([7, [8, 9], 10], [8, 9], True)
+    assert state["nested"] is nested
+    assert (nested, deep) == ({"a": {"b": [1, 2]}, "c": 3}, [1, 2])
+    assert state["names"] is names
+    assert names == {"y"}
+    assert state["array"] is array
+    assert array.tolist() == [0, 1, 2]
+    assert state["tensor"] is tensor
+    assert tensor.tolist() == [1, 1]
+    assert state["text"] == "new"
+    state.replace({})
+    assert len(state) == 0
+
+
+def test_what_became_something_else_is_another_object() -> None:
+    state = State()
+    state.update(a=[1], b=np.zeros(2), c=torch.zeros(2), d={"x": 1})
+    held = {key: state[key] for key in "abcd"}
+    state.replace(kept(a=(1,), b=np.zeros(3), c=torch.zeros(2, dtype=torch.int64), d=[1]))
+    assert all(state[key] is not held[key] for key in "abcd")
+    assert held["a"] == [1]
+
+
+READS: dict[str, Callable[[State], Any]] = {
+    "item": lambda state: state["a"],
+    "get": lambda state: state.get("a"),
+    "setdefault": lambda state: state.setdefault("a", 1),
+    "in": lambda state: "a" in state,
+    "len": len,
+    "iter": list,
+    "keys": lambda state: state.keys(),
+    "values": lambda state: state.values(),
+    "items": lambda state: state.items(),
+    "copy": lambda state: state.copy(),
+    "dict": dict,
+    "equal": lambda state: state == {"a": 0},
+    "pop": lambda state: state.pop("a", None),
+    "merged": lambda state: {**state},
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_nothing_is_shown_before_it_was_asked_for(name: str) -> None:
+    """A joiner hears there what the others have."""
+    state: State
+
+    def hear() -> None:
+        state.replace(kept(a=[5]))
+
+    state = State(hear)
+    state["a"] = [0]
+    state.update(b=2)
+    READS[name](state)
+    assert dict.get(state, "a", [5]) == [5], name
+    assert dict.get(state, "b") is None
+
+
+def test_it_is_read_behind_the_optimizer() -> None:
+    """Or a joiner could not have heard: it is told in the very first run."""
+    run = dmi.init(seed=0)
+    run.state["begun"] = 1
+    with pytest.raises(UsageError, match="read it behind them, right before the loop"):
+        run.state.setdefault("best", 0.0)
+    model = run.model(nn.Linear(1, 1))
+    with pytest.raises(UsageError, match=r"before run\.model"):
+        run.state["begun"]
+    run.optimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    assert run.state.setdefault("best", 0.0) == 0.0
+    assert run.state["begun"] == 1
