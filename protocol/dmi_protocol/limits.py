@@ -116,6 +116,8 @@ CRASHES = 5
 """How often role processes of a job may crash without the job getting any further."""
 DEATHS = 3
 """The same, where the last of them ended by itself: nobody killed it, so it will do so again."""
+FAILURES = 24
+"""How often processes of a batch inference may fail, for whatever reason, without a further slice being computed."""
 MISSES = 3
 """How often processes of a job may be of no use on a node; then the job does without this node, if others are there."""
 REQUESTS_REMEMBERED = 4_096

@@ -226,12 +226,25 @@ def _lose(state: ClusterState, command: LoseRole) -> Outcome:
         job.state, job.reason = FAILED, CrashedOften(job.crashes, command.reason)
         kind.gave_up(job)
         return _DONE
+    if _fails_too_often(job, command):
+        job.state, job.reason = FAILED, CrashedOften(job.failures, command.reason)
+        kind.gave_up(job)
+        return _DONE
     if not is_of_use or isinstance(command.reason, PairSilent | RoleUnready) or _is_of_host(command.reason):
         job.misses[node] = job.misses.get(node, 0) + 1
     job.placements = tuple(placement for placement in job.placements if placement.role != role)
     job.endpoints = tuple(record for record in job.endpoints if record.endpoint.key != role)
     kind.lost(job, role, command.reason)
     return _DONE
+
+
+def _fails_too_often(job: AnyJob, command: LoseRole) -> bool:
+    kind = kind_of(job).commands
+    if kind.most_failures is None or not isinstance(command.reason, RoleFailed):
+        return False
+    step = kind.reached(job, command)
+    job.failed_at, job.failures = (job.failed_at, job.failures + 1) if step <= job.failed_at else (step, 1)
+    return job.failures >= kind.most_failures
 
 
 _FROM_OTHERS = frozenset({1, 2, 9, 15})

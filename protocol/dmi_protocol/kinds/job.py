@@ -56,6 +56,9 @@ class Job(Struct):
     """The furthest step at which a role process crashed."""
     crashes: int = 0
     """How often one crashed since the job got any further: incidents, whatever fell with it."""
+    failed_at: int = -1
+    failures: int = 0
+    """How often one failed, for whatever reason, since the job was so far; counted where the kind has a bound for it."""
     turned_away: int = 0
     """How often it was not placed as it was decided, because another job had taken the room meanwhile."""
     crashed_in: int = 0

@@ -51,6 +51,10 @@ class Commands(Protocol[OfKind]):
         """How far it was when a process was lost: a job that crashes on and on without getting any further is given up."""
         ...
 
+    most_failures: int | None
+    """How often processes may fail, for whatever reason, without the job getting any further; None where that may pass, however
+    long it takes."""
+
     def gave_up(self, job: OfKind) -> None:
         """The job has failed: it crashed too often."""
         ...

@@ -52,16 +52,19 @@ def _serve(channel: socket.socket, config: Config, listing: Listing, wanted: dic
             try:
                 found = [given for _, given in zip(range(start, stop), inputs, strict=False)]
                 _send(channel, INPUTS, carried.packed(found))
-            except (DmiError, OSError) as error:
-                kind = (
-                    UNREACHABLE
-                    if isinstance(error, UnreachableError)
-                    else DISK
-                    if isinstance(error, OSError)
-                    else WRONG
-                )
-                _send(channel, kind, str(error).encode())
+            except Exception as error:  # noqa: BLE001 (whatever it is, it is no input's doing that this process would end by it)
+                _send(channel, _kind_of(error), _told(error).encode())
                 return
+
+
+def _kind_of(error: Exception) -> int:
+    if isinstance(error, UnreachableError):
+        return UNREACHABLE
+    return DISK if isinstance(error, OSError) else WRONG
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, DmiError | OSError) else f"the inputs cannot be read: {error!r}"
 
 
 def _runs(batches: list[list[int]]) -> list[list[list[int]]]:

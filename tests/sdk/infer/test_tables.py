@@ -1,6 +1,8 @@
 """Lines, records, rows and arrays: which of them are inputs, what they are called, and what is wrong with some."""
 
+import errno
 import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from pyarrow import parquet
 from dmi.errors import UsageError
 from dmi.infer import config
 from dmi.infer.inputs import Bad
+from dmi.infer.place import Place
+from dmi.infer.readers import damage as damage_module
 from dmi.infer.readers import jsonl, listing_of, read
 
 
@@ -160,3 +164,104 @@ def test_an_array_that_cannot_be_read_in_pieces_is_refused(tmp_path: Path) -> No
 def test_only_columns_that_are_wanted_are_read(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"a": [1, 2], "b": [3, 4], "n": ["x", "y"]}), tmp_path / "x.parquet")
     assert inputs("parquet", tmp_path / "x.parquet", columns=["b"], id="n") == [("x", {"b": 3}), ("y", {"b": 4})]
+
+
+def table(path: Path, rows: int, columns: str = "abc", group: int = 5, seed: int = 0) -> Path:
+    chance = np.random.default_rng(seed)
+    found = pa.table({name: chance.random(rows) for name in columns})
+    parquet.write_table(found, path, compression="snappy", use_dictionary=False, row_group_size=group)
+    return path
+
+
+def damage(path: Path, group: int) -> None:
+    """A page in the middle of a group of rows; the footer stays good."""
+    first = parquet.ParquetFile(path).metadata.row_group(group).column(0).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[first + 16 : first + 40] = bytes(24)
+    path.write_bytes(data)
+
+
+def test_rows_of_a_damaged_page_are_bad_ones_and_all_others_are_read(tmp_path: Path) -> None:
+    whole = [table(tmp_path / f"{name}.parquet", 20, seed=name) for name in range(3)]
+    wanted = inputs("parquet", tmp_path, columns=["a", "b", "c"])
+    damage(whole[1], 2)
+    found = inputs("parquet", tmp_path, columns=["a", "b", "c"])
+    assert [number for number, _ in found] == list(range(60))
+    bad = [number for number, value in found if isinstance(value, str)]
+    assert bad == list(range(30, 35))
+    assert all(value.startswith(f"{whole[1]}: row group 2 cannot be read: ") for n, value in found if n in bad)
+    assert [each for each in found if each[0] not in bad] == [each for each in wanted if each[0] not in bad]
+    for start, stop in ((0, 7), (28, 33), (31, 32), (34, 60)):
+        assert inputs("parquet", tmp_path, start, stop, columns=["a", "b", "c"]) == found[start:stop], (
+            "whoever reads it"
+        )
+
+
+def test_a_file_whose_end_was_cut_since_is_bad_as_a_whole(tmp_path: Path) -> None:
+    found = config.of({"model": "m", "input": {"kind": "parquet", "path": str(tmp_path)}})
+    for name in range(2):
+        table(tmp_path / f"{name}.parquet", 10)
+    listing = listing_of(found)
+    (tmp_path / "0.parquet").write_bytes((tmp_path / "0.parquet").read_bytes()[:-20])
+    given = list(read(found, listing, 0, 20))
+    assert [isinstance(each.value, Bad) for each in given] == [True] * 10 + [False] * 10
+    assert "0.parquet" in str(given[0].value)
+
+
+@pytest.mark.parametrize("more", [{"columns": ["a", "b"]}, {"columns": ["a"], "id": "b"}])
+def test_a_column_that_a_later_file_lacks_is_told_of_its_rows(tmp_path: Path, more: dict[str, Any]) -> None:
+    table(tmp_path / "0.parquet", 4, "ab")
+    table(tmp_path / "1.parquet", 4, "ac")
+    table(tmp_path / "2.parquet", 4, "ba")
+    found = inputs("parquet", tmp_path, **more)
+    assert [value for _, value in found[4:8]] == [f"{tmp_path / '1.parquet'} has no column 'b'"] * 4
+    assert not any(isinstance(value, str) for _, value in found[:4] + found[8:])
+
+
+@pytest.mark.parametrize(("kind", "name"), [("jsonl", "x.jsonl.gz"), ("csv", "x.csv.gz")])
+def test_behind_damage_in_what_is_packed_rows_are_bad(tmp_path: Path, kind: str, name: str) -> None:
+    lines = [f"{n}.{chance}" for n, chance in enumerate(np.random.default_rng(0).integers(10**9, 10**10, 4_000))]
+    text = "\n".join(["v", *lines] if kind == "csv" else lines)
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()))
+    found = config.of({"model": "m", "input": {"kind": kind, "path": str(tmp_path / name)}})
+    listing = listing_of(found)
+    whole = list(read(found, listing, 0, listing.total))
+    data = bytearray((tmp_path / name).read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 200] = bytes(200)
+    (tmp_path / name).write_bytes(data)
+    given = list(read(found, listing, 0, listing.total))
+    assert [each.id for each in given] == [each.id for each in whole]
+    first = next(place for place, each in enumerate(given) if isinstance(each.value, Bad) and name in str(each.value))
+    assert 0 < first < listing.total
+    assert all(isinstance(each.value, Bad) for each in given[first:])
+    later = list(read(found, listing, listing.total - 10, listing.total))
+    assert [str(each.value) for each in later] == [str(each.value) for each in given[-10:]]
+
+
+def test_a_disk_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another host may have a better one."""
+    path = table(tmp_path / "x.parquet", 20)
+    found = config.of({"model": "m", "input": {"kind": "parquet", "path": str(path)}})
+    listing = listing_of(found)
+
+    class Failing(io.FileIO):
+        def readinto(self, *_: object) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+        read = readall = readinto  # type: ignore[assignment]
+
+    monkeypatch.setattr(Place, "open", lambda _: Failing(path))
+    with pytest.raises(OSError, match="Input/output error"):
+        list(read(found, listing, 0, 20))
+
+
+def test_what_nobody_can_read_again_is_the_disk_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library has lost the number: the file is read once more."""
+    path = table(tmp_path / "x.parquet", 20)
+    damage(path, 1)
+    assert damage_module.is_damage(OSError("without a number"), Place(str(path)))
+    assert not damage_module.is_damage(OSError(errno.EIO, "with one"), Place(str(path)))
+    assert not damage_module.is_damage(KeyError("a bug of ours"), Place(str(path)))
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        damage_module.is_damage(OSError("without a number"), Place(str(path)))

@@ -21,6 +21,8 @@ from dmi_protocol.reasons import Loss, RoleFailed
 class BatchCommands:
     """See ``Commands``."""
 
+    most_failures: int | None = limits.FAILURES
+
     def is_placeable(self, job: BatchJob, command: Place) -> bool:
         """Any number of replicas can begin."""
         return isinstance(command.start, BatchStart) and all(p.role.role == "replica" for p in command.placements)

@@ -26,6 +26,8 @@ _ROLES = {"replica", "gateway"}
 class DeploymentCommands:
     """See ``Commands``."""
 
+    most_failures: int | None = None
+
     def is_placeable(self, job: DeploymentJob, command: Place) -> bool:
         """Any number of replicas and gateways can begin."""
         return isinstance(command.start, DeploymentStart) and all(

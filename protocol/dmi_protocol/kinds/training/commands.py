@@ -27,6 +27,8 @@ from dmi_protocol.reasons import Loss
 class TrainingCommands:
     """See ``Commands``."""
 
+    most_failures: int | None = None
+
     def is_placeable(self, job: TrainingJob, command: Place) -> bool:
         """Does everybody who has a part in the assignment get a process, and is it the checkpoint of now?"""
         start = command.start

@@ -22,7 +22,9 @@ from dmi.errors import UsageError
 from dmi.infer.config import Config
 from dmi.infer.inputs import Given, Listing, Pack
 from dmi.infer.place import Place
+from dmi.infer.readers.damage import told
 
+_FIRST_ID = {"npy": 0, "jsonl": 1, "csv": 1}
 _MODULES = {"images": "images", "npy": "npy", "jsonl": "jsonl", "csv": "records", "parquet": "parquet"}
 
 
@@ -59,7 +61,11 @@ def read(
     elif config.input.kind == "images":
         found = reader.read(Place(config.input.path), config, listing, start, stop, skip)
     else:  # nothing that is in a table ends a process
-        found = reader.read(Place(config.input.path), config, listing, start, stop)
+        where = Place(config.input.path)
+        found = reader.read(where, config, listing, start, stop)
+        if config.input.kind != "parquet":  # of which one part can be read without the others
+            first = _FIRST_ID[config.input.kind]
+            found = told(found, where, start, stop, lambda place: place + first)
     return found
 
 

@@ -1,14 +1,15 @@
 """Rows of Parquet files. Needs pyarrow. Of each file only the row groups that are asked for are read."""
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from dmi.errors import UsageError
 from dmi.infer.config import Config
-from dmi.infer.inputs import Given, Listing
+from dmi.infer.inputs import Bad, Given, Listing
 from dmi.infer.place import Place
+from dmi.infer.readers.damage import bad, is_damage
 
 try:
     from pyarrow import parquet
@@ -62,35 +63,80 @@ def _partitions(name: str) -> dict[str, str]:
 
 
 def read(where: Place, config: Config, listing: Listing, start: int, stop: int) -> Iterator[Given]:
-    """See the package. Of each file only the row groups and the columns that are needed are read, some rows at a time."""
+    """See the package. Of each file only the row groups and the columns that are needed are read, some rows at a time. A row that
+    cannot be read, or that lacks a column, is a bad one, whose line names its file; the others are read."""
     ends: list[int] = []
     for _, rows in listing.files:
         ends.append(rows + (ends[-1] if ends else 0))
     place = bisect.bisect_right(ends, start)
     while place < len(ends) and (first := ends[place] - listing.files[place][1]) < stop:
-        name = listing.files[place][0]
-        with _file(where, name).open() as opened, parquet.ParquetFile(opened, **_PIECEWISE) as file:
-            yield from _rows(file, _partitions(name), config, first, start, stop)
+        name, rows = listing.files[place]
+        yield from _of_file(_file(where, name), _partitions(name), config, range(first, first + rows), start, stop)
         place += 1
 
 
-def _rows(file: Any, partitions: dict[str, str], config: Config, first: int, start: int, stop: int) -> Iterator[Given]:
+def _of_file(
+    where: Place, partitions: dict[str, str], config: Config, numbers: range, start: int, stop: int
+) -> Iterator[Given]:
+    try:
+        opened = where.open()
+    except FileNotFoundError:
+        return  # whoever counts the inputs says that they have changed
+    with opened:
+        try:
+            file = parquet.ParquetFile(opened, **_PIECEWISE)
+        except Exception as error:
+            if not is_damage(error, where):
+                raise
+            why = bad(where, error)
+            yield from (Given(number, why) for number in range(max(numbers.start, start), min(numbers.stop, stop)))
+            return
+        with file:
+            yield from _rows(file, where, partitions, config, numbers.start, start, stop)
+
+
+def _rows(
+    file: Any, where: Place, partitions: dict[str, str], config: Config, first: int, start: int, stop: int
+) -> Iterator[Given]:
     wanted = {*config.input.columns, *([config.input.id] if config.input.id else [])}
-    columns = [name for name in file.schema_arrow.names if name in wanted] if config.input.columns else None
+    names = file.schema_arrow.names
+    columns = [name for name in names if name in wanted] if config.input.columns else None
+    lacking = sorted(wanted - {*names, *partitions})
     number = first
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
         if number + rows > start and number < stop:
-            at = number
-            for batch in file.iter_batches(_ROWS, row_groups=[group], columns=columns):
-                low, high = max(0, start - at), min(len(batch), stop - at)
-                if low < high:
-                    for offset, row in enumerate(batch.slice(low, high - low).to_pylist()):
-                        yield _of_row({**row, **partitions}, at + low + offset, config)
-                at += len(batch)
-                if at >= stop:
+            for at, found in _pieces(file, where, group, columns, number, rows):
+                for place in range(max(at, start), min(at + len(found), stop)):
+                    row = found[place - at]
+                    if isinstance(row, Bad):
+                        yield Given(place, row)
+                    elif lacking:
+                        yield Given(place, Bad(f"{where} has no column {lacking[0]!r}"))
+                    else:
+                        yield _of_row({**row, **partitions}, place, config)
+                if at + len(found) >= stop:
                     return
         number += rows
+
+
+def _pieces(
+    file: Any, where: Place, group: int, columns: list[str] | None, first: int, rows: int
+) -> Iterator[tuple[int, Sequence[dict[str, Any] | Bad]]]:
+    """Rows of a group, and where each piece of them begins. It is read from its beginning by whoever reads any of it, so that all
+    find the same rows unreadable."""
+    at, batches = first, file.iter_batches(_ROWS, row_groups=[group], columns=columns)
+    while at < first + rows:
+        try:
+            found: Sequence[dict[str, Any] | Bad] = next(batches).to_pylist()
+        except StopIteration:
+            return
+        except Exception as error:
+            if not is_damage(error, where):
+                raise
+            found = [bad(where, error, what=f"row group {group}")] * (first + rows - at)
+        yield at, found
+        at += len(found)
 
 
 def _of_row(row: dict[str, Any], number: int, config: Config) -> Given:

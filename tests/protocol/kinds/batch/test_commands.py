@@ -18,6 +18,7 @@ from dmi_protocol.identity import PublicKey, RequestId
 from dmi_protocol.kinds.job import FAILED
 from dmi_protocol.messages.roles import RoleKey
 from dmi_protocol.reasons import CrashedOften, JobGoesOn, Malformed, RoleFailed, Stale, UnknownJob, UnknownModel
+from dmi_protocol.sentences import sentence
 from tests.protocol.kinds.batch.table import BUNDLE, A, B, Table, blob
 from tests.protocol.models import batch
 
@@ -199,3 +200,22 @@ def test_a_host_with_too_little_memory_is_done_without_and_that_is_no_crash() ->
             table.do(command)
     assert (table.job.misses, table.job.crashes) == ({node: limits.MISSES}, 0)
     assert node not in dict(table.job.roles()).values()
+
+
+@pytest.mark.parametrize("kind", ["disk", "input", "memory", "cannot-start-here"])
+def test_whatever_a_replica_fails_of_it_is_not_tried_for_ever(kind: str) -> None:
+    """Also what may pass, as a full disk: with a slice between two failures it goes on."""
+    table = begun()
+    failures = 0
+    while table.job.state != FAILED:
+        index = table.job.placements[0].role.index
+        table.lose(index, RoleFailed(f"replica-{index}", "a", kind, "OSError: again"))
+        failures += 1
+        assert failures <= limits.FAILURES
+        if table.job.state != FAILED:
+            table.settle()
+        if failures == 3 and not table.job.results:
+            table.commit(table.job.placements[0].role.index, 0)
+            failures = 0
+    assert isinstance(table.job.reason, CrashedOften)
+    assert "OSError: again" in sentence(table.job.reason)
