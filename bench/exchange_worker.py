@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import time
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -53,7 +54,8 @@ def measure(exchange: MeshExchange, parameters: int, leaves: int, steps: int) ->
         exchange.install()
         step += 1
         seconds.append(time.perf_counter() - start)
-    exchange.close(step, b"")
+    nothing = (step, b"", ())
+    exchange.close(*nothing[: len(signature(exchange.close).parameters)])  # an older commit's takes less
     return seconds
 
 

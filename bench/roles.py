@@ -11,12 +11,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
+from msgspec.structs import replace
+
 from dmi_protocol.codec import decode_struct, encode_struct
 from dmi_protocol.identity import BlobHash, JobId, NodeId
 from dmi_protocol.instant import Instant
 from dmi_protocol.messages.roles import (
     Assignment,
     Bound,
+    CaughtUp,
     Completed,
     Endpoint,
     Exited,
@@ -125,6 +128,7 @@ class RoleProcesses:
         backups: int = 0,
     ) -> None:
         self._backups = backups
+        self._caught_up: set[tuple[int, int]] = set()
         self.children: list[RoleProcess] = []
         for role, count in (("server", servers), ("worker", workers)):
             for index in range(count):
@@ -157,16 +161,24 @@ class RoleProcesses:
         servers = tuple(endpoint for endpoint in endpoints if endpoint.key.role == "server")
         workers = tuple(endpoint for endpoint in endpoints if endpoint.key.role == "worker")
         count = len(servers)
-        shards = tuple(
-            Replicas(server, tuple(sorted((server + 1 + nth) % count for nth in range(self._backups))))
-            for server in range(count)
-        )
+        self._copies = {s: tuple(sorted((s + 1 + nth) % count for nth in range(self._backups))) for s in range(count)}
+        shards = tuple(Replicas(server, (), copies) for server, copies in self._copies.items())
         assignment = Assignment(tuple(range(len(workers))), (1.0,) * len(workers), 0, shards)
-        roster = Roster(1, 1, servers, workers, assignment)
+        roster = self._roster = Roster(1, 1, servers, workers, assignment)
         for child in self.children:
             child.tell(roster)
             child.tell(Lease(_FOR_EVER))
         return roster
+
+    def _catch_up(self, message: CaughtUp) -> None:
+        """A copy is filled. With the last one they count as backups from the next generation on, as with a coordinator."""
+        self._caught_up.add((message.shard, message.server))
+        if len(self._caught_up) == sum(map(len, self._copies.values())):
+            shards = tuple(Replicas(server, copies) for server, copies in self._copies.items())
+            assignment = replace(self._roster.assignment, shards=shards)
+            self._roster = replace(self._roster, generation=self._roster.generation + 1, assignment=assignment)
+            for child in self.children:
+                child.tell(self._roster)
 
     def _bound(self, child: RoleProcess, deadline: float) -> Endpoint:
         message = child.next(deadline)
@@ -186,6 +198,8 @@ class RoleProcesses:
                 raise TimeoutError("\n".join(f"{c.key.role}-{c.key.index}: {c.log.read_text()}" for c in living))
             for child in [each for each in living if each.channel in ready]:
                 message = child.read()
+                if isinstance(message, CaughtUp):
+                    self._catch_up(message)
                 if isinstance(message, Moving):
                     continue
                 said[child.key.name].append(message)
@@ -193,6 +207,8 @@ class RoleProcesses:
                     return said
                 if isinstance(message, Exited):
                     living.remove(child)
+                    if message.code and not stopped:
+                        raise RuntimeError(f"{child.key.name} ended with {message.code}:\n{child.log.read_text()}")
             if not stopped and all(Completed() in told for told in said.values()):
                 for child in living:
                     child.tell(Stop())
