@@ -229,6 +229,7 @@ class Node:
             assert founded.snapshot is not None
             journal.write([do.PersistVote(founded.term, None), PersistSnapshot(founded.snapshot, keep_log=False)])
         journal.keep(IDENTITY, msgspec.msgpack.encode(identity))
+        journal.settle()
         return identity
 
     def _listen(self, address: str) -> str:

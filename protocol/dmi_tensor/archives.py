@@ -1,10 +1,11 @@
-"""Files of ``torch.export``, looked at before torch loads them: nothing in them may run anything but the operations of a model.
+"""Files of ``torch.export`` and of TorchScript, looked at before torch loads them: nothing in them may run anything but the
+operations of a model, and none of these may read or write files.
 
-torch's own loader trusts a file. It unpickles what lies beside the graph; it hands the texts of sizes to ``sympify`` and those of
-guards to ``exec``, which both evaluate Python; it calls whatever an operation names below the module ``torch``; it writes the
-graph's names into the source of a function; and it links libraries that were compiled beforehand. So every record must be one
-that a graph needs, every text in the graph must have the form that torch itself gives it there, and while torch loads it, it may
-unpickle tensors alone. What is refused is a ``ModelError`` with one line.
+torch's own loader of exported programs trusts a file. It unpickles what lies beside the graph; it hands the texts of sizes to
+``sympify`` and those of guards to ``exec``, which both evaluate Python; it calls whatever an operation names below the module
+``torch``; it writes the graph's names into the source of a function; and it links libraries that were compiled beforehand. So
+every record must be one that a graph needs, every text in the graph must have the form that torch itself gives it there, and
+while torch loads it, it may unpickle tensors alone. What is refused is an ``UnsafeModelError`` with one line.
 """
 
 import ast
@@ -40,16 +41,33 @@ _GRAPHS = re.compile(r"models/[\w.-]+\.json|data/\w+/[\w.-]+_config\.json|serial
 _OPERATOR = (
     "add sub mul floordiv truediv mod pow neg pos abs eq ne lt le gt ge and_ or_ xor not_ invert lshift rshift getitem"
 )
+_FUNCTORCH = """
+    _add_batch_dim _remove_batch_dim _vmap_increment_nesting _vmap_decrement_nesting lazy_load_decompositions _make_dual
+    _unpack_dual _jvp_increment_nesting _jvp_decrement_nesting _unwrap_for_grad _enter_dual_level _exit_dual_level
+"""
+_FILES = r"(\w+_)?(file|save|load|read|write|library)(_\w+)?"
+"""Operations with such a name are given paths."""
 _TARGETS = re.compile(
-    r"torch\.ops\.(?!aten\.(from_file|save)\b)\w+\.\w+\.\w+|torch\.ops\.higher_order\.\w+|torch\.(_)?sym_\w+"
+    rf"torch\.ops\.(?!higher_order\.|{_FILES}\.|loaded_|import_)_?[a-z]\w*\.(?!{_FILES}\.|__call__\b)\w+\.(?!__)\w+"
+    r"|torch\.ops\.higher_order\.[a-z]\w*|torch\.(_)?sym_\w+"
     r"|torch\._C\._set_grad_enabled|torch\.amp\.autocast_mode\._(enter|exit)_autocast|math\.[a-z0-9]+"
-    rf"|_operator\.({'|'.join(_OPERATOR.split())})"
+    r"|torch\.fx\.experimental\.symbolic_shapes\.cast_symbool_to_symint_guardless"
+    rf"|torch\._functorch\.predispatch\.({'|'.join(_FUNCTORCH.split())})|_operator\.({'|'.join(_OPERATOR.split())})"
 )
 """What an operation may name."""
 _WORD = re.compile(r"[\w.\-/ :+]*")
-"""A name that is no code wherever it is written."""
-_FREE = {"metadata", "torch_version", "as_string", "as_strings", "stack_trace", "debug_handle"}
-"""Under these keys stand texts that are kept, or given to an operation, as they are."""
+"""A text that is no code wherever it is evaluated."""
+_NAME = re.compile(r"[\w.\-/ :+@,<>=|*%&~^?!$]*")
+"""A name that runs nothing wherever it is written: without a call, a quote, and the end of a statement."""
+_EXPRESSION = re.compile(r"[\w .,'()\[\]<>=!+\-*/%&|~^]*")
+"""What is evaluated must mean the same to whoever reads it twice: in one line, and without escapes."""
+_FREE = {"metadata", "torch_version", "as_string", "as_strings"}
+"""Under these keys of an object stand texts that are kept, or given to an operation, as they are."""
+_MAPS = {
+    *("tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values", "custom_obj_values", "config"),
+    *("as_string_to_argument", "opset_version", "range_constraints", "treespec_namedtuple_fields"),
+}
+"""Under these the keys are the file's own, and say nothing of what stands under them."""
 _FUNCTIONS = """
     Symbol Integer Float Rational Add Mul Pow Max Min And Or Not Eq Ne Lt Le Gt Ge Equality Unequality StrictLessThan LessThan
     StrictGreaterThan GreaterThan Piecewise ExprCondPair Abs sign floor ceiling sqrt log exp Mod FloorDiv ModularIndexing Where
@@ -132,9 +150,12 @@ def _check_graph(value: Any, key: str = "", depth: int = 0) -> None:
     if isinstance(value, dict):
         for name, inner in value.items():
             _check_text(name, "")
+            if key in _MAPS:
+                _check_graph(inner, "", depth + 1)
+                continue
             if name == "use_pickle" and inner is not False:
                 raise UnsafeModelError("it holds pickled tensors, which are not unpickled")
-            if name not in _FREE:
+            if name not in _FREE or not _is_text(inner):
                 _check_graph(inner, name, depth + 1)
     elif isinstance(value, list):
         for inner in value:
@@ -143,22 +164,33 @@ def _check_graph(value: Any, key: str = "", depth: int = 0) -> None:
         _check_text(value, key)
 
 
+def _is_text(value: Any) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
+
+
 def _check_text(text: str, key: str) -> None:
     match key:
-        case "target":
-            is_fine = _TARGETS.fullmatch(text) is not None
+        case "target" | "as_operator":
+            is_fine, what = _TARGETS.fullmatch(text) is not None, "is no operation of a model"
         case "expr_str" | "guards_code":
-            is_fine = _is_expression(text)
+            is_fine, what = _is_expression(text), "is no size of a model"
         case "in_spec" | "out_spec":
-            is_fine = _is_spec(text)
+            is_fine, what = (
+                _is_spec(text),
+                "does not say how arguments are nested, in names without quotes and brackets",
+            )
         case _:
-            is_fine = _WORD.fullmatch(text) is not None
+            is_fine, what = _NAME.fullmatch(text) is not None, "is no name: it has a quote, a bracket or the like"
     if not is_fine:
-        raise UnsafeModelError(f"{text[:80]!r} in its graph is no operation, size or name of a model, and would be run")
+        raise UnsafeModelError(f"{text[:80]!r} in its graph {what}, and torch might run it")
 
 
 def _is_expression(text: str) -> bool:
     """Arithmetic and comparisons of sizes, with functions that are known; nothing by which anything else can be reached."""
+    if _EXPRESSION.fullmatch(text) is None:
+        return False
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -201,13 +233,44 @@ def _is_nested(value: Any, depth: int) -> bool:
     if depth > _NESTED:
         return False
     if isinstance(value, dict):
-        names = all(_WORD.fullmatch(name) and name != "__enum__" for name in value)
+        names = all(_NAME.fullmatch(name) and name != "__enum__" for name in value)
         return names and all(_is_nested(inner, depth + 1) for inner in value.values())
     if isinstance(value, list):
         return all(_is_nested(inner, depth + 1) for inner in value)
     if isinstance(value, str) and value[:1] in {"[", "{", '"'}:
         return _is_nested(json.loads(value), depth + 1)
-    return not isinstance(value, str) or _WORD.fullmatch(value) is not None
+    return not isinstance(value, str) or _NAME.fullmatch(value) is not None
+
+
+_TOKENS = re.compile(
+    r"""#[^\n]*|(?P<text>"{3}(?:\\.|[^\\])*?"{3}|'{3}(?:\\.|[^\\])*?'{3}|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?P<word>\w+)""",
+    re.DOTALL,
+)
+_PATHS = {"save", "from_file", "read_file", "write_file"}
+"""Operations of scripts that read or write files: torch's, and torchvision's."""
+
+
+def check_script(path: Path) -> None:
+    """The same for a file of TorchScript, which is a language of its own and can do little else. Raises ``UnsafeModelError``."""
+    for view in (_by_torch(path), _by_python(path)):
+        if "model.json" in view:
+            raise UnsafeModelError("it is of a torch before 1.4: load it with that and save it with torch.export.save")
+        for name, read in view.items():
+            if name.endswith(".py") and (found := _paths_of(read())):
+                raise UnsafeModelError(f"its code names {found!r}, which reads or writes files")
+
+
+def _paths_of(code: bytes) -> str:
+    for token in _TOKENS.finditer(code.decode(errors="replace")):
+        found = token["word"]
+        if token["text"] is not None:  # getattr(torch, "save")
+            try:
+                found = ast.literal_eval(token["text"])
+            except (SyntaxError, ValueError):
+                continue
+        if found in _PATHS:
+            return found
+    return ""
 
 
 @contextlib.contextmanager

@@ -80,11 +80,14 @@ def _torchscript(path: Path, device: str) -> Loaded:
 
 def _script(path: Path, device: str = "cpu") -> Any:
     try:
+        archives.check_script(path)
         with (
             warnings.catch_warnings()
         ):  # torch would rather have exported programs; scripts are read for as long as it reads them
             warnings.simplefilter("ignore", DeprecationWarning)
             return torch.jit.load(str(path), map_location=device)
+    except archives.UnsafeModelError as error:
+        raise ModelError(f"{path.name} is refused: {error}") from error
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"{path.name} is damaged, or of another torch: {line_of(error)}") from error
 

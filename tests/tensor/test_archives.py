@@ -167,6 +167,54 @@ def guard_by_message(found: dict[str, bytes], sign: Path) -> None:
     graph(found, lambda value: value.update(guards_code=[text]))
 
 
+def size_under_a_free_name(found: dict[str, bytes], sign: Path) -> None:
+    """A tensor is called ``metadata``."""
+    found["models/model.json"] = found["models/model.json"].replace(b'"x"', b'"metadata"')
+
+    def edit(value: Any) -> None:
+        meta = value["graph_module"]["graph"]["tensor_values"]["metadata"]
+        meta["sizes"][0] = {"as_expr": {"expr_str": shell(sign), "hint": None}}
+
+    graph(found, edit)
+
+
+def size_as_metadata(found: dict[str, bytes], sign: Path) -> None:
+    """What is free must be text."""
+
+    def edit(value: Any) -> None:
+        values = value["graph_module"]["graph"]["tensor_values"]
+        odd = {"as_expr": {"expr_str": shell(sign), "hint": None}}
+        value["graph_module"]["metadata"] = {"graph": {"tensor_values": {**values, "odd": {"sizes": [odd]}}}}
+
+    graph(found, edit)
+
+
+def guard_by_escapes(found: dict[str, bytes], sign: Path) -> None:
+    """torch leaves out what ends the lines, and reads it again."""
+    hidden = "".join("\\\n" + f"x{ord(each):02x}" for each in f"+str({shell(sign)})+".replace("'", '"'))
+    hidden = hidden.replace("x22", "x27")
+    graph(found, lambda value: value.update(guards_code=[f"1 == 1 or '{hidden}'"]))
+
+
+def operation_given_to_another(found: dict[str, bytes], sign: Path) -> None:
+    """Written as an argument."""
+
+    def edit(value: Any) -> None:
+        inner = value["graph_module"]["graph"]
+        arguments = [
+            {"as_operator": "torch.ops.aten.from_file.default"},
+            {"as_string": str(sign)},
+            {"as_bool": True},
+            {"as_int": 3},
+        ]
+        inputs = [{"name": "", "arg": each, "kind": 1} for each in arguments]
+        node = {"target": "torch.ops.higher_order.wrap", "inputs": inputs, "outputs": [{"as_tensor": {"name": "w"}}]}
+        inner["nodes"].insert(0, {**node, "metadata": {}, "is_hop_single_tensor_return": True, "name": "w"})
+        inner["tensor_values"]["w"] = inner["tensor_values"]["x"]
+
+    graph(found, edit)
+
+
 def operation(found: dict[str, bytes], sign: Path) -> None:
     def edit(value: Any) -> None:
         node = value["graph_module"]["graph"]["nodes"][-1]
@@ -232,7 +280,11 @@ EVIL: dict[str, Edit] = {
         guard,
         guard_by_torch,
         guard_by_message,
+        guard_by_escapes,
+        size_under_a_free_name,
+        size_as_metadata,
         operation,
+        operation_given_to_another,
         operation_on_files,
         library_of_operations,
         argument,
@@ -277,6 +329,7 @@ def test_most_of_them_run_where_nobody_looks(good: bytes, tmp_path: Path, monkey
         if sign.exists():
             ran.append(name)
     assert {"sample_inputs", "pickled_weight", "opaque_constant", "size", "guard", "argument"} <= set(ran), ran
+    assert {"guard_by_escapes", "size_under_a_free_name", "operation_given_to_another"} <= set(ran), ran
 
 
 def test_two_readers_that_see_two_files_are_both_asked(good: bytes, tmp_path: Path) -> None:
@@ -306,7 +359,9 @@ class Branches(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-        self.names = nn.ParameterDict({"layer one": nn.Parameter(torch.ones(8))})
+        self.names = nn.ParameterDict(
+            {"layer one": nn.Parameter(torch.ones(8)), "<pad>, 50%": nn.Parameter(torch.ones(8))}
+        )
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         with torch.no_grad():
@@ -314,7 +369,8 @@ class Branches(nn.Module):
         z = torch.cond(y.sum() > 0, lambda t: t.sin(), lambda t: t.cos(), (y,))
         with torch.autocast("cpu", torch.bfloat16):
             z = z @ z.transpose(1, 2)
-        return {"y": y * self.names["layer one"], "z": z.float().softmax(-1)}
+        each = torch.vmap(lambda row: row * row.sum())(y)
+        return {"y": y * self.names["layer one"] + self.names["<pad>, 50%"], "z@1": z.float().softmax(-1), "v": each}
 
 
 def test_what_models_do_is_let_through(tmp_path: Path) -> None:
@@ -324,7 +380,7 @@ def test_what_models_do_is_let_through(tmp_path: Path) -> None:
     torch.export.save(program, path)
     found = load("exported", {"model": path}).run({"x": x})
     wanted = program.module()(x)
-    assert {name: torch.equal(found[name], wanted[name]) for name in wanted} == {"y": True, "z": True}
+    assert {name: torch.equal(found[name], wanted[name]) for name in wanted} == {"y": True, "z@1": True, "v": True}
 
 
 def test_a_script_with_a_pickle_inside_is_refused(tmp_path: Path) -> None:
@@ -336,6 +392,53 @@ def test_a_script_with_a_pickle_inside_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ModelError):
             load("torchscript", {"model": tmp_path / "odd.pt"})
     assert not sign.exists()
+
+
+class Saves(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch.save(x, "sign")
+        return x
+
+
+class Reads(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.from_file("sign", shared=True, size=4)
+
+
+def hidden(code: bytes) -> bytes:
+    """The same script in other words."""
+    return code.replace(b"torch.save(", b'getattr(torch, "s\\x61ve")(').replace(
+        b"torch.from_file(", b'(torch # "\n .from_file)( '
+    )
+
+
+@pytest.mark.parametrize("is_hidden", [False, True])
+@pytest.mark.parametrize("kind", [Saves, Reads])
+def test_a_script_that_reads_or_writes_files_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[nn.Module], is_hidden: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.jit.script(kind().eval()).save("a.pt")
+    found = records(Path("a.pt").read_bytes())
+    if is_hidden:
+        found = {name: hidden(body) if name.endswith(".py") else body for name, body in found.items()}
+        Path("a.pt").write_bytes(packed(found))
+    with pytest.raises(ModelError, match="is refused: its code names"):
+        load("torchscript", {"model": Path("a.pt")}).run({"x": torch.ones(4)})
+    assert not Path("sign").exists()
+
+
+class Speaks(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 1e9:
+            raise ValueError("save less # 'here'")
+        return x + 1
+
+
+def test_a_script_may_speak_of_files(tmp_path: Path) -> None:
+    torch.jit.script(Speaks().eval()).save(tmp_path / "a.pt")
+    found = load("torchscript", {"model": tmp_path / "a.pt"}).run({"x": torch.ones(4)})
+    assert torch.equal(found["output_0"], torch.full((4,), 2.0))
 
 
 def test_weights_that_are_a_pickle_are_no_weights(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Secrets that are given to a verb. All on this host may read the arguments of a process, its owner alone the environment."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
 from typing import NoReturn
 
 from dmi.errors import UsageError
+from dmi_node.joining import Invitation, JoinError
 
 VARIABLE = "DMI_JOIN"
 _MOST_CHARACTERS = 1 << 16
@@ -14,13 +16,15 @@ _MOST_CHARACTERS = 1 << 16
 def given(argument: str | None, path: str | None) -> str | None:
     """The invitation that was given as an argument, or in the file at ``path`` (``-``: standard input); None where it was not.
 
-    One that stands in this process's arguments is moved to its environment, by starting the program again in the same process.
-    Raises ``UsageError`` for a file that cannot be read.
+    One that stands in this process's arguments is moved to its environment, by starting the program again in the same process;
+    what is no invitation stays there, and whoever takes it says so. Raises ``UsageError`` for a file that cannot be read.
     """
     if argument is not None and path is not None:
         raise UsageError("one invitation, please: as an argument, or in a file")
     if argument is not None:
-        _hide(argument)
+        with contextlib.suppress(JoinError):
+            Invitation.of_token(argument)
+            _hide(argument)
         return argument
     return None if path is None else _read(path)
 
@@ -36,7 +40,7 @@ def _read(path: str) -> str:
 
 
 def _hide(secret: str) -> None:
-    places = [place for place, word in enumerate(sys.orig_argv) if secret in word]
+    places = [place for place, word in enumerate(sys.orig_argv) if word in {secret, f"--join={secret}"}]
     if not places:
         return
     words = list(sys.orig_argv)

@@ -209,6 +209,14 @@ class Journal:
         except sqlite3.Error as error:
             raise self._failed(error) from error
 
+    def settle(self) -> None:
+        """What was written so far stands in the file itself: it is not gone with the log beside it, which a copy may leave out.
+        Raises ``UnwritableError``, ``JournalError``."""
+        try:
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
     def damaged(self, name: str, error: Exception) -> JournalError:
         """The fact ``name`` is not what it should be."""
         return self._damaged(f"its {name} cannot be read: {error}")

@@ -244,6 +244,30 @@ def test_an_invitation_never_stays_in_the_arguments(tmp_path: Path) -> None:
         assert name == "kept"
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("join", ""), 2),
+        (("join", "dmi"), 2),
+        (("join", "dmi-"), 2),
+        (("run", "--listen", "127.0.0.1:0", "--join", ""), 78),
+        (("run", "--listen", "127.0.0.1:0", "--join=dmi-node"), 78),
+    ],
+)
+def test_what_is_no_invitation_is_no_word_of_the_command(tmp_path: Path, words: tuple[str, ...], code: int) -> None:
+    """It stands in other words too, the program's own among them."""
+    shown = subprocess.run(
+        [sys.executable, "-m", "dmi_node", "--home", str(tmp_path / "home"), *words],
+        input="print('a prompt')",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (shown.returncode, shown.stdout, len(shown.stderr.splitlines())) == (code, "", 1), shown.stderr
+    assert "invitation" in shown.stderr
+
+
 def test_join_takes_the_token_from_wherever_it_is_safe(tmp_path: Path) -> None:
     file = tmp_path / "invitation"
     file.write_text(f"{TOKEN}\n")

@@ -71,6 +71,16 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, damage: str) -> Non
         Journal(path)
 
 
+def test_what_is_settled_is_there_without_the_log_beside_it(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "state.sqlite")
+    journal.write([PersistVote(3, NODE)])
+    journal.keep("identity", b"a")
+    journal.settle()
+    (tmp_path / "copy.sqlite").write_bytes((tmp_path / "state.sqlite").read_bytes())
+    copy = Journal(tmp_path / "copy.sqlite")
+    assert (copy.fact("identity"), copy.restore()) == (b"a", Restored(3, NODE))
+
+
 def test_a_fact_is_seen_from_outside_while_the_node_runs(tmp_path: Path) -> None:
     path = tmp_path / "state.sqlite"
     assert not has_fact(path, "identity")
