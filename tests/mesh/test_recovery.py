@@ -80,7 +80,7 @@ def ledgers(mesh: LocalMesh, identity: str, generation: str = "*") -> list[tuple
 def test_survivors_take_over_at_the_very_step(make_mesh: MakeMesh, expected: str, what: str, tmp_path: Path) -> None:
     mesh = make_mesh(3)
     node = dmi.connect(mesh.node(0))
-    identity = submit(mesh, STEADY, "--", EPOCHS)
+    identity = submit(mesh, STEADY, "--", EPOCHS, tmp_path)
     until(partial(is_under_way, node, identity), 90, "the job has backups and checkpoints")
     before, generation = processes(node, identity), seen(node, identity)["generation"]
     if what == "node":
@@ -96,6 +96,7 @@ def test_survivors_take_over_at_the_very_step(make_mesh: MakeMesh, expected: str
         assert told == "n2: [n2 is dead: lines that processes printed there are missing here until it is back]\n"
         mesh.start(2)
         until(partial(has_joined, node, identity, "n2"), 60, "n2 takes part again")
+    (tmp_path / "go on").touch()
     ends_with(mesh, identity, expected, tmp_path / "mesh.safetensors")
     assert not command("logs", identity, home=mesh.node(0)).stderr
     computed = ledgers(mesh, identity)

@@ -1,6 +1,9 @@
-"""Small steps for some seconds, with a checkpoint after every tenth, and all that a run must remember."""
+"""Small steps for some seconds, with a checkpoint after every tenth, and all that a run must remember: steady.py EPOCHS [FOLDER].
+With a folder the steps of the middle are slow, until there is a file ``go on`` in it: so what is done meanwhile happens in time."""
 
 import sys
+import time
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -9,6 +12,9 @@ from torch.utils.data import TensorDataset
 import dmi
 
 EPOCHS = int(sys.argv[1])
+GO_ON = Path(sys.argv[2]) / "go on" if len(sys.argv) > 2 else None
+MIDDLE = 24
+STEP_S = 0.7
 
 run = dmi.init(seed=5, leaves=8)
 model = run.model(nn.Sequential(nn.Linear(16, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 4)))
@@ -28,5 +34,9 @@ for epoch in run.epochs(EPOCHS):
         run.state["steps"] += 1
         if run.state["steps"] % 10 == 0:
             run.checkpoint()
+        if GO_ON is not None and run.state["steps"] >= MIDDLE:
+            end = time.monotonic() + STEP_S
+            while time.monotonic() < end and not GO_ON.exists():
+                time.sleep(0.02)
     if run.is_lead:
         print(f"epoch {epoch} loss {run.mean('loss'):.4f} steps {run.state['steps']}", flush=True)
