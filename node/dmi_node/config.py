@@ -59,6 +59,8 @@ def read(path: Path, environment: Mapping[str, str], flags: Mapping[str, object]
             raise ConfigError(f"{path} cannot be read: {error}") from error
         _check_keys(path, values)
     values |= {name: environment[variable] for name, variable in _VARIABLES.items() if environment.get(variable)}
+    if environment.get("DMI_JOIN") == "":  # somebody meant an invitation: a new home would found a mesh of its own
+        values["join"] = ""
     if isinstance(values.get("cpus"), str) and str(values["cpus"]).isdecimal():
         values["cpus"] = int(str(values["cpus"]))
     values |= {name: value for name, value in flags.items() if value is not None}
@@ -97,6 +99,8 @@ def size_of(text: str, what: str = "quota") -> int:
 def split(address: str, what: str) -> tuple[str, int]:
     """``host:port`` as two. Raises ``ConfigError`` that names ``what``."""
     host, _, port = address.rpartition(":")
+    if ":" in host:
+        raise ConfigError(f"{what} is a name or an IPv4 address and a port; IPv6 is not spoken yet: {address!r}")
     if not host or not port.isdigit() or int(port) > 65_535:
         raise ConfigError(f"{what} must be host:port, not {address!r}")
     return host, int(port)

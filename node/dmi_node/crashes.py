@@ -50,6 +50,7 @@ class Crashes:
         if subject is None:
             return
         line = traceback.format_exception_only(error)[0].strip().splitlines()[-1][:_LINE_CHARACTERS]
+        line = line.encode(errors="backslashreplace").decode()  # a name of a file may be no text
         times = self._found.pop(subject, _Crash(0, "")).times + 1
         self._found[subject] = _Crash(times, line)
         kept = dict(list(self._found.items())[-_REMEMBERED:])

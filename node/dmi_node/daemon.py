@@ -147,6 +147,7 @@ class Node:
             known = _fact(journal, "members", tuple[Introduced, ...], identity.introduced)
             self._known = {member.node: member for member in known}
             self.peer = self._restored(me, journal, known)
+            self._compare(self._config.join)
             self._driver = Driver(self.peer, journal, self._do, self._set_aside)
             for subject, line in self._set_aside.why.items():
                 _log.warning("set aside, for it ended this node twice: %s (%s)", subject, line)
@@ -182,6 +183,17 @@ class Node:
         except RemoteProtocolError as error:
             raise journal.damaged("state", error) from error
 
+    def _compare(self, token: str | None) -> None:
+        """An invitation is of no use to a member, and to one of another mesh no harm that nobody hears of."""
+        with contextlib.suppress(joining.JoinError):
+            state = self.peer.state
+            if (
+                token is not None
+                and state is not None
+                and (asked := joining.Invitation.of_token(token).mesh) != state.mesh
+            ):
+                _log.warning("this is a member of mesh %s: the invitation to mesh %s is not used", state.mesh, asked)
+
     async def _until_ended(self) -> None:
         ended = asyncio.ensure_future(self._ended.wait())
         failed = asyncio.ensure_future(self._tasks.watch())
@@ -206,8 +218,8 @@ class Node:
         if identity is not None:
             if self._config.witness and not identity.witness:
                 _log.warning("%s is a member that plays roles, and stays one: %s", identity.name, _ONCE)
-            self._listen(self._config.listen or identity.listen)
-            return identity
+            listen = self._listen(_listens(self._config.listen, identity.listen))
+            return msgspec.structs.replace(identity, listen=listen)
         name = self._config.name or socket.gethostname().partition(".")[0]
         listen = self._listen(self._config.listen or _DEFAULT_LISTEN)
         identity = Identity(name, listen, self._config.advertise, self._config.witness)
@@ -400,6 +412,14 @@ def _fact(journal: Journal, name: str, kind: type[Found], missing: Missing) -> F
         return msgspec.msgpack.decode(stored, type=kind)
     except msgspec.DecodeError as error:
         raise journal.damaged(name, error) from error
+
+
+def _listens(wanted: str | None, before: str) -> str:
+    """Where a member listens now; any port is the one that it had."""
+    if wanted is None:
+        return before
+    host, port = split(wanted, "listen")
+    return f"{host}:{port or split(before, 'listen')[1]}"
 
 
 def _check_files(home: Home) -> None:

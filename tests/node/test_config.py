@@ -26,6 +26,8 @@ def test_the_later_source_wins(tmp_path: Path) -> None:
         ("nonsense", "cannot be read"),
         ("name = 7", "name"),
         ('listen = "nowhere"', "host:port"),
+        ('listen = "[::1]:7600"', "IPv6 is not spoken yet"),
+        ('advertise = "::1:7600"', "IPv6 is not spoken yet"),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, text: str, hint: str) -> None:
@@ -33,6 +35,13 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, hint: str) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError, match=hint):
         config.read(path, {}, {})
+
+
+def test_an_empty_invitation_is_one_that_somebody_meant() -> None:
+    """A new home would found a mesh of its own."""
+    assert config.read(Path("none.toml"), {"DMI_JOIN": ""}, {}).join == ""
+    assert config.read(Path("none.toml"), {"DMI_JOIN": ""}, {"join": "dmi-x"}).join == "dmi-x"
+    assert config.read(Path("none.toml"), {"DMI_LISTEN": ""}, {}).listen is None
 
 
 @pytest.mark.parametrize(

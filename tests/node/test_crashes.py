@@ -50,6 +50,17 @@ def test_twice_is_set_aside_once_is_not(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_name_that_is_no_text_is_counted_too(tmp_path: Path) -> None:
+    path = tmp_path / "crashes.json"
+    for _ in range(2):
+        try:
+            with at(HOSTING, "job-1"):
+                raise OSError("no such file: \udcff")
+        except OSError as error:
+            Crashes(path, "1").happened(error)
+    assert Crashes(path, "1").set_aside().of(HOSTING, "job-1") == "OSError: no such file: \\udcff"
+
+
 def test_what_would_happen_at_something_else_is_not_counted(tmp_path: Path) -> None:
     crashes = Crashes(tmp_path / "crashes.json", "1")
     for _ in range(3):

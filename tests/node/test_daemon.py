@@ -67,6 +67,20 @@ async def has_quorum(door: Path) -> dict[str, Any]:
     return seen
 
 
+async def test_a_member_is_where_the_others_know_it(tmp_path: Path) -> None:
+    """Any port is the one that it had; another one is told to the mesh."""
+    async with node(tmp_path) as door:
+        before = (await has_quorum(door))["members"][0]["address"]
+    async with node(tmp_path) as door:
+        assert (await has_quorum(door))["members"][0]["address"] == before
+        socket.create_connection(("127.0.0.1", int(before.rpartition(":")[2])), timeout=5).close()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        other = f"127.0.0.1:{free.getsockname()[1]}"
+    async with node(tmp_path, Config(name="solo", listen=other)) as door, asyncio.timeout(SECONDS):
+        while (await status(door))["members"][0]["address"] != other:
+            continue
+
+
 async def test_a_new_home_founds_a_mesh_of_one_and_stays_what_it_was(tmp_path: Path) -> None:
     async with node(tmp_path) as door:
         first = await has_quorum(door)

@@ -111,7 +111,7 @@ def invite(mesh: Mesh, hours: float, as_json: bool) -> None:
         return
     click.echo(made["token"])
     until = time.strftime("%Y-%m-%d %H:%M", time.localtime(made["expires_unix"]))
-    click.echo(f"good once, until {until}; on the new host: dmi-node join TOKEN", err=True)
+    click.echo(f"good once, until {until}; on the new host: dmi-node join --join-file - (which asks for it)", err=True)
 
 
 @click.command(epilog="Example: dmi-node leave")

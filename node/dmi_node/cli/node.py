@@ -36,7 +36,7 @@ TRY_AGAIN = 75
 is taken, descriptors or memory are short. Starting again may help, and systemd does."""
 
 
-@click.command(epilog="Example: dmi-node run --listen 0.0.0.0:7600 --advertise 10.0.0.5:7600 --join TOKEN")
+@click.command(epilog="Example: dmi-node run --listen 0.0.0.0:7600 --advertise 10.0.0.5:7600 --join-file FILE")
 @home_option
 @click.option("--name", help="What people call this node; its host's name by default.")
 @click.option("--listen", metavar="HOST:PORT", help="Where to hear the mesh.")
@@ -44,7 +44,7 @@ is taken, descriptors or memory are short. Starting again may help, and systemd 
     "--advertise", metavar="HOST:PORT", help="Where the others reach this node; what it listens on by default."
 )
 @click.option("--join", metavar="TOKEN", help="An invitation, for a home that is no member yet; DMI_JOIN is better.")
-@click.option("--join-file", metavar="PATH", help="A file with an invitation; - for standard input.")
+@click.option("--join-file", metavar="PATH", help="A file with an invitation; - to be asked for it, or from a pipe.")
 @click.option(
     "--witness", is_flag=True, default=None, help="Vote, and play no role for any job; counts at the first start."
 )
@@ -65,16 +65,15 @@ def run(join_file: str | None, **flags: Any) -> None:
     Others on this host can read the arguments of a process: an invitation that stands there is taken out at once, and one in
     DMI_JOIN or in a file never stands there.
     """
-    with telling():
-        root = Path(home() or default_home())
-        flags["join"] = secrets.given(flags["join"], join_file)
+    root = Path(home() or default_home())
     try:
+        flags["join"] = secrets.given(flags["join"], join_file)
         found = configuration.read(root / "config.toml", os.environ, flags)
         logs.configure(found.log_level)
         uvloop.run(serve(root, found, os.environ))
     except (MeshAwayError, UnwritableError) as error:
         end(str(error), TRY_AGAIN)
-    except (ConfigError, HomeBusyError, JoinError, KeyFileError, JournalError, RetiredError) as error:
+    except (ConfigError, HomeBusyError, JoinError, KeyFileError, JournalError, RetiredError, UsageError) as error:
         end(str(error), CANNOT_START)
     except zmq.ZMQError as error:  # which is no OSError
         end(f"this node cannot run: {error}", TRY_AGAIN if passes(OSError(error.errno, "")) else CANNOT_START)
@@ -84,11 +83,11 @@ def run(join_file: str | None, **flags: Any) -> None:
         sys.exit(0)
 
 
-@click.command(epilog="Example: dmi-node join dmi-AbC...")
+@click.command(epilog="Example: dmi-node join --join-file - --advertise 10.0.0.5:7600")
 @home_option
 @json_option
 @click.argument("token", required=False)
-@click.option("--join-file", metavar="PATH", help="A file with the token; - for standard input.")
+@click.option("--join-file", metavar="PATH", help="A file with the token; - to be asked for it, or from a pipe.")
 @click.option("--advertise", metavar="HOST:PORT", help="Where the others reach this node.")
 @click.option("--name", help="What people call this node; its host's name by default.")
 @click.option("--witness", is_flag=True, help="Vote, and play no role for any job: a third vote for a mesh of two.")

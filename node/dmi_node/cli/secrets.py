@@ -1,6 +1,7 @@
 """Secrets that are given to a verb. All on this host may read the arguments of a process, its owner alone the environment."""
 
 import contextlib
+import getpass
 import os
 import sys
 from pathlib import Path
@@ -31,6 +32,8 @@ def given(argument: str | None, path: str | None) -> str | None:
 
 def _read(path: str) -> str:
     try:
+        if path == "-" and sys.stdin.isatty():
+            return getpass.getpass("invitation: ").strip()
         if path == "-":
             return sys.stdin.read(_MOST_CHARACTERS).strip()
         with Path(path).open() as file:

@@ -286,12 +286,13 @@ class Connection(asyncio.Protocol):
             try:
                 self._parser.feed_data(data)
             except httptools.HttpParserUpgrade as offer:
-                head, data = self._head_again(), data[offer.args[0] :]
-                self._is_upgrading = False
-                self._parser = httptools.HttpRequestParser(self)
-                self._parser.feed_data(head)
+                read = offer.args[0]
             else:
                 return
+            head, data = self._head_again(), data[read:]
+            self._is_upgrading = False
+            self._parser = httptools.HttpRequestParser(self)
+            self._parser.feed_data(head)
 
     def _head_again(self) -> bytes:
         version = self._parser.get_http_version().encode("ascii")

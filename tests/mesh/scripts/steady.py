@@ -1,5 +1,5 @@
-"""Small steps for some seconds, with a checkpoint after every tenth, and all that a run must remember: steady.py EPOCHS [FOLDER].
-With a folder the steps of the middle are slow, until there is a file ``go on`` in it: so what is done meanwhile happens in time."""
+"""Small steps for some seconds, with a checkpoint after every tenth, and all that a run must remember: steady.py EPOCHS
+[FOLDER]. With a folder the steps of the middle are slow until a file ``go on`` is in it: what is done meanwhile is in time."""
 
 import sys
 import time

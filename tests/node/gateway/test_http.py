@@ -484,6 +484,7 @@ async def test_who_may_not_ask_is_told_before_a_body_is_taken(echo: Echo) -> Non
     writer.close()
     assert (await ask(echo, head("POST", "/", 3, Authorization="Bearer x") + b"abc"))[2] == b"abc"
     assert (await ask(echo, head("POST", "/", Transfer_Encoding="chunked") + b"3\r\nabc\r\n"))[0] == 401
+    assert (await ask(echo, head("POST", "/", 3, **OFFER) + b"abc"))[0] == 401, "whatever else it offers"
 
 
 async def test_what_is_no_request_does_not_take_the_answer_of_the_one_before(echo: Echo) -> None:

@@ -218,6 +218,49 @@ def test_a_column_that_a_later_file_lacks_is_told_of_its_rows(tmp_path: Path, mo
     assert not any(isinstance(value, str) for _, value in found[:4] + found[8:])
 
 
+def test_a_bad_row_has_its_id_where_that_can_be_read(tmp_path: Path) -> None:
+    for name, columns, first in (("0", "ab", 0), ("1", "ba", 20), ("2", "a", 40)):
+        found: dict[str, Any] = {column: np.random.default_rng(first).random(20) for column in columns}
+        found["key"] = [f"k{number}" for number in range(first, first + 20)]
+        parquet.write_table(pa.table(found), tmp_path / f"{name}.parquet", use_dictionary=False, row_group_size=5)
+    damage(tmp_path / "1.parquet", 2)
+    given = inputs("parquet", tmp_path, columns=["a", "b"], id="key")
+    assert [name for name, _ in given] == [f"k{number}" for number in range(60)]
+    bad = [place for place, (_, value) in enumerate(given) if isinstance(value, str)]
+    assert bad == [*range(30, 35), *range(40, 60)]
+    assert inputs("parquet", tmp_path, 33, 43, columns=["a", "b"], id="key") == given[33:43]
+
+
+def test_a_value_that_python_does_not_have_is_its_row_s_trouble(tmp_path: Path) -> None:
+    rows = 5_000
+    texts = pa.array([b"\xff\xfe" if row == 4_500 else b"ok" for row in range(rows)], pa.binary())
+    names = pa.Array.from_buffers(pa.utf8(), rows, texts.buffers())
+    times = pa.array([10**18 if row == 100 else 0 for row in range(rows)], pa.timestamp("us"))
+    parquet.write_table(pa.table({"x": list(range(rows)), "name": names, "t": times}), tmp_path / "x.parquet")
+    found = inputs("parquet", tmp_path / "x.parquet", columns=["x", "t"])
+    assert [(name, value[-50:]) for name, value in found if isinstance(value, str)] == [(100, found[100][1][-50:])]
+    assert "row 100 cannot be read" in found[100][1]
+    found = inputs("parquet", tmp_path / "x.parquet", columns=["x"], id="name")
+    assert {type(value) for _, value in found} == {dict, str}
+    assert [name for name, value in found if isinstance(value, str)] == [4_500]
+    parquet.write_table(pa.table({"x": list(range(rows)), "name": names}), tmp_path / "x.parquet")
+    assert inputs("parquet", tmp_path / "x.parquet")[4_500] == (4_500, {"x": 4_500}), "texts are no inputs"
+
+
+def test_a_page_with_another_checksum_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    found = pa.table({"a": np.arange(100.0)})
+    parquet.write_table(
+        found, path, compression="none", use_dictionary=False, row_group_size=50, write_page_checksum=True
+    )
+    data = bytearray(path.read_bytes())
+    at = data.index(np.float64(70.0).tobytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    bad = [number for number, value in inputs("parquet", path) if isinstance(value, str)]
+    assert bad == list(range(50, 100))
+
+
 @pytest.mark.parametrize(("kind", "name"), [("jsonl", "x.jsonl.gz"), ("csv", "x.csv.gz")])
 def test_behind_damage_in_what_is_packed_rows_are_bad(tmp_path: Path, kind: str, name: str) -> None:
     lines = [f"{n}.{chance}" for n, chance in enumerate(np.random.default_rng(0).integers(10**9, 10**10, 4_000))]

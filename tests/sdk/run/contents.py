@@ -195,6 +195,9 @@ def scheduled(make: Callable[[torch.optim.Optimizer], Any], *, told: bool = True
     return Script(begin=begin, epoch=epoch)
 
 
+ONE: list[int] = []
+
+
 def scheduled_before() -> Script:
     made: list[Any] = []
 
@@ -429,6 +432,7 @@ ROWS = [
         Script(epoch=state({"a": {1}, "b": np.ones(2)})),
     ),
     Row("anything else in `run.state`", Script(epoch=state(nn.Linear(1, 1))), "run.state['best']: a torch.nn"),
+    Row("one thing at two places of `run.state`", Script(epoch=state([ONE, ONE])), "is the same list"),
     Row("averaged weights given to `run.keep`", averaged()),
     Row("evaluation with `run.evaluate`, and what follows from it", evaluated()),
     Row("a decision of the lead's, told by `run.broadcast`", told_apart()),

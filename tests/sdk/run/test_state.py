@@ -59,6 +59,58 @@ def test_what_became_something_else_is_another_object() -> None:
     assert held["a"] == [1]
 
 
+def test_what_two_places_share_is_written_once() -> None:
+    """Two views of one memory, and what cannot be written at all."""
+    both, row = torch.zeros(4), np.zeros((2, 2))
+    state = State()
+    with torch.inference_mode():
+        metric = torch.tensor(0.5)
+    state.update(a=both[:3], b=both[1:], c=row[0], d=row[::-1, 0], e=torch.zeros(1).expand(3), f=metric)
+    found = kept(
+        a=torch.ones(3),
+        b=torch.full((3,), 2.0),
+        c=np.ones(2),
+        d=np.full(2, 3.0),
+        e=torch.arange(3.0),
+        f=torch.tensor(1.5),
+    )
+    state.replace(found)
+    assert {key: state[key].tolist() for key in state} == {key: found[key].tolist() for key in found}
+    assert state["f"] is not metric
+    separate = torch.zeros(4)
+    state = State()
+    first, second = separate[:2], separate[2:]
+    state.update(a=first, b=second)
+    state.replace(kept(a=torch.ones(2), b=torch.full((2,), 2.0)))
+    assert (state["a"] is first, state["b"] is second, separate.tolist()) == (True, True, [1, 1, 2, 2])
+
+
+def test_one_thing_lies_at_one_place() -> None:
+    """In a plain run a change would be seen at both; after a recovery at one."""
+    state = State()
+    state["last"] = torch.zeros(1)
+    with pytest.raises(
+        UsageError, match=r"run.state\['last'\] is the same Tensor as run.state\['best'\].*put a copy there"
+    ):
+        state["best"] = state["last"]
+    state["best"] = state["last"].clone()
+    row = [1]
+    with pytest.raises(UsageError, match=r"\['rows'\]\[1\] is the same list as run.state\['rows'\]\[0\]"):
+        state["rows"] = [row, row]
+    rows = state.setdefault("rows", [])
+    rows.append(row)
+    state.packed()
+    rows.append(row)
+    with pytest.raises(UsageError, match="same list"):
+        state.packed()
+    with pytest.raises(UsageError, match="same list"):
+        state["deep"] = {"x": (row,)}
+    state["rows"] = ["a", "a", 1, 1, (), ()]
+    state["again"] = state["rows"][0]
+    state.replace(kept(rows=[]))
+    assert state.copy() == {"rows": []}
+
+
 READS: dict[str, Callable[[State], Any]] = {
     "item": lambda state: state["a"],
     "get": lambda state: state.get("a"),
@@ -74,6 +126,12 @@ READS: dict[str, Callable[[State], Any]] = {
     "equal": lambda state: state == {"a": 0},
     "pop": lambda state: state.pop("a", None),
     "merged": lambda state: {**state},
+    "or": lambda state: state | {},
+    "or to another": lambda state: {} | state,
+    "repr": repr,
+    "reversed": lambda state: list(reversed(state)),
+    "delete": lambda state: state.__delitem__("a"),
+    "popitem": lambda state: state.popitem(),
 }
 
 

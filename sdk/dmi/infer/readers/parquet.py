@@ -1,7 +1,9 @@
 """Rows of Parquet files. Needs pyarrow. Of each file only the row groups that are asked for are read."""
 
 import bisect
+import contextlib
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,14 @@ from dmi.infer.place import Place
 from dmi.infer.readers.damage import bad, is_damage
 
 try:
-    from pyarrow import parquet
+    from pyarrow import parquet, types
 except ImportError as missing:
     raise UsageError("Parquet is read with pyarrow, which is not installed here: pip install 'dmi[infer]'") from missing
 
 _ROWS = 4_096
 """Rows that are in memory at a time."""
-_PIECEWISE: dict[str, Any] = {"pre_buffer": False, "buffer_size": 1 << 20}
-"""Not a whole row group at once."""
+_READING: dict[str, Any] = {"pre_buffer": False, "buffer_size": 1 << 20, "page_checksum_verification": True}
+"""Not a whole row group at once; and what a file says of its own bytes holds, where it says it."""
 
 
 def list_inputs(where: Place, config: Config) -> Listing:
@@ -84,7 +86,7 @@ def _of_file(
         return  # whoever counts the inputs says that they have changed
     with opened:
         try:
-            file = parquet.ParquetFile(opened, **_PIECEWISE)
+            file = parquet.ParquetFile(opened, **_READING)
         except Exception as error:
             if not is_damage(error, where):
                 raise
@@ -100,19 +102,18 @@ def _rows(
 ) -> Iterator[Given]:
     wanted = {*config.input.columns, *([config.input.id] if config.input.id else [])}
     names = file.schema_arrow.names
-    columns = [name for name in names if name in wanted] if config.input.columns else None
     lacking = sorted(wanted - {*names, *partitions})
     number = first
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
         if number + rows > start and number < stop:
-            for at, found in _pieces(file, where, group, columns, number, rows):
+            ids: list[Any] | None = None
+            for at, found in _pieces(file, where, group, _columns(file, config), number, rows):
                 for place in range(max(at, start), min(at + len(found), stop)):
-                    row = found[place - at]
+                    row = Bad(f"{where} has no column {lacking[0]!r}") if lacking else found[place - at]
                     if isinstance(row, Bad):
-                        yield Given(place, row)
-                    elif lacking:
-                        yield Given(place, Bad(f"{where} has no column {lacking[0]!r}"))
+                        ids = _ids(file, where, group, partitions, config, number, rows) if ids is None else ids
+                        yield Given(ids[place - number], row)
                     else:
                         yield _of_row({**row, **partitions}, place, config)
                 if at + len(found) >= stop:
@@ -120,23 +121,72 @@ def _rows(
         number += rows
 
 
+def _columns(file: Any, config: Config) -> list[str]:
+    """Texts are no inputs; where a column is asked for, it is not for its reader to say."""
+    is_wanted = {*config.input.columns, config.input.id}.__contains__
+    every = not config.input.columns
+    return [
+        field.name
+        for field in file.schema_arrow
+        if is_wanted(field.name) or (every and not (types.is_string(field.type) or types.is_large_string(field.type)))
+    ]
+
+
 def _pieces(
-    file: Any, where: Place, group: int, columns: list[str] | None, first: int, rows: int
+    file: Any, where: Place, group: int, columns: list[str], first: int, rows: int
 ) -> Iterator[tuple[int, Sequence[dict[str, Any] | Bad]]]:
     """Rows of a group, and where each piece of them begins. It is read from its beginning by whoever reads any of it, so that all
     find the same rows unreadable."""
     at, batches = first, file.iter_batches(_ROWS, row_groups=[group], columns=columns)
     while at < first + rows:
+        found: Sequence[dict[str, Any] | Bad]
         try:
-            found: Sequence[dict[str, Any] | Bad] = next(batches).to_pylist()
+            batch = next(batches)
         except StopIteration:
             return
         except Exception as error:
             if not is_damage(error, where):
                 raise
             found = [bad(where, error, what=f"row group {group}")] * (first + rows - at)
+        else:
+            found = _listed(batch, where, at)
         yield at, found
         at += len(found)
+
+
+def _listed(batch: Any, where: Place, first: int) -> list[dict[str, Any] | Bad]:
+    """Rows as dicts. What Python has no value for (a text that is no UTF-8, a year after 9999) is its row's trouble alone."""
+    with contextlib.suppress(Exception):  # pyarrow has many, for one value
+        found: list[dict[str, Any] | Bad] = batch.to_pylist()
+        return found
+    found = []
+    for place in range(len(batch)):
+        try:
+            found += batch.slice(place, 1).to_pylist()
+        except Exception as error:  # noqa: BLE001
+            found.append(bad(where, error, what=f"row {first + place}"))
+    return found
+
+
+def _ids(
+    file: Any, where: Place, group: int, partitions: dict[str, str], config: Config, first: int, rows: int
+) -> list[Any]:
+    """Of the rows of a group of which something cannot be read: the values of ``input.id`` where those can be, and else their
+    numbers."""
+    numbers: list[Any] = list(range(first, first + rows))
+    name = config.input.id
+    if name is None or (name not in partitions and name not in file.schema_arrow.names):
+        return numbers
+    if name in partitions:
+        return [partitions[name]] * rows
+    found: list[Any] = []
+    try:
+        for batch in file.iter_batches(_ROWS, row_groups=[group], columns=[name]):
+            found += [None if isinstance(row, Bad) else row[name] for row in _listed(batch, where, first)]
+    except Exception as error:
+        if not is_damage(error, where):
+            raise
+    return [number if value is None else value for number, value in zip_longest(numbers, found[:rows])]
 
 
 def _of_row(row: dict[str, Any], number: int, config: Config) -> Given:
