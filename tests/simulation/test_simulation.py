@@ -10,7 +10,7 @@ from tests.simulation.universe import REQUIRED, run
 
 _CHUNK = 15
 _CHUNKS = 14
-_GATE = 1
+_GATE = 5
 """This chunk guards every change, for in it happens all that is required; the others are deep."""
 
 

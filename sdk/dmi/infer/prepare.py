@@ -132,15 +132,22 @@ def _by_name(
 ) -> dict[str, Tensor]:
     """Columns that are named as inputs are; or else all of them, one after another, as the one input there is."""
     if isinstance(value, Mapping) and all(info.name in value for info in inputs):
-        return {info.name: change(_tensor(value[info.name])) for info in inputs}
+        return {info.name: change(_column(info.name, value[info.name])) for info in inputs}
     if len(inputs) > 1:
         raise Bad(f"the model takes {', '.join(info.name for info in inputs)}, and this input does not name them")
     if isinstance(value, Mapping):
-        columns = [_tensor(column).reshape(-1) for column in value.values()]
+        columns = [_column(name, column).reshape(-1) for name, column in value.items()]
         if not columns:
             raise Bad("it has no columns of numbers")
         value = torch.cat([column.to(torch.float64) for column in columns]) if len(columns) > 1 else columns[0]
     return {inputs[0].name: change(_tensor(value))}
+
+
+def _column(name: str, value: Any) -> Tensor:
+    try:
+        return _tensor(value)
+    except Bad as error:
+        raise Bad(f"column {name!r}: {error}") from error
 
 
 def _tensor(value: Any) -> Tensor:

@@ -80,6 +80,7 @@ def test_a_bad_input_keeps_its_place_and_its_neighbours_their_bits(tmp_path: Pat
         ("[[1], [1, 2]]", "its rows differ in length"),
         ("{}", "no columns of numbers"),
         ("[null, 1, 2, 3]", "not made of numbers"),
+        ('{"a": 1, "b": "text"}', "column 'b': it is not made of numbers"),
         ('{"x": [1, 2]}', "its shape is"),
     ],
 )
