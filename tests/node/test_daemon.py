@@ -17,7 +17,7 @@ import pytest
 from dmi_node.config import Config, ConfigError
 from dmi_node.daemon import CRASHED, DISK_FAILED, Changes, serve
 from dmi_node.home import HomeBusyError
-from dmi_node.storage.journal import JournalError
+from dmi_node.storage.journal import JournalError, has_fact
 from tests.node.client import ask, call
 
 pytestmark = pytest.mark.processes
@@ -65,6 +65,13 @@ async def has_quorum(door: Path) -> dict[str, Any]:
     while not (seen := await status(door))["quorum"]:
         continue
     return seen
+
+
+async def test_what_a_node_is_stands_in_the_state_file_itself(tmp_path: Path) -> None:
+    """Whoever lost the log beside it would found a mesh of its own."""
+    async with node(tmp_path / "home"):
+        (tmp_path / "copy.sqlite").write_bytes((tmp_path / "home" / "state.sqlite").read_bytes())
+    assert has_fact(tmp_path / "copy.sqlite", "identity")
 
 
 async def test_a_member_is_where_the_others_know_it(tmp_path: Path) -> None:

@@ -215,6 +215,16 @@ def operation_given_to_another(found: dict[str, bytes], sign: Path) -> None:
     graph(found, edit)
 
 
+def operation_under_a_free_name(found: dict[str, bytes], sign: Path) -> None:
+    """In a dict of arguments, where names are the file's own."""
+    odd = {"as_string_to_argument": {"metadata": {"as_operator": "torch.ops.aten.from_file.default"}}}
+
+    def edit(value: Any) -> None:
+        value["graph_module"]["graph"]["nodes"][-1]["inputs"].append({"name": "", "arg": odd, "kind": 1})
+
+    graph(found, edit)
+
+
 def operation(found: dict[str, bytes], sign: Path) -> None:
     def edit(value: Any) -> None:
         node = value["graph_module"]["graph"]["nodes"][-1]
@@ -285,6 +295,7 @@ EVIL: dict[str, Edit] = {
         size_as_metadata,
         operation,
         operation_given_to_another,
+        operation_under_a_free_name,
         operation_on_files,
         library_of_operations,
         argument,

@@ -48,7 +48,7 @@ def _hide(secret: str) -> None:
         return
     words = list(sys.orig_argv)
     for place in reversed(places):
-        is_value = words[place] == secret and words[place - 1].startswith("--")
+        is_value = words[place] == secret and words[place - 1] == "--join"
         del words[place - is_value : place + 1]
     _again(words, secret)
 

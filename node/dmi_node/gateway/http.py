@@ -141,19 +141,20 @@ Handle = Callable[[Request, Exchange], None]
 
 
 class Server:
-    """``handle`` answers requests; what it raises as ``HttpError`` is the answer."""
+    """``handle`` answers requests; what it raises as ``HttpError`` is the answer. ``admit`` raises one for who may not ask, from
+    the head of a request alone: before its body is taken."""
 
-    def __init__(self, handle: Handle, failed: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self, handle: Handle, failed: Callable[[BaseException], None], admit: Callable[[Request], None] | None
+    ) -> None:
         self.handle = handle
+        self.admit = admit
         self.failed = failed
         """Hears what ``handle`` raises and should not."""
         self.connections: set[Connection] = set()
         self.received_bytes = 0
         """Of bodies that are not whole yet."""
         self.is_closing = False
-        self.admit: Callable[[Request], None] | None = getattr(getattr(handle, "__self__", None), "admit", None)
-        """Raises ``HttpError`` for who may not ask, from the head of a request alone: before its body is taken. It is that of
-        whoever ``handle`` is a method of, if there is one."""
         self.port = 0
         """Where it listens."""
         self._listener: asyncio.Server | None = None

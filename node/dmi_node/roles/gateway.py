@@ -53,7 +53,7 @@ class Gateway:
         self._asked_for = 0
         """How often it was said that there is no replica."""
         self._replicas.wanted = self._want
-        self._server = Server(self._app.handle, _print)
+        self._server = Server(self._app.handle, _print, self._app.admit)
         self._ended = asyncio.Event()
 
     async def run(self) -> None:

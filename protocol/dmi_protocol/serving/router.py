@@ -66,20 +66,8 @@ class _Request:
     """One that is not answered yet."""
 
     __slots__ = (
-        *(
-            "count",
-            "deaths",
-            "done",
-            "flying",
-            "group",
-            "pieces",
-            "rest",
-            "since",
-            "size_bytes",
-            "until",
-            "versions",
-            "waiting",
-        ),
+        *("count", "deaths", "done", "flying", "group", "pieces", "rest"),
+        *("since", "size_bytes", "until", "versions", "waiting"),
     )
 
     def __init__(self, event: Arrived, now: Instant, group: Hashable, most: int) -> None:

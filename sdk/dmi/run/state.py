@@ -1,6 +1,7 @@
 """``run.state``: a small dict that is kept with the job, and takes only what can be."""
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Any
 
@@ -17,10 +18,9 @@ class State(dict[str, Any]):
     """A dict whose values travel (see ``dmi_tensor.values``). What does not is refused where it is set, or, inside a value that
     was changed later, before the next step. Both raise ``UsageError``.
 
-    A value that a recovery brings back is brought back in the very list, dict, set, array or tensor that lies here: the script
-    may hold it in a variable of its own. So one of these may lie here at one place only: at two, a recovery would make two of
-    it. ``reading`` is called before the script is shown anything: whoever joins a job must have
-    heard by then what there is.
+    A value that a recovery brings back is brought back in the very list, deque, dict, set, array or tensor that lies here: the
+    script may hold it in a variable of its own. So one of these may lie here at one place only: at two, a recovery would make two
+    of it. ``reading`` is called before the script is shown anything: whoever joins a job must have heard by then what there is.
     """
 
     def __init__(self, reading: Callable[[], None] = lambda: None) -> None:
@@ -208,6 +208,9 @@ def _in_place(old: Any, new: Any, written: _Written) -> Any:
         case set():
             old.clear()
             old.update(new)
+        case deque():
+            old.clear()
+            old.extend(new)
         case np.ndarray():
             np.copyto(old, new)
         case torch.Tensor():
@@ -220,6 +223,8 @@ def _can_be_written(old: Any, new: Any) -> bool:
     match old:
         case list() | dict() | set():
             return True
+        case deque():
+            return bool(old.maxlen == new.maxlen)
         case np.ndarray():
             has_places = all(stride or size < 2 for size, stride in zip(old.shape, old.strides, strict=True))
             return old.dtype == new.dtype and old.shape == new.shape and old.flags.writeable and has_places
@@ -236,7 +241,7 @@ def _check_places(found: dict[str, Any]) -> None:
     waiting: list[tuple[str, Any]] = [(f"[{key!r}]", value) for key, value in found.items()]
     while waiting:
         place, value = waiting.pop()
-        can_change = isinstance(value, list | dict | set | np.ndarray | torch.Tensor)
+        can_change = isinstance(value, list | deque | dict | set | np.ndarray | torch.Tensor)
         if can_change and (other := places.setdefault(id(value), place)) != place:
             first, second = sorted((place, other))
             raise UsageError(
@@ -245,7 +250,7 @@ def _check_places(found: dict[str, Any]) -> None:
             )
         if isinstance(value, dict):
             waiting += [(f"{place}[{key!r}]", inner) for key, inner in value.items() if type(inner) not in _PLAIN]
-        elif isinstance(value, list | tuple):
+        elif isinstance(value, list | deque | tuple):
             waiting += [(f"{place}[{at}]", inner) for at, inner in enumerate(value) if type(inner) not in _PLAIN]
 
 

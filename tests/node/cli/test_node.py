@@ -245,6 +245,16 @@ def test_an_invitation_never_stays_in_the_arguments(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "words", [("--witness", TOKEN), ("--name", "n", "--witness", "--", TOKEN), (TOKEN, "--witness")]
+)
+def test_what_stands_before_an_invitation_stays(tmp_path: Path, words: tuple[str, ...]) -> None:
+    arguments = [sys.executable, "-m", "dmi_node", "join", "--home", str(tmp_path), *words]
+    subprocess.run(arguments, check=True, capture_output=True, timeout=60)
+    found = read(tmp_path / "config.toml", {}, {})
+    assert (found.join, found.witness) == (TOKEN, True)
+
+
+@pytest.mark.parametrize(
     ("words", "code"),
     [
         (("join", ""), 2),

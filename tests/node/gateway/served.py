@@ -111,7 +111,7 @@ class Served:
         self.statistics = Statistics("net")
         self.failed: list[BaseException] = []
         self.app = App(launch(model), self.offer, self.replicas, self.statistics)  # type: ignore[arg-type]
-        self.server = Server(self.app.handle, self.failed.append)
+        self.server = Server(self.app.handle, self.failed.append, self.app.admit)
         self.port = 0
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -22,7 +22,7 @@ class Echo:
     """Answers with what was sent. What is ``held`` waits."""
 
     def __init__(self) -> None:
-        self.server = Server(self.handle, self.failed)
+        self.server = Server(self.handle, self.failed, None)
         self.errors: list[BaseException] = []
         self.seen: list[Request] = []
         self.held: list[Exchange] = []

@@ -1,5 +1,6 @@
 """What a script holds of run.state stays what run.state has."""
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,17 @@ def test_values_that_can_be_changed_stay_the_same_objects() -> None:
     assert state["text"] == "new"
     state.replace({})
     assert len(state) == 0
+
+
+def test_a_deque_stays_the_same_object_where_it_is_as_long() -> None:
+    state = State()
+    last = state.setdefault("last", deque([1, 2], maxlen=2))
+    any_length = state.setdefault("any", deque([1]))
+    state.replace(kept(last=deque([5, 6], maxlen=2), any=deque([1], maxlen=1)))
+    assert (state["last"] is last, list(last), last.maxlen) == (True, [5, 6], 2)
+    assert (state["any"] is any_length, state["any"].maxlen) == (False, 1)
+    with pytest.raises(UsageError, match="same deque"):
+        state["again"] = last
 
 
 def test_what_became_something_else_is_another_object() -> None:

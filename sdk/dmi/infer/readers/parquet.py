@@ -20,6 +20,8 @@ except ImportError as missing:
 
 _ROWS = 4_096
 """Rows that are in memory at a time."""
+_NO_VALUE = (ValueError, ArithmeticError, NotImplementedError)
+"""What pyarrow raises for a value that Python has none for; its own are among them."""
 _READING: dict[str, Any] = {"pre_buffer": False, "buffer_size": 1 << 20, "page_checksum_verification": True}
 """Not a whole row group at once; and what a file says of its own bytes holds, where it says it."""
 
@@ -156,14 +158,13 @@ def _pieces(
 
 def _listed(batch: Any, where: Place, first: int) -> list[dict[str, Any] | Bad]:
     """Rows as dicts. What Python has no value for (a text that is no UTF-8, a year after 9999) is its row's trouble alone."""
-    with contextlib.suppress(Exception):  # pyarrow has many, for one value
-        found: list[dict[str, Any] | Bad] = batch.to_pylist()
-        return found
-    found = []
-    for place in range(len(batch)):
+    found: list[dict[str, Any] | Bad] = []
+    with contextlib.suppress(*_NO_VALUE):
+        found += batch.to_pylist()
+    for place in range(len(found), len(batch)):
         try:
             found += batch.slice(place, 1).to_pylist()
-        except Exception as error:  # noqa: BLE001
+        except _NO_VALUE as error:
             found.append(bad(where, error, what=f"row {first + place}"))
     return found
 
